@@ -1,0 +1,159 @@
+"""Runs the commands behind the README's tables and writes what they gave to results/; nothing in results/ is typed by hand.
+
+    python results/reproduce.py --only mathieu/mnist --seeds 0 1 2      # one row; without --only every row
+    python results/reproduce.py --readme                                # the README's tables anew from results/
+
+A seed that is on file is skipped; a run that was cut off goes on where it stopped (its folder is runs/SCRIPT/ROW-seedN).
+"""
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, README = ROOT / "results", ROOT / "README.md"
+
+ROWS = {
+    "mathieu/mnist": "--epochs 50",
+    "mathieu/sprites": "--dataset sprites --epochs 50",
+    "mathieu/mnist-no-adversary": "--epochs 50 --no-adversary",
+    "mathieu/mnist-no-prior-term": "--epochs 50 --prior-weight 0",
+    "mathieu/mnist-no-code-adversary": "--epochs 50 --code-weight 0 --code-prior-weight 0",
+    "mathieu/mnist-pretrained-s": "--epochs 50 --pretrained-s",
+}
+FIGURES = {"mathieu/mnist": ("swap", "interpolation", "generation", "retrieval", "losses"), "mathieu/sprites": ("swap", "generation", "retrieval"),
+           "mathieu/mnist-no-adversary": ("swap",), "mathieu/mnist-pretrained-s": ("swap",)}
+
+
+def read(row):
+    """Entries on file of a row, one a seed."""
+    path = RESULTS / f"{row}.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def collect(row, seed, folder):
+    """Append a finished run folder to the row's file, and copy its figures (first seed only)."""
+    config, metrics = (json.loads((folder / name).read_text()) for name in ("config.json", "metrics.json"))
+    entry = {"seed": seed, "command": command(row, seed), "metrics": {k: v for k, v in metrics.items() if k not in ("seconds", "images_per_second")},
+             "seconds": metrics["seconds"], "images_per_second": metrics["images_per_second"],
+             **{key: config[key] for key in ("device", "hardware", "versions", "commit")}, "precision": config["settings"]["precision"]}
+    entries = sorted([e for e in read(row) if e["seed"] != seed] + [entry], key=lambda e: e["seed"])
+    path = RESULTS / f"{row}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(entries, indent=1) + "\n")
+    if seed == 0:
+        for name in FIGURES.get(row, ()):
+            shutil.copyfile(folder / f"{name}.png", RESULTS / f"{row}-{name}.png")
+
+
+def command(row, seed):
+    return f"python {row.split('/')[0]}.py {ROWS[row]} --seed {seed}"
+
+
+def reproduce(row, seed):
+    """Run one row with one seed unless it is on file; go on with it where it was cut off."""
+    if any(e["seed"] == seed for e in read(row)):
+        print(f"{row} seed {seed}: on file")
+        return
+    script, name = row.split("/")
+    folder = Path("runs") / script / f"{name}-seed{seed}"
+    words = [sys.executable, str(ROOT / f"{script}.py"), *ROWS[row].split(), "--seed", str(seed), "--out", str(folder)]
+    if (ROOT / folder / "checkpoint.pt").exists():
+        words.append("--resume")
+    elif (ROOT / folder).exists():
+        shutil.rmtree(ROOT / folder)                      # cut off before its first checkpoint
+    print(f"{row} seed {seed}: {command(row, seed)}", flush=True)
+    subprocess.run(words, cwd=ROOT, check=True)
+    collect(row, seed, ROOT / folder)
+
+
+# ---------------------------------------------------------------------------------------------------------- README
+
+
+def ours(row, metric, digits=1):
+    """'mean ± deviation' over the seeds on file (sample standard deviation), or the one value, or a dash."""
+    values = [e["metrics"][metric] for e in read(row)]
+    if not values:
+        return "–"
+    text = f"{statistics.mean(values):.{digits}f}"
+    return text + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def minutes(row):
+    entries = read(row)
+    return f"{statistics.mean(e['seconds'] for e in entries) / 60:.0f}" if entries else "–"
+
+
+def seeds(row):
+    return len(read(row))
+
+
+def table(head, lines):
+    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in [head, ["---"] * len(head), *lines])
+
+
+def mnist_table():
+    row = "mathieu/mnist"
+    scores = [("swap shows the class of the s donor, %", "swap_accuracy", 2, "96.0"), ("swap shows the class of the z donor, %", "swap_z_leak", 2, "0.8"),
+              ("z from the prior: class of the s donor, %", "prior_accuracy", 2, "94.4"), ("error of a probe on s, %", "s_error", 2, "1.48"),
+              ("error of a probe on z, sampled, %", "z_sample_error", 1, "33.2"), ("error of a probe on z, mean, %", "z_mean_error", 1, "16.3"),
+              ("(chance, %)", "chance_error", 1, ""), ("reconstruction, MSE in [0, 1], mean of z", "reconstruction_mse", 4, ""),
+              ("reconstruction, MSE in [0, 1], sampled z", "reconstruction_mse_sample", 4, "0.012"), ("KL, nats", "kl_nats", 1, ""),
+              ("8 nearest by s of the query's class, %", "retrieval_s", 1, "")]
+    return table(["MNIST, test set", "paper", "best public for this method", f"ours (mean ± std, {seeds(row)} seeds)"],
+                 [[words, "–", best or "–", ours(row, name, digits)] for words, name, digits, best in scores])
+
+
+def sprites_table():
+    row = "mathieu/sprites"
+    scores = [("error of a probe on s, %", "s_error", 2, "5.2"), ("error of a probe on z, sampled, %", "z_sample_error", 2, "59.8 (mean or sample not said)"),
+              ("error of a probe on z, mean, %", "z_mean_error", 2, "59.8 (mean or sample not said)"), ("(chance, %)", "chance_error", 2, "60.7"),
+              ("R² of the pose read from z", "pose_r2_z", 3, "–"), ("R² of the pose read from s", "pose_r2_s", 3, "–"),
+              ("swap against the true picture, MSE", "swap_mse", 4, "–"), ("the same for a decoder that ignores s, MSE", "swap_mse_ignore_s", 4, "–"),
+              ("reconstruction, MSE in [0, 1], mean of z", "reconstruction_mse", 4, "–")]
+    return table(["sprites, identities never seen", "paper (its own sprites)", f"ours (mean ± std, {seeds(row)} seeds)"],
+                 [[words, paper, ours(row, name, digits)] for words, name, digits, paper in scores])
+
+
+def ablation_table():
+    names = {"mathieu/mnist": "the whole", "mathieu/mnist-no-adversary": "no adversary (decoder ignores s)", "mathieu/mnist-pretrained-s": "s pre-trained, frozen (Fig. 10a)",
+             "mathieu/mnist-no-prior-term": "no prior-sample term", "mathieu/mnist-no-code-adversary": "no adversary on the code (the paper's two only)"}
+    columns = [("swap_accuracy", 1), ("swap_z_leak", 1), ("prior_accuracy", 1), ("s_error", 2), ("z_sample_error", 1), ("z_mean_error", 1), ("reconstruction_mse", 4)]
+    return table(["MNIST", *(name.replace("_", " ") for name, _ in columns), "seeds", "minutes", "command"],
+                 [[words, *(ours(row, name, digits) for name, digits in columns), seeds(row), minutes(row), f"`python mathieu.py {ROWS[row]}`"]
+                  for row, words in names.items()])
+
+
+def hardware():
+    """Machines, versions and minutes behind the tables, in a sentence."""
+    entries = [e for row in ROWS for e in read(row)]
+    machines = sorted({f"{e['hardware']}, {e['precision']}, torch {e['versions']['torch']}" for e in entries})
+    return f"Measured on {'; '.join(machines)}. MNIST: {minutes('mathieu/mnist')} minutes a seed, sprites: {minutes('mathieu/sprites')}, evaluation included."
+
+
+PARTS = {"mnist": mnist_table, "sprites": sprites_table, "ablations": ablation_table, "hardware": hardware}
+
+
+def rendered(text):
+    """The README's text with every part between its markers written anew."""
+    for name, make in PARTS.items():
+        begin, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+        head, rest = text.split(begin, 1)
+        text = head + begin + make() + end + rest.split(end, 1)[1]
+    return text
+
+
+if __name__ == "__main__":
+    cli = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    cli.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=f"rows to run: {', '.join(ROWS)}")
+    cli.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="seeds to run (default: 0 1 2 3 4)")
+    cli.add_argument("--readme", action="store_true", help="run nothing, write the README's tables from what is on file")
+    words = cli.parse_args()
+    if not words.readme:
+        for seed in words.seeds:
+            for row in words.only:
+                reproduce(row, seed)
+    README.write_text(rendered(README.read_text()))

@@ -1,0 +1,78 @@
+"""Speed of each script's training step, beside the machine's own matrix-product rate measured in the same run.
+
+    python tests/benchmark.py mathieu
+
+A step's floor is its multiply-adds over the rate of a 2048 x 2048 matrix product in the same precision. No test asserts a time.
+"""
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import common
+import mathieu
+
+
+def best_time(call, seconds=3.):
+    """Fastest of repeated calls, in seconds, after two to warm up."""
+    call(), call()
+    times, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        begun = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+def matmul_rate(device, dtype, n=2048):
+    """Floating-point operations a second of an n x n matrix product."""
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+
+    def product():
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    return 2 * n ** 3 / best_time(product)
+
+
+def time_mathieu(precision, steps=60):
+    """Seconds and floating-point operations of a training step at the default settings, and its images."""
+    with tempfile.TemporaryDirectory() as folder:
+        opt = mathieu.make_parser().parse_args(["--epochs", "1", "--precision", precision, "--out", folder + "/run"])
+        opt.z_dim = opt.s_dim = 16
+
+        def train(images, name):
+            opt.out = f"{folder}/{name}"
+            data = common.load_dataset("mnist")[0].take(torch.arange(images))
+            run = common.Run("mathieu", opt)
+            data = data.to(run.device)
+            mathieu.train(run, mathieu.build(opt, 1, 28, 10), data, F.one_hot(data.y, 10).float())
+            return run
+        train(20 * opt.batch_size, "warm")
+        run = train(steps * opt.batch_size, "timed")
+        seconds = run.train_seconds / run.step
+        fast = mathieu.Conv5.forward, mathieu.ConvTranspose5.forward
+        mathieu.Conv5.forward, mathieu.ConvTranspose5.forward = nn.Conv2d.forward, nn.ConvTranspose2d.forward      # count the paper's own
+        with FlopCounterMode(display=False) as counter:
+            counted = train(2 * opt.batch_size, "counted")
+        mathieu.Conv5.forward, mathieu.ConvTranspose5.forward = fast
+        return seconds, counter.get_total_flops() / counted.step, opt.batch_size, run.device
+
+
+def main(names):
+    for name in names:
+        for precision in ("fp32", "bf16"):
+            seconds, flops, images, device = {"mathieu": time_mathieu}[name](precision)
+            rate = matmul_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+            print(f"{name} {precision}: {images / seconds:.0f} images/s, {seconds * 1e3:.1f} ms a step of {images}; {flops / 1e9:.2f} GFLOP a step, "
+                  f"{flops / seconds / 1e9:.0f} GFLOP/s; matmul {rate / 1e9:.0f} GFLOP/s; ratio {flops / seconds / rate:.2f}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ["mathieu"])

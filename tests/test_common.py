@@ -1,0 +1,320 @@
+"""Data, pairing, run folder, scores and figures of common.py."""
+import csv
+import gzip
+import json
+import math
+import pickle
+import struct
+import types
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import common
+from kills import same
+
+# ------------------------------------------------------------------------------------------------------------ data
+
+
+def test_mnist_is_embedded_and_whole():
+    train, test = common.load_dataset("mnist")
+    assert train.x.shape == (60000, 1, 28, 28) and test.x.shape == (10000, 1, 28, 28) and train.x.dtype == torch.uint8
+    assert torch.bincount(test.y).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]      # LeCun's test set
+    assert torch.bincount(train.y).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert abs(common.to_float(train.x).mean().item() - 0.1307) < 1e-4
+
+
+def test_validation_is_held_out_of_training():
+    whole, test = common.load_dataset("mnist")
+    train, held = common.load_dataset("mnist", validation=True)
+    assert len(train.y) == 50000 and len(held.y) == 10000
+    assert torch.equal(torch.cat([train.x, held.x]), whole.x) and not torch.equal(held.x, test.x)
+
+
+def write_idx(path, array):
+    with gzip.open(str(path) + ".gz", "wb") as packed, open(path, "wb") as plain:
+        content = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+        packed.write(content)
+        plain.write(content)
+
+
+@pytest.mark.parametrize("name, folder", [("fashion", "FashionMNIST"), ("kmnist", "KMNIST")])
+def test_torchvision_idx_files(tmp_path, name, folder):
+    raw = tmp_path / folder / "raw"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    images = {part: rng.integers(0, 256, (n, 28, 28), dtype=np.uint8) for part, n in (("train", 12), ("t10k", 7))}
+    for part, x in images.items():
+        write_idx(raw / f"{part}-images-idx3-ubyte", x)
+        write_idx(raw / f"{part}-labels-idx1-ubyte", (np.arange(len(x)) % 10).astype(np.uint8))
+    train, test = common.load_dataset(name, tmp_path)
+    assert torch.equal(train.x[:, 0], torch.from_numpy(images["train"])) and test.x.shape == (7, 1, 28, 28)
+    assert train.y.tolist() == [*range(10), 0, 1]
+
+
+def test_torchvision_cifar_files(tmp_path, monkeypatch):
+    import torchvision.datasets
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]:
+        (folder / name).write_bytes(pickle.dumps({"data": rng.integers(0, 256, (4, 3072), dtype=np.uint8), "labels": [3, 1, 4, 1]}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    train, test = common.load_dataset("cifar10", tmp_path)
+    stored = pickle.loads((folder / "test_batch").read_bytes())["data"]
+    assert train.x.shape == (20, 3, 32, 32) and test.y.tolist() == [3, 1, 4, 1]
+    assert torch.equal(test.x, torch.from_numpy(stored).view(4, 3, 32, 32))
+
+
+def test_failed_download_is_one_line_that_names_the_folder(tmp_path, monkeypatch):
+    import torchvision.datasets
+
+    def refuse(self):
+        raise OSError("network is unreachable")
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "download", refuse)
+    with pytest.raises(common.UserError) as caught:
+        common.load_dataset("fashion", tmp_path)
+    words = str(caught.value)
+    assert str(tmp_path / "FashionMNIST/raw") in words and "sprites" in words and "unreachable" in words and "\n" not in words
+
+
+def test_sprites_are_a_pure_function_with_disjoint_identities():
+    parts = {name: common.sprites(name, images_per_identity=2) for name in common.IDENTITIES}
+    again = common.sprites("test", images_per_identity=2)
+    assert torch.equal(parts["test"].x, again.x) and torch.equal(parts["test"].pose, again.pose)
+    identities = {name: {tuple(a) for a in part.attributes.tolist()} for name, part in parts.items()}
+    assert {name: len(i) for name, i in identities.items()} == common.IDENTITIES
+    assert len(set.union(*identities.values())) == 672
+    attributes = parts["train"].attributes
+    assert (attributes.amax(0) + 1).tolist() == list(common.ATTRIBUTE_SIZES)
+    for label in (0, 7, 499):                             # a class is an identity
+        assert len(attributes[parts["train"].y == label].unique(dim=0)) == 1
+    assert not torch.equal(parts["train"].pose[:100], parts["test"].pose[:100])
+
+
+def test_every_factor_of_a_sprite_is_visible():
+    rng = torch.Generator().manual_seed(0)
+    pose = torch.rand(20, 6, generator=rng) * 1.6 - 0.8
+    base = torch.stack([torch.randint(0, n, (20,), generator=rng) for n in common.ATTRIBUTE_SIZES], 1)
+    picture = common.draw_sprites(base, pose).float()
+    for k, size in enumerate(common.ATTRIBUTE_SIZES):
+        changed = base.clone()
+        changed[:, k] = (changed[:, k] + 1) % size
+        difference = (common.draw_sprites(changed, pose).float() - picture).abs().amax(1) > 40
+        assert difference.flatten(1).sum(1).min() >= 3, common.ATTRIBUTES[k]
+    for k in range(6):
+        moved = pose.clone()
+        moved[:, k] += 0.5
+        assert ((common.draw_sprites(base, moved).float() - picture).abs().flatten(1).sum(1) > 200).all(), common.POSE[k]
+
+
+# --------------------------------------------------------------------------------------------------------- pairing
+
+
+def test_pairs_are_two_different_images_of_one_class_and_cover_all():
+    torch.manual_seed(0)
+    y = torch.tensor([0] * 7 + [1] * 2 + [3] * 10 + [4] * 3)[torch.randperm(22)]
+    for _ in range(50):
+        pairs = common.pair_same_class(y)
+        assert pairs.shape == (4 + 1 + 5 + 2, 2)
+        assert (y[pairs[:, 0]] == y[pairs[:, 1]]).all() and (pairs[:, 0] != pairs[:, 1]).all()
+        times = torch.bincount(pairs.flatten(), minlength=22)
+        assert times.min() == 1 and times.sum() == 24     # only the odd classes repeat one image each
+
+
+def test_partners_are_uniform():
+    torch.manual_seed(1)
+    y = torch.zeros(6, dtype=torch.long)
+    table = torch.zeros(6, 6)
+    for _ in range(3000):
+        for a, b in common.pair_same_class(y).tolist():
+            table[a, b] += 1
+            table[b, a] += 1
+    off = table[~torch.eye(6, dtype=torch.bool)] / 3000
+    assert (off - 1 / 5).abs().max() < 0.03 and table.diagonal().sum() == 0
+
+
+def test_a_class_with_one_image_is_named():
+    with pytest.raises(common.UserError, match="class 2 has a single image"):
+        common.pair_same_class(torch.tensor([0, 0, 2, 1, 1]))
+
+
+# ---------------------------------------------------------------------------------------------------------- scores
+
+
+def blobs(n, gap, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, 3, (n,), generator=rng)
+    return torch.randn(n, 4, generator=rng) + gap * torch.eye(3, 4)[y], y
+
+
+def test_probe_reads_what_is_there_and_nothing_else():
+    train, test = blobs(3000, 8.), blobs(2000, 8., seed=1)
+    assert common.probe(*train, *test, epochs=3).item() < 0.5
+    train, test = blobs(3000, 0.), blobs(2000, 0., seed=1)
+    assert 62 < common.probe(*train, *test, epochs=3).item() < 71      # chance is 66.7
+
+
+def test_probe_is_nonlinear_where_it_should_be():
+    x = torch.rand(4000, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    y = (x.prod(1) > 0).long()                            # exclusive or
+    assert common.probe(x[:3000], y[:3000], x[3000:], y[3000:]).item() < 5
+    assert common.probe(x[:3000], y[:3000], x[3000:], y[3000:], hidden=0).item() > 35
+
+
+def test_probe_on_samples_meets_the_bayes_error():
+    y = torch.arange(20000) % 2                           # codes at -1 and 1 with noise 1: error is Phi(-1) = 15.87 %
+    codes, std = (y * 2. - 1)[:, None], torch.ones(20000, 1)
+    half = slice(0, 10000), slice(10000, None)
+    error = common.probe(codes[half[0]], y[half[0]], codes[half[1]], y[half[1]], noise=(std[half[0]], std[half[1]]), epochs=5).item()
+    assert abs(error - 15.87) < 1.2
+    assert common.probe(codes[half[0]], y[half[0]], codes[half[1]], y[half[1]], epochs=2).item() == 0
+
+
+def test_probe_of_attributes_and_of_targets():
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 3, generator=rng)
+    y = torch.stack([(x[:, 0] > 0).long(), torch.randint(0, 4, (4000,), generator=rng)], 1)
+    errors = common.probe(x[:3000], y[:3000], x[3000:], y[3000:], epochs=10)
+    assert errors.shape == (2,) and errors[0] < 4 and 68 < errors[1] < 82
+    targets = torch.stack([x[:, 0] * x[:, 1], torch.randn(4000, generator=rng)], 1)
+    r2 = common.probe(x[:3000], targets[:3000], x[3000:], targets[3000:])
+    assert r2[0] > 0.9 and abs(r2[1]) < 0.1
+
+
+def test_probe_repeats_and_leaves_the_generator_alone():
+    train, test = blobs(1000, 2.), blobs(500, 2., seed=1)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    first = common.probe(*train, *test, epochs=2)
+    assert torch.equal(first, common.probe(*train, *test, epochs=2)) and torch.equal(before, torch.get_rng_state())
+
+
+def test_chance_error():
+    train, test = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 2, 2])
+    assert common.chance_error(train, test).tolist() == [80.0]
+
+
+def test_nearest_against_brute_force():
+    rng = torch.Generator().manual_seed(0)
+    a, b = torch.randn(30, 5, generator=rng), torch.randn(40, 5, generator=rng)
+    found = common.nearest(a, b, 3)
+    for i in range(30):
+        order = sorted(range(40), key=lambda j: sum((a[i, d] - b[j, d]).item() ** 2 for d in range(5)))
+        assert found[i].tolist() == order[:3]
+    assert (common.nearest(b, b, 2, exclude_self=True) != torch.arange(40)[:, None]).all()
+
+
+def test_judge_is_good_enough_to_judge():
+    judge, test = common.load_judge("mnist"), common.load_dataset("mnist")[1]
+    right = (judge.classify(common.to_float(test.x)) == test.y).float().mean().item()
+    assert right >= 0.993
+    assert (common.HERE / "data" / "judge-mnist.pt").stat().st_size < 1_000_000
+
+
+# --------------------------------------------------------------------------------------------------------- figures
+
+
+def test_tile_puts_images_where_they_belong():
+    images = torch.arange(6.).view(6, 1, 1, 1).expand(6, 1, 2, 3) / 10
+    picture = common.tile(images, columns=3, gap=1, after_column=0)
+    assert picture.shape == (2 * 2 + 1, 3 * 3 + 2 + 4, 3)
+    assert picture[0, 0, 0] == 0 and picture[0, 3, 0] == 1 and torch.isclose(picture[0, 8, 0], torch.tensor(.1))
+    assert torch.isclose(picture[3, 8, 0], torch.tensor(.4)) and torch.isclose(picture[4, 14, 2], torch.tensor(.5))
+
+
+# ------------------------------------------------------------------------------------------------------ run folder
+
+
+def options(**changes):
+    values = dict(dataset="mnist", epochs=3, batch_size=4, seed=0, device="cpu", precision="fp32", data=None, out="run", resume=False,
+                  dry_run=False, validation=False)
+    return types.SimpleNamespace(**{**values, **changes})
+
+
+def toy(opt, break_at=None, stop_at=None):
+    """A small training on a Run, with batches, noise and momentum: all that a resume must restore."""
+    run = common.Run("toy", opt)
+    net = nn.Linear(3, 1)
+    optimiser = torch.optim.Adam(net.parameters(), 0.1)
+    run.track(net=net, optimiser=optimiser)
+    for epoch in run.epochs():
+        for index in run.batches(torch.randperm(20), opt.batch_size):
+            if stop_at == run.step:
+                common.signal.raise_signal(common.signal.SIGINT)
+            x = torch.randn(len(index), 3) + index[:, None] + float(np.random.rand())
+            loss = net(x).square().mean() * (math.nan if run.step == break_at else 1)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            run.log(loss=loss, other=loss * 0)
+    run.finish({"score": net.weight.sum().item()}, [("a score", "score", "1.0", "chance 0")])
+    return run, net
+
+
+def test_run_folder_holds_its_contract(capsys):
+    run, net = toy(options())
+    config = json.loads((run.folder / "config.json").read_text())
+    assert config["script"] == "toy" and config["settings"]["epochs"] == 3 and {"command", "device", "commit", "versions"} <= set(config)
+    rows = list(csv.DictReader(open(run.folder / "log.csv")))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"] and float(rows[0]["loss"]) > 0 and float(rows[0]["other"]) == 0
+    metrics = json.loads((run.folder / "metrics.json").read_text())
+    assert {"score", "seconds", "images_per_second", "epochs"} == set(metrics) and metrics["epochs"] == 3
+    assert torch.load(run.folder / "checkpoint.pt", weights_only=True)["epoch"] == 3
+    out, err = capsys.readouterr()
+    assert "a score" in out and "1.0" in out and "into run" in err
+
+
+@pytest.mark.parametrize("step", [0, 2, 5, 9, 14])
+def test_stopped_run_goes_on_bit_for_bit(step):
+    toy(options(out="whole"))
+    with pytest.raises(KeyboardInterrupt):
+        toy(options(out="part"), stop_at=step)
+    torch.manual_seed(99)                                 # whatever happened in between
+    toy(options(out="part", resume=True))
+    whole, part = (torch.load(f"{name}/checkpoint.pt", weights_only=True) for name in ("whole", "part"))
+    for key in ("states", "history", "epoch", "step", "rng", "images"):
+        assert same(whole[key], part[key]), key
+    assert open("whole/log.csv").read() == open("part/log.csv").read()
+
+
+def test_nan_is_refused_and_the_last_good_checkpoint_kept():
+    with pytest.raises(common.UserError, match=r"loss 'loss' is not finite at step 8"):
+        toy(options(), break_at=7)                        # steps are counted from 1 in words
+    state = torch.load("run/checkpoint.pt", weights_only=True)
+    assert state["epoch"] == 1 and all(torch.isfinite(t).all() for t in state["states"]["net"].values())
+
+
+def test_finished_run_is_not_overwritten_and_default_folders_count_up():
+    toy(options())
+    with pytest.raises(common.UserError, match="holds this run already"):
+        toy(options())
+    with pytest.raises(common.UserError, match=r"other settings \(seed is 0 there, 1 here\)"):
+        toy(options(seed=1))
+    first, second = toy(options(out=None))[0], toy(options(out=None))[0]
+    assert (str(first.folder), str(second.folder)) == ("runs/toy/mnist-seed0", "runs/toy/mnist-seed0-2")
+    assert toy(options(out=None, resume=True))[0].folder == second.folder
+
+
+def test_damaged_checkpoints_are_told_apart():
+    toy(options())
+    content = open("run/checkpoint.pt", "rb").read()
+    for broken in (b"", content[:100], content[:len(content) // 2], b"not a checkpoint"):
+        open("run/checkpoint.pt", "wb").write(broken)
+        with pytest.raises(common.UserError, match="damaged"):
+            toy(options(resume=True))
+    open("run/checkpoint.pt", "wb").write(content)
+    with pytest.raises(common.UserError, match="written by toy.py, not by other.py"):
+        common.read_checkpoint("run", "other")
+
+
+def test_precision_follows_the_hardware(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    assert common.choose_precision("auto", torch.device("cpu")) == "bf16"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
+    assert common.choose_precision("auto", torch.device("cpu")) == "fp32"
+    assert common.choose_precision("bf16", torch.device("cpu")) == "bf16"

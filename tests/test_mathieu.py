@@ -1,0 +1,480 @@
+"""mathieu.py: losses against independent answers, who gets which gradient, scores that catch degenerate models, the command line."""
+import copy
+import json
+import math
+import random
+import sys
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import common
+import mathieu
+from conftest import ROOT
+
+from kills import kill_and_resume, same
+
+# ---------------------------------------------------------------------------------------------------------- losses
+
+
+def test_kl_against_torch_distributions_and_its_gradient():
+    torch.manual_seed(0)
+    mu, logvar = (torch.randn(5, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    q = torch.distributions.Normal(mu, (logvar / 2).exp())
+    truth = torch.distributions.kl_divergence(q, torch.distributions.Normal(0., 1.)).sum(1).mean()
+    loss = mathieu.kl_loss(mu, logvar)
+    assert loss.shape == () and torch.allclose(loss, truth)
+    d_mu, d_logvar = torch.autograd.grad(loss, (mu, logvar))
+    assert torch.allclose(d_mu, mu / 5) and torch.allclose(d_logvar, (logvar.exp() - 1) / 2 / 5)     # not the released exp(2l) - 1
+    assert torch.autograd.gradcheck(mathieu.kl_loss, (mu, logvar))
+    assert mathieu.kl_loss(torch.zeros(2, 3), torch.zeros(2, 3)) == 0
+
+
+def test_reconstruction_against_a_naive_loop():
+    torch.manual_seed(0)
+    a, b = torch.rand(3, 2, 4, 5, dtype=torch.float64), torch.rand(3, 2, 4, 5, dtype=torch.float64)
+    truth = sum((a[n, c, i, j] - b[n, c, i, j]).item() ** 2 for n in range(3) for c in range(2) for i in range(4) for j in range(5)) / 3
+    assert math.isclose(mathieu.reconstruction_loss(a, b).item(), truth, rel_tol=1e-12)
+
+
+def test_adversarial_losses_against_their_formulas():
+    torch.manual_seed(0)
+    real, fake = (torch.randn(7, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    D = torch.sigmoid
+    assert torch.allclose(mathieu.adversarial_loss(fake), -D(fake).log().mean())
+    assert torch.allclose(mathieu.discriminator_loss(real, fake), -D(real).log().mean() - (1 - D(fake)).log().mean())
+    smooth = -(0.95 * D(real).log() + 0.05 * (1 - D(real)).log()).mean()
+    assert torch.allclose(mathieu.adversarial_loss(real, 0.95), smooth)
+    assert torch.allclose(mathieu.discriminator_loss(real, fake, 0.95), smooth - (1 - D(fake)).log().mean())   # one-sided
+    assert torch.autograd.gradcheck(mathieu.discriminator_loss, (real, fake))
+    zero = torch.zeros(4)
+    assert math.isclose(mathieu.adversarial_loss(zero).item(), math.log(2), rel_tol=1e-6)
+    assert math.isclose(mathieu.discriminator_loss(zero, zero).item(), 2 * math.log(2), rel_tol=1e-6)
+
+
+def test_reparametrise_has_the_posterior_moments():
+    torch.manual_seed(0)
+    z = mathieu.reparametrise(torch.full((200000, 1), 2.), torch.full((200000, 1), math.log(0.25)))
+    assert abs(z.mean() - 2) < 0.01 and abs(z.std() - 0.5) < 0.01
+
+
+# -------------------------------------------------------------------------------------------------------- networks
+
+
+@pytest.mark.parametrize("inputs, size", [(1, 28), (3, 32), (1, 14), (1, 7), (16, 14)])
+def test_conv5_is_a_plain_convolution(inputs, size):
+    torch.manual_seed(0)
+    fast, plain = mathieu.Conv5(inputs, 6).double(), nn.Conv2d(inputs, 6, 5, stride=2, padding=2).double()
+    plain.load_state_dict(fast.state_dict())
+    compare(fast, plain, torch.randn(2, inputs, size, size, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("outputs, size, odd", [(1, 14, False), (3, 16, False), (16, 7, False), (32, 4, True), (1, 4, True)])
+def test_conv_transpose5_is_a_plain_transposed_convolution(outputs, size, odd):
+    torch.manual_seed(0)
+    fast = mathieu.ConvTranspose5(5, outputs, odd).double()
+    plain = nn.ConvTranspose2d(5, outputs, 5, stride=2, padding=2, output_padding=0 if odd else 1).double()
+    plain.load_state_dict(fast.state_dict())
+    compare(fast, plain, torch.randn(2, 5, size, size, dtype=torch.float64))
+
+
+def compare(fast, plain, x):
+    x = x.requires_grad_(True)
+    a, b = fast(x), plain(x)
+    weight = torch.randn_like(b)
+    assert a.shape == b.shape and torch.allclose(a, b)
+    for g, h in zip(torch.autograd.grad((a * weight).sum(), [x, *fast.parameters()]),
+                    torch.autograd.grad((b * weight).sum(), [x, *plain.parameters()])):
+        assert torch.allclose(g, h)
+
+
+@pytest.mark.parametrize("net", ["paper", "released"])
+@pytest.mark.parametrize("channels, size", [(1, 28), (3, 32)])
+def test_shapes_of_the_networks(net, channels, size):
+    x = torch.rand(4, channels, size, size)
+    s, mu, logvar = mathieu.Encoder(channels, size, z_dim=6, s_dim=5, net=net)(x)
+    assert s.shape == (4, 5) and mu.shape == logvar.shape == (4, 6)
+    assert mathieu.Decoder(channels, size, 6, 5, net)(mu, s).shape == x.shape
+    assert mathieu.Discriminator(channels, size, 9, net)(x, torch.eye(9)[:4]).shape == (4,)
+    assert mathieu.CodeDiscriminator(6, 9)(mu, torch.eye(9)[:4]).shape == (4,)
+
+
+def test_paper_sizes_are_the_defaults():
+    x = torch.rand(2, 1, 28, 28)
+    s, mu, _ = mathieu.Encoder()(x)
+    assert s.shape == mu.shape == (2, 16)
+    kinds = [layer for layer in mathieu.Encoder().features if isinstance(layer, nn.Conv2d)]
+    assert [(c.kernel_size, c.stride) for c in kinds] == [((5, 5), (2, 2))] * 3
+
+
+def test_discriminator_adds_a_table_at_three_resolutions():
+    torch.manual_seed(0)
+    disc = mathieu.Discriminator(labels=7).eval()
+    x, y = torch.rand(5, 1, 28, 28), torch.tensor([3, 0, 6, 3, 1])
+    h = x
+    for conv, norm, table in zip(disc.convs, disc.norms, disc.tables):
+        h = conv(h)
+        h = F.leaky_relu(norm(h + F.interpolate(table[y], h.shape[2:], mode="nearest")), 0.2)
+    assert torch.allclose(disc(x, F.one_hot(y, 7).float()), disc.out(h.flatten(1)).squeeze(1), atol=1e-5)
+    both = F.one_hot(torch.tensor([1, 2]), 7).sum(0, keepdim=True).float()              # two attributes: their tables add up
+    summed = mathieu.Discriminator(labels=1).eval()
+    summed.load_state_dict({**disc.state_dict(), **{f"tables.{k}": t[1:2] + t[2:3] for k, t in enumerate(disc.tables)}})
+    assert torch.allclose(disc(x[:1], both), summed(x[:1], torch.ones(1, 1)), atol=1e-5)
+
+
+def test_the_decoder_adds_its_branches():
+    dec = mathieu.Decoder().eval()
+    z, s = torch.randn(3, 16), torch.randn(3, 16)
+    with torch.no_grad():
+        dec.from_s.weight.copy_(dec.from_z.weight)
+        dec.from_s.bias.copy_(dec.from_z.bias)
+    assert torch.allclose(dec(z, s), dec(s, z), atol=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------- a step, by hand
+
+
+def options(*arguments):
+    return mathieu.make_parser().parse_args(["--precision", "fp32", "--device", "cpu", "--epochs", "1", *map(str, arguments)])
+
+
+def one_step(monkeypatch, *arguments, n=16):
+    """Train a single step; returns the gradients that each optimiser got, those of a plain re-implementation, and the parameter names."""
+    opt = options("--batch-size", n, "--out", "run", *arguments)
+    opt.z_dim, opt.s_dim = 16, 16
+    if opt.no_adversary:
+        opt.swap_weight = opt.prior_weight = opt.code_weight = opt.code_prior_weight = 0.
+    train = common.load_dataset("mnist")[0].take(torch.arange(n))
+    data = common.Split(train.x, torch.arange(n // 2).repeat(2))             # image i and i + n/2 share a class
+    ids = F.one_hot(data.y, 10).float()
+    pair = torch.stack([torch.arange(n // 2), torch.arange(n // 2) + n // 2], 1)
+
+    def fixed_pairs(y):
+        torch.manual_seed(5)                              # the step's draws follow from here
+        return pair
+    monkeypatch.setattr(common, "pair_same_class", fixed_pairs)
+    torch.manual_seed(0)
+    nets = mathieu.build(opt, 1, 28, 10)
+
+    copies = types.SimpleNamespace(**{k: copy.deepcopy(v) for k, v in vars(nets).items()})
+    names = {p: f"{k}.{n}" for k, v in vars(nets).items() if v is not None for n, p in v.named_parameters()}
+    got = {}
+    monkeypatch.setattr(mathieu, "update", lambda o, params, grads: got.update({names[p]: g.clone() for p, g in zip(params, grads)}))
+    mathieu.train(common.Run("mathieu", opt), nets, data, ids)
+    return got, by_hand(opt, copies, common.to_float(data.x), ids, n // 2), set(names.values())
+
+
+def by_hand(opt, nets, x1, id1, h):
+    """The step of Algorithm 1 written again, plainly: every pass on its own, index by index, sigmoids and logarithms spelled out."""
+    fixed = lambda net: net.train()  # noqa: E731
+    fixed(nets.enc), fixed(nets.dec), fixed(nets.disc), fixed(nets.mean_disc), fixed(nets.prior_disc)
+    torch.manual_seed(5)
+    k = int(torch.randint(1, h, ()))
+    third = [(i - k) % (2 * h) for i in range(2 * h)]
+    partner = [(i + h) % (2 * h) for i in range(2 * h)]
+    s1, mu, logvar = nets.enc(x1)
+    z1 = mu + torch.randn(mu.shape) * torch.exp(0.5 * logvar)
+    zp = torch.randn(h, z1.shape[1]) if opt.prior_weight else None
+    draws = [torch.randn(z1.shape) for _ in range(opt.code_steps)] if opt.code_weight or opt.code_prior_weight else []
+    x2, s2, id2 = x1[third], s1[third], id1[third]
+    z_all, s_all = [z1, z1], [s1, s1[partner]]
+    kinds = []
+    if opt.swap_weight:
+        z_all, s_all, kinds = z_all + [z1[:h]], s_all + [s2[:h]], kinds + [opt.swap_weight]
+    if opt.prior_weight:
+        z_all, s_all, kinds = z_all + [zp], s_all + [s2[:h]], kinds + [opt.prior_weight]
+    images = 1 / (1 + torch.exp(-nets.dec(torch.cat(z_all), torch.cat(s_all))))
+    square = lambda a, b: ((a - b) ** 2).sum() / len(a)  # noqa: E731
+    loss = opt.own_weight * square(images[:2 * h], x1) + opt.same_weight * square(images[2 * h:4 * h], x1)
+    loss = loss + opt.kl_start * (0.5 * (mu ** 2 + torch.exp(logvar) - logvar - 1)).sum() / len(mu)
+    d_loss = 0
+    for number, weight in enumerate(kinds):
+        fake = images[(4 + number) * h:(5 + number) * h]
+        p = torch.sigmoid(nets.disc(fake, id2[:h]))
+        loss = loss - weight * torch.log(p).mean()
+        p_real = torch.sigmoid(nets.disc(x2[:h], id2[:h]))
+        d_loss = d_loss - (torch.log(p_real).mean() + torch.log(1 - torch.sigmoid(nets.disc(fake.detach(), id2[:h]))).mean()) / len(kinds)
+    c_loss = 0
+    if opt.code_weight:
+        p_own, p_other = (torch.sigmoid(nets.mean_disc(mu, i)) for i in (id1, id2))
+        loss = loss - opt.code_weight * (torch.log(p_other).mean() + torch.log(1 - p_own).mean())
+    if opt.code_prior_weight:
+        loss = loss - opt.code_prior_weight * torch.log(1 - torch.sigmoid(nets.prior_disc(z1, id1))).mean()
+    if opt.code_weight or opt.code_prior_weight:
+        for draw in draws:                                # two updates, of which the spy keeps the last
+            p_own, p_other = (torch.sigmoid(nets.mean_disc(mu.detach(), i)) for i in (id1, id2))
+            q_own, q_prior = torch.sigmoid(nets.prior_disc(z1.detach(), id1)), torch.sigmoid(nets.prior_disc(draw, id2))
+            c_loss = -torch.log(p_own).mean() - torch.log(1 - p_other).mean() - torch.log(q_own).mean() - torch.log(1 - q_prior).mean()
+    answer = {}
+    for value, part in ((loss, ("enc", "dec")), (d_loss, ("disc",)), (c_loss, ("mean_disc", "prior_disc"))):
+        if torch.is_tensor(value):
+            params = {f"{k}.{n}": p for k in part for n, p in getattr(nets, k).named_parameters()}
+            answer.update(zip(params, torch.autograd.grad(value, list(params.values()), retain_graph=True)))
+    return answer
+
+
+@pytest.mark.parametrize("arguments", [(), ("--no-adversary",), ("--prior-weight", 0), ("--code-weight", 0, "--code-prior-weight", 0), ("--swap-weight", 0)], ids=str)
+def test_a_step_is_algorithm_1(monkeypatch, arguments):
+    got, truth, names = one_step(monkeypatch, *arguments)
+    assert got.keys() == truth.keys()
+    players = {"enc", "dec"} | ({"disc"} if "--no-adversary" not in arguments else set())
+    if not {"--no-adversary", "--code-weight"} & set(arguments):
+        players |= {"mean_disc", "prior_disc"}
+    assert {name.split(".")[0] for name in got} == players
+    assert {name for name in names if name.split(".")[0] in players} == set(got)                     # nobody of a player is left out
+    for name, gradient in got.items():
+        scale = max(truth[name].abs().max().item(), 0.02)                    # a bias before batch norm has gradient 0 but for rounding
+        assert torch.allclose(gradient, truth[name], atol=2e-3 * scale), name
+
+
+def test_pretrained_s_gets_no_gradient(monkeypatch):
+    opt = options("--batch-size", 16, "--out", "run", "--pretrained-s", "--dry-run")
+    opt.z_dim = opt.s_dim = 16
+    data = common.load_dataset("mnist")[0].take(torch.arange(200))
+    ids = F.one_hot(data.y, 10).float()
+    nets = mathieu.build(opt, 1, 28, 10)
+    head = nets.enc.to_s.weight.clone()
+    after_pretraining = {}
+    pretrain = mathieu.pretrain_s
+
+    def spy(*arguments, **words):
+        pretrain(*arguments, **words)
+        after_pretraining.update({k: v.clone() for k, v in nets.class_enc.state_dict().items()})
+    monkeypatch.setattr(mathieu, "pretrain_s", spy)
+    mathieu.train(common.Run("mathieu", opt), nets, data, ids)
+    assert same(after_pretraining, dict(nets.class_enc.state_dict())) and torch.equal(head, nets.enc.to_s.weight)
+
+
+# ---------------------------------------------------------------------------------------------------------- scores
+
+
+class Flat(nn.Module):
+    """An encoder that keeps everything: s = z = the image itself, z without noise."""
+    def forward(self, x):
+        flat = x.flatten(1)
+        return flat, flat, torch.full_like(flat, -60.)
+
+
+class Shows(nn.Module):
+    """A decoder that shows z ("ignores s"), or shows s."""
+    def __init__(self, which):
+        super().__init__()
+        self.which = which
+
+    def forward(self, z, s):
+        return torch.logit({"z": z, "s": s}[self.which].clamp(1e-4, 1 - 1e-4)).view(-1, 1, 28, 28)
+
+
+def stub(which):
+    return types.SimpleNamespace(enc=Flat(), dec=Shows(which), class_enc=None)
+
+
+def test_swap_scores_catch_a_decoder_that_ignores_s():
+    test = common.load_dataset("mnist")[1].take(torch.arange(2000))
+    judge = common.load_judge("mnist")
+    ignores = mathieu.swap_scores(stub("z"), test, judge)
+    assert ignores["swap_accuracy"] < 1 and ignores["swap_z_leak"] > 98 and ignores["prior_accuracy"] < 25
+    uses = mathieu.swap_scores(stub("s"), test, judge)
+    assert uses["swap_accuracy"] > 98 and uses["swap_z_leak"] < 1 and uses["prior_accuracy"] > 98
+    perfect = mathieu.reconstruction_scores(stub("s"), test)
+    assert perfect["reconstruction_mse"] < 1e-6 < 0.02 < perfect["reconstruction_mse_swap"]
+
+
+def test_a_probe_on_s_does_not_see_what_the_swap_score_sees():
+    train, test = (part.take(torch.arange(3000)) for part in common.load_dataset("mnist"))
+    scores = mathieu.probe_scores(stub("z"), train, test, epochs=5)
+    assert scores["s_error"] < 15 and scores["z_mean_error"] < 15 and 85 < scores["chance_error"] < 91
+    assert mathieu.retrieval_scores(stub("z"), test)["retrieval_s"] > 80
+
+
+def test_true_swaps_of_sprites():
+    test = common.sprites("test", images_per_identity=2)
+
+    class Sprite(nn.Module):
+        def forward(self, z, s):
+            return torch.logit(s.clamp(1e-4, 1 - 1e-4)).view(-1, 3, 32, 32)
+    nets = types.SimpleNamespace(enc=Flat(), dec=Sprite(), class_enc=None)
+    scores = mathieu.true_swap_scores(nets, test)
+    assert math.isclose(scores["swap_mse"], scores["swap_mse_ignore_z"], rel_tol=1e-3) and scores["swap_mse_ignore_s"] > 0.005
+
+
+def test_tiny_training_uses_s_and_without_its_terms_does_not(capsys):
+    """Zeros and ones, a few seconds: swaps take the class of s; with s' and the adversaries removed the decoder follows z."""
+    train, test = (part.take(part.y < 2) for part in common.load_dataset("mnist"))
+    train, test = train.take(torch.arange(1024)), test.take(torch.arange(500))
+    judge, ids = common.load_judge("mnist"), F.one_hot(train.y, 2).float()
+    scores = {}
+    for name, extra in (("whole", ()), ("ablated", ("--no-adversary", "--same-weight", 0, "--own-weight", 1.5))):
+        opt = options("--epochs", 12, "--batch-size", 64, "--out", name, "--kl-weight", 0.5, *extra)
+        opt.z_dim = opt.s_dim = 16
+        if opt.no_adversary:
+            opt.swap_weight = opt.prior_weight = opt.code_weight = opt.code_prior_weight = 0.
+        run = common.Run("mathieu", opt)
+        nets = mathieu.build(opt, 1, 28, 2)
+        mathieu.train(run, nets, train, ids)
+        nets.enc.eval(), nets.dec.eval()
+        scores[name] = {**mathieu.swap_scores(nets, test, judge), **mathieu.reconstruction_scores(nets, test)}
+    print(scores)
+    assert scores["whole"]["swap_accuracy"] > 90 and scores["whole"]["swap_z_leak"] < 5
+    assert scores["ablated"]["swap_accuracy"] < 60
+    assert scores["whole"]["reconstruction_mse"] < 0.045
+
+
+# ---------------------------------------------------------------------------------------------------- command line
+
+
+@pytest.fixture(scope="module")
+def dry_run(tmp_path_factory):
+    """One dry run of the script, from the command line, shared by the tests below."""
+    import subprocess
+    folder = tmp_path_factory.mktemp("dry")
+    done = subprocess.run([sys.executable, str(ROOT / "mathieu.py"), "--dry-run", "--out", "run"], cwd=folder, capture_output=True, text=True)
+    return folder / "run", done
+
+
+def test_dry_run_makes_everything(dry_run):
+    folder, done = dry_run
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert {"swap_accuracy", "swap_z_leak", "prior_accuracy", "s_error", "z_mean_error", "z_sample_error", "chance_error", "reconstruction_mse",
+            "kl_nats", "retrieval_s", "seconds", "images_per_second", "epochs"} <= set(metrics)
+    assert all(isinstance(v, (int, float)) and math.isfinite(v) for v in metrics.values())
+    for name in ("swap", "interpolation", "generation", "retrieval", "losses"):
+        assert (folder / f"{name}.png").stat().st_size > 2000
+    assert "swap shows the class of the s donor" in done.stdout and "chance" in done.stdout
+
+
+def test_load_gives_trained_networks_in_eval_mode(dry_run):
+    nets = mathieu.load(dry_run[0])
+    assert not nets.enc.training and not nets.dec.training
+    test = common.load_dataset("mnist")[1].take(torch.arange(512))
+    metrics = json.loads((dry_run[0] / "metrics.json").read_text())
+    assert math.isclose(mathieu.reconstruction_scores(nets, test)["reconstruction_mse"], metrics["reconstruction_mse"], rel_tol=1e-3)
+
+
+def test_other_variants_run_through(command):
+    for arguments in (["--dataset", "sprites"], ["--recipe", "released", "--batch-size", 64], ["--pretrained-s"], ["--no-adversary", "--validation"]):
+        done = command("mathieu.py", "--dry-run", *arguments)
+        assert done.returncode == 0, (arguments, done.stderr)
+    settings = json.loads(open("runs/mathieu/dry-run-2/config.json").read())["settings"]
+    assert settings["net"] == "released" and settings["real_target"] == 0.95 and settings["batch_size"] == 64 and settings["z_dim"] == 512
+
+
+def test_import_does_nothing(tmp_path):
+    import subprocess
+    done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import mathieu"], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(tmp_path.iterdir())
+
+
+def test_kill_at_random_moments_then_resume_is_bit_identical(tmp_path):
+    kill_and_resume(tmp_path, times=3, rng=random.Random(0))
+
+
+# --------------------------------------------------------------------------------------------- mistakes of the user
+
+
+def damage(kind):
+    """Prepare a folder for one of the cases below."""
+    import numpy as np
+    whole = {"x_train": np.zeros((4, 28, 28), np.uint8), "y_train": np.array([0, 0, 1, 1], np.uint8),
+             "x_test": np.zeros((2, 28, 28), np.uint8), "y_test": np.array([0, 1], np.uint8)}
+    common.Path("d").mkdir()
+    path = "d/mnist.npz"
+    if kind == "truncated":
+        np.savez(path, **whole)
+        content = open(path, "rb").read()
+        open(path, "wb").write(content[:len(content) // 2])
+    elif kind == "text":
+        open(path, "w").write("not an archive")
+    elif kind == "no key":
+        whole.pop("y_test")
+        np.savez(path, **whole)
+    elif kind == "wrong shape":
+        np.savez(path, **{**whole, "x_train": np.zeros((4, 32, 32), np.uint8)})
+    elif kind == "wrong type":
+        np.savez(path, **{**whole, "x_train": np.zeros((4, 28, 28), np.float32)})
+    elif kind == "wrong label":
+        np.savez(path, **{**whole, "y_train": np.array([0, 0, 1, 10])})
+    elif kind == "fewer labels":
+        np.savez(path, **{**whole, "y_train": np.array([0, 0, 1])})
+    elif kind == "single":
+        np.savez(path, **{**whole, "y_train": np.array([0, 0, 0, 7])})
+    elif kind == "file":
+        open("taken", "w").write("")
+    elif kind in ("other script", "damaged config", "stray files", "no checkpoint"):
+        common.Path("taken").mkdir()
+        content = {"other script": json.dumps({"script": "aae", "settings": {}}), "damaged config": "{", "stray files": None}.get(kind)
+        open("taken/config.json" if content else "taken/notes.txt", "w").write(content or "mine")
+
+
+MISTAKES = [
+    (["--dataset", "imagenet"], None, "unknown data set 'imagenet'"),
+    (["--dataset", "mnist", "--data", "nowhere"], None, "no mnist.npz in 'nowhere'"),
+    (["--data", "d"], "truncated", "damaged or not an .npz"),
+    (["--data", "d"], "text", "damaged or not an .npz"),
+    (["--data", "d"], "no key", "lacks the array y_test"),
+    (["--data", "d"], "wrong shape", "x_train must be uint8 [N, 28, 28], found uint8 [4, 32, 32]"),
+    (["--data", "d"], "wrong type", "found float32"),
+    (["--data", "d"], "wrong label", "one label from 0 to 9"),
+    (["--data", "d"], "fewer labels", "for each of the 4 images"),
+    (["--data", "d", "--batch-size", "4"], "single", "class 7 has a single image"),
+    (["--epochs", "0"], None, "'0' is not a whole number of at least 1"),
+    (["--epochs", "many"], None, "'many' is not a whole number"),
+    (["--epochs", "1.5"], None, "'1.5' is not a whole number"),
+    (["--batch-size", "7"], None, "not an even number"),
+    (["--seed", "-1"], None, "'-1' is not a whole number"),
+    (["--lr", "0"], None, "'0' is not a number above 0"),
+    (["--lr", "nan"], None, "'nan' is not a number above 0"),
+    (["--kl-weight", "-2"], None, "'-2' is not a number of at least 0"),
+    (["--swap-weight", "inf"], None, "'inf' is not"),
+    (["--real-target", "1.5"], None, "'1.5' is not a number from 0 to 1"),
+    (["--z-dim", "0"], None, "at least 1"),
+    (["--device", "tpu"], None, "invalid choice: 'tpu'"),
+    (["--device", "mps"], None, "no mps device"),
+    (["--precision", "fp8"], None, "invalid choice: 'fp8'"),
+    (["--epoch", "3"], None, "unrecognized arguments"),
+    (["--out", "taken"], "file", "is a file"),
+    (["--out", "taken/deeper"], "file", "cannot write to"),
+    (["--out", "taken"], "other script", "holds a run of aae.py"),
+    (["--out", "taken"], "damaged config", "config.json' is damaged"),
+    (["--out", "taken"], "stray files", "is no run folder"),
+    (["--out", "empty", "--resume"], None, "nothing to resume"),
+    (["--resume"], None, "nothing to resume"),
+]
+
+
+@pytest.mark.parametrize("arguments, preparation, words", MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else str(v))
+def test_mistakes_end_with_one_line(arguments, preparation, words, monkeypatch, capsys):
+    if preparation:
+        damage(preparation)
+    monkeypatch.setattr(sys, "argv", ["mathieu.py", "--dry-run", *arguments])
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    before = {p: p.read_bytes() for p in common.Path(".").rglob("*") if p.is_file()}
+    with pytest.raises(SystemExit) as stop:
+        common.run_main(mathieu.main, mathieu.make_parser())
+    out, err = capsys.readouterr()
+    complaint = [line for line in err.splitlines() if not line.startswith("mathieu: ")]             # the run's own echo
+    assert stop.value.code == 2 and out == "" and len(complaint) == 1 and words in complaint[0], err
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_mistake_on_the_command_line_has_no_traceback(command):
+    done = command("mathieu.py", "--dataset", "imagenet")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+def test_a_training_that_breaks_says_where(command):
+    done = command("mathieu.py", "--dry-run", "--lr", "1e9", "--precision", "fp32", "--out", "run")
+    assert done.returncode == 2 and "is not finite at step" in done.stderr and "Traceback" not in done.stderr
+    assert not common.Path("run/metrics.json").exists()
+
+
+def test_help_tells_every_flag_with_its_default(command):
+    text = command("mathieu.py", "--help").stdout
+    for action in mathieu.make_parser()._actions:
+        assert action.help and action.option_strings[-1] in text
+    assert "released 1.96 in these units" in " ".join(text.split())
