@@ -147,7 +147,7 @@ _GREAVES = ((.30, .25, .22), (.25, .45, .75))
 _BACKGROUND = (.93, .94, .92)
 
 
-def sprites(part, images_per_identity=60, seed=0):
+def sprites(part, images_per_identity=40, seed=0):
     """Characters of 32 x 32 RGB pixels with known factors, a pure function of the arguments.
 
     An identity is a tuple of the paper's seven attributes (`ATTRIBUTES`); the identities of the three parts ("train",

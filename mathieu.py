@@ -26,9 +26,11 @@ Differences from the paper
     to leave it out. They take two steps to one of the others. `--code-weight 0 --code-prior-weight 0` switches them off.
  4. All updates of a step use the same forward pass, at the weights before the step; Algorithm 1 draws fresh pairs for the
     adversary. The adversarial term of the generator is the non-saturating -log D, as in the released code.
- 5. The KL weight grows during training from `--kl-start` to `--kl-weight`.
+ 5. The KL weight grows during training from `--kl-start` to `--kl-weight`, and with it the weights of difference 3, from 0.
  6. A step's images come as pairs of one class; each is x1 once with the other as its x1', and x2 is another image of the step,
     of any class (Figure 1's caption; section 4.3 says a different one), one swap a pair.
+ 7. The means of z pass a soft threshold: a dimension that the KL has switched off otherwise keeps a tiny mean, which the decoder ignores and
+    from which a probe reads the class. `--dead-zone 0` switches it off.
 
 The released code (MichaelMathieu/factors-variation) otherwise: its KL gradient treats the log variance as log sigma, so it pulls about
 twice as hard where sigma is small (here the KL is exact); z = 512, s = 64 also on MNIST; pixels in [-1, 1] with tanh.
@@ -78,10 +80,13 @@ class ConvTranspose5(nn.ConvTranspose2d):
 class Encoder(nn.Module):
     """Enc(x) = (s, mu, logvar): images [B, C, H, W] in [0, 1] -> s [B, s_dim], mean and log variance of q(z|x), [B, z_dim] each.
 
-    net "paper": three 5x5 stride-2 convolutions (supplement); "released": the released code's small net, on images padded to 32."""
+    net "paper": three 5x5 stride-2 convolutions (supplement); "released": the released code's small net, on images padded to 32.
+    dead_zone: means nearer to 0 are 0, others move towards 0 by as much (soft threshold), so that a dimension which the KL has
+    switched off is exactly 0 and carries nothing, instead of a little of everything. 0 is the paper's."""
 
-    def __init__(self, channels=1, size=28, z_dim=16, s_dim=16, net="paper"):
+    def __init__(self, channels=1, size=28, z_dim=16, s_dim=16, net="paper", dead_zone=0.0):
         super().__init__()
+        self.dead_zone = dead_zone
         if net == "paper":
             convs, widths, side = [Conv5(channels, 16), Conv5(16, 32), Conv5(32, 64)], (16, 32, 64), (size + 7) // 8
         else:
@@ -96,7 +101,7 @@ class Encoder(nn.Module):
     def forward(self, x):
         h = self.features(x)
         mu, logvar = self.to_z(h).float().chunk(2, 1)
-        return self.to_s(h).float(), mu, logvar
+        return self.to_s(h).float(), F.softshrink(mu, self.dead_zone), logvar
 
 
 class Decoder(nn.Module):
@@ -151,7 +156,7 @@ class Discriminator(nn.Module):
 
 
 class CodeDiscriminator(nn.Module):
-    """Logit [B] that the code belongs to an image of class id [B, labels]. code: [B, code_dim]. Ours, see difference 3.
+    """For each label the logit [B, labels] that the code [B, code_dim] belongs to an image that has it. Ours, see difference 3.
 
     normalise: scale each dimension over the batch, because one of tiny variance can carry the class as well as a large one."""
 
@@ -161,8 +166,8 @@ class CodeDiscriminator(nn.Module):
         self.net = nn.Sequential(norm, nn.Linear(code_dim, hidden), nn.LeakyReLU(0.2),
                                  nn.Linear(hidden, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, labels))
 
-    def forward(self, code, id):
-        return (self.net(code) * id).sum(1).float()
+    def forward(self, code):
+        return self.net(code).float()
 
 
 # ---------------------------------------------------------------------------------------------------------- losses
@@ -205,7 +210,7 @@ def build(options, channels, size, labels):
     """The networks of a run: enc, dec, disc, mean_disc, prior_disc, and class_enc where s comes from a frozen classifier (else None)."""
     dims = dict(z_dim=options.z_dim, s_dim=options.s_dim, net=options.net)
     nets = SimpleNamespace(
-        enc=Encoder(channels, size, **dims), dec=Decoder(channels, size, **dims),
+        enc=Encoder(channels, size, **dims, dead_zone=options.dead_zone), dec=Decoder(channels, size, **dims),
         disc=Discriminator(channels, size, labels, net=options.net),
         mean_disc=CodeDiscriminator(options.z_dim, labels, normalise=True), prior_disc=CodeDiscriminator(options.z_dim, labels),
         class_enc=Encoder(channels, size, **dims) if options.pretrained_s else None)
@@ -262,7 +267,8 @@ def train(run, nets, data, ids):
             share = schedule(run.step, total) if opt.schedule == "linear" else 1
             for optimiser, rate in ((opt_g, opt.lr * share), (opt_d, opt.lr_disc * share), (opt_c, opt.lr_code * max(share, 0.3))):
                 optimiser.param_groups[0]["lr"] = rate
-            kl_weight = opt.kl_start + (opt.kl_weight - opt.kl_start) * min(1, run.step / total / opt.kl_until)
+            grown = min(1, (run.step + 1) / total / opt.grow_until)
+            kl_weight = opt.kl_start + (opt.kl_weight - opt.kl_start) * grown
 
             index = pair.t().reshape(-1)                                     # [B]: first of each pair, then second of each
             n, k = len(pair), int(torch.randint(1, len(pair), ()))           # x2 is the image k places before: never the partner
@@ -286,9 +292,8 @@ def train(run, nets, data, ids):
                 # CodeDiscs, first: maximise  log M(mu1, id1) + log(1 - M(mu1, id2)) + log P(z1, id1) + log(1 - P(z, id2)),  z ~ N(0, I)
                 loss_c = hide = match = zero
                 for _ in range(opt.code_steps if opt.code_weight or opt.code_prior_weight else 0):
-                    mean, sample = mu.detach(), z1.detach()
-                    loss_c = discriminator_loss(mean_disc(mean, id1), mean_disc(mean, id2)) \
-                        + discriminator_loss(prior_disc(sample, id1), prior_disc(torch.randn_like(sample), id2))
+                    m, p, p_prior = mean_disc(mu.detach()), prior_disc(z1.detach()), prior_disc(torch.randn_like(z1))
+                    loss_c = discriminator_loss(of(m, id1), of(m, id2)) + discriminator_loss(of(p, id1), of(p_prior, id2))
                     update(opt_c, code_parameters, torch.autograd.grad(loss_c, code_parameters))
 
                 # Enc, Dec: minimise  |x1 - Dec(z1,s1)|^2 + |x1 - Dec(z1,s1')|^2 + KL - log Disc(Dec(z1,s2), id2) - log Disc(Dec(z,s2), id2)
@@ -300,11 +305,12 @@ def train(run, nets, data, ids):
                 for weight, loss in zip([w for w in (opt.swap_weight, opt.prior_weight) if w], fool):
                     loss_g = loss_g + weight * loss
                 if opt.code_weight:
-                    hide = adversarial_loss(mean_disc(mu, id2)) + adversarial_loss(-mean_disc(mu, id1))
-                    loss_g = loss_g + opt.code_weight * hide
+                    m = mean_disc(mu)
+                    hide = adversarial_loss(of(m, id2)) + adversarial_loss(-of(m, id1))
+                    loss_g = loss_g + grown * opt.code_weight * hide
                 if opt.code_prior_weight:
-                    match = adversarial_loss(-prior_disc(z1, id1))
-                    loss_g = loss_g + opt.code_prior_weight * match
+                    match = adversarial_loss(-of(prior_disc(z1), id1))
+                    loss_g = loss_g + grown * opt.code_prior_weight * match
 
                 # Disc: maximise  log Disc(x2, id2) + log(1 - Disc(Dec(z1,s2), id2)), and the same for Dec(z,s2)
                 loss_d = zero
@@ -317,6 +323,11 @@ def train(run, nets, data, ids):
                 update(opt_d, list(disc.parameters()), torch.autograd.grad(loss_d, list(disc.parameters())))
             run.log(reconstruction=own, same_class=same, kl=kl, fool_swap=fool[0] if opt.swap_weight else zero,
                     fool_prior=fool[-1] if opt.prior_weight else zero, hide_class=hide, match_prior=match, discriminator=loss_d, code_discriminators=loss_c)
+
+
+def of(logits, id):
+    """The logit [B] of each row's own label: logits [B, labels], id one-hot [B, labels] (of several attributes: their sum)."""
+    return (logits * id).sum(1)
 
 
 def update(optimiser, parameters, gradients):
@@ -534,7 +545,7 @@ def load(run_dir, device="cpu"):
 
 # The released code's settings for MNIST in our units: its losses are means over 784 pixels in [-1, 1], so multiply its weights by 784 / 4.
 RELEASED = dict(net="released", own_weight=0.5, same_weight=1.0, kl_start=0.147, kl_weight=0.147, swap_weight=1.96, prior_weight=0.0, code_weight=0.0, code_prior_weight=0.0,
-                real_target=0.95, lr=0.01, lr_disc=0.01, beta1=0.5, batch_size=16, schedule="constant", z_dim=512, s_dim=64)
+                real_target=0.95, dead_zone=0.0, lr=0.01, lr_disc=0.01, beta1=0.5, batch_size=16, schedule="constant", z_dim=512, s_dim=64)
 
 
 def make_parser():
@@ -546,14 +557,15 @@ def make_parser():
     add("--s-dim", type=common.count, default=None, help="size of s (default: 16, on sprites 64; paper, supplement)")
     add("--own-weight", type=common.weight, default=0.2, help="of the reconstruction from (z1, s1) (eq. 5; released 0.5)")
     add("--same-weight", type=common.weight, default=1.3, help="of the reconstruction from (z1, s1'), same class (Algorithm 1; released 1)")
-    add("--kl-weight", type=common.weight, default=1.2, help="of the KL in nats (eq. 5; released 0.147 in these units)")
+    add("--kl-weight", type=common.weight, default=1.6, help="of the KL in nats (eq. 5; released 0.147 in these units)")
     add("--kl-start", type=common.weight, default=0.3, help="weight of the KL at the first step, from where it grows (ours)")
-    add("--kl-until", type=common.positive, default=0.6, help="share of the run after which the KL has its full weight (ours)")
-    add("--swap-weight", type=common.weight, default=13.0, help="lambda of eq. 5 for the swap (z1, s2, id2) (paper gives none; released 1.96 in these units)")
-    add("--prior-weight", type=common.weight, default=13.0, help="lambda for z ~ N(0, I) with s2, id2 (Figure 1; released 0)")
-    add("--code-weight", type=common.weight, default=20.0, help="of hiding the class in the mean of z from its discriminator (ours, difference 3)")
-    add("--code-prior-weight", type=common.weight, default=10.0, help="of making z of every class look like the prior (ours, difference 3)")
+    add("--grow-until", type=common.positive, default=0.6, help="share of the run after which the weights of the KL and of the code's adversaries are whole (ours)")
+    add("--swap-weight", type=common.weight, default=6.5, help="lambda of eq. 5 for the swap (z1, s2, id2) (paper gives none; released 1.96 in these units)")
+    add("--prior-weight", type=common.weight, default=6.5, help="lambda for z ~ N(0, I) with s2, id2 (Figure 1; released 0)")
+    add("--code-weight", type=common.weight, default=10.0, help="of hiding the class in the mean of z from its discriminator (ours, difference 3)")
+    add("--code-prior-weight", type=common.weight, default=5.0, help="of making z of every class look like the prior (ours, difference 3)")
     add("--code-steps", type=common.count, default=2, help="updates of the code's discriminators in a step (ours)")
+    add("--dead-zone", type=common.weight, default=0.25, help="soft threshold of the means of z (ours, difference 7; paper 0)")
     add("--real-target", type=common.fraction, default=1.0, help="the adversary's label for real (released 0.95)")
     add("--lr", type=common.positive, default=2e-3, help="Adam's rate for encoder and decoder (released 0.01)")
     add("--lr-disc", type=common.positive, default=1e-3, help="Adam's rate for the discriminator (released 0.01)")

@@ -99,7 +99,18 @@ def test_shapes_of_the_networks(net, channels, size):
     assert s.shape == (4, 5) and mu.shape == logvar.shape == (4, 6)
     assert mathieu.Decoder(channels, size, 6, 5, net)(mu, s).shape == x.shape
     assert mathieu.Discriminator(channels, size, 9, net)(x, torch.eye(9)[:4]).shape == (4,)
-    assert mathieu.CodeDiscriminator(6, 9)(mu, torch.eye(9)[:4]).shape == (4,)
+    assert mathieu.CodeDiscriminator(6, 9)(mu).shape == (4, 9)
+
+
+def test_dead_zone_is_a_soft_threshold_of_the_means():
+    torch.manual_seed(0)
+    plain, shrunk = mathieu.Encoder().eval(), mathieu.Encoder(dead_zone=0.25).eval()
+    nn.init.normal_(plain.to_z.weight, std=0.3)
+    shrunk.load_state_dict(plain.state_dict())
+    x = torch.rand(50, 1, 28, 28)
+    (s, mu, logvar), (s_, mu_, logvar_) = plain(x), shrunk(x)
+    assert torch.equal(s, s_) and torch.equal(logvar, logvar_) and (mu_ == 0).any() and (mu_ != 0).any()
+    assert torch.allclose(mu_, mu.sign() * (mu.abs() - 0.25).clamp(min=0))
 
 
 def test_paper_sizes_are_the_defaults():
@@ -189,7 +200,7 @@ def by_hand(opt, nets, x1, id1, h):
     images = 1 / (1 + torch.exp(-nets.dec(torch.cat(z_all), torch.cat(s_all))))
     square = lambda a, b: ((a - b) ** 2).sum() / len(a)  # noqa: E731
     loss = opt.own_weight * square(images[:2 * h], x1) + opt.same_weight * square(images[2 * h:4 * h], x1)
-    loss = loss + opt.kl_start * (0.5 * (mu ** 2 + torch.exp(logvar) - logvar - 1)).sum() / len(mu)
+    loss = loss + opt.kl_weight * (0.5 * (mu ** 2 + torch.exp(logvar) - logvar - 1)).sum() / len(mu)
     d_loss = 0
     for number, weight in enumerate(kinds):
         fake = images[(4 + number) * h:(5 + number) * h]
@@ -199,14 +210,14 @@ def by_hand(opt, nets, x1, id1, h):
         d_loss = d_loss - (torch.log(p_real).mean() + torch.log(1 - torch.sigmoid(nets.disc(fake.detach(), id2[:h]))).mean()) / len(kinds)
     c_loss = 0
     if opt.code_weight:
-        p_own, p_other = (torch.sigmoid(nets.mean_disc(mu, i)) for i in (id1, id2))
+        p_own, p_other = (torch.sigmoid(nets.mean_disc(mu)[i > 0]) for i in (id1, id2))
         loss = loss - opt.code_weight * (torch.log(p_other).mean() + torch.log(1 - p_own).mean())
     if opt.code_prior_weight:
-        loss = loss - opt.code_prior_weight * torch.log(1 - torch.sigmoid(nets.prior_disc(z1, id1))).mean()
+        loss = loss - opt.code_prior_weight * torch.log(1 - torch.sigmoid(nets.prior_disc(z1)[id1 > 0])).mean()
     if opt.code_weight or opt.code_prior_weight:
         for draw in draws:                                # two updates, of which the spy keeps the last
-            p_own, p_other = (torch.sigmoid(nets.mean_disc(mu.detach(), i)) for i in (id1, id2))
-            q_own, q_prior = torch.sigmoid(nets.prior_disc(z1.detach(), id1)), torch.sigmoid(nets.prior_disc(draw, id2))
+            p_own, p_other = (torch.sigmoid(nets.mean_disc(mu.detach())[i > 0]) for i in (id1, id2))
+            q_own, q_prior = torch.sigmoid(nets.prior_disc(z1.detach())[id1 > 0]), torch.sigmoid(nets.prior_disc(draw)[id2 > 0])
             c_loss = -torch.log(p_own).mean() - torch.log(1 - p_other).mean() - torch.log(q_own).mean() - torch.log(1 - q_prior).mean()
     answer = {}
     for value, part in ((loss, ("enc", "dec")), (d_loss, ("disc",)), (c_loss, ("mean_disc", "prior_disc"))):
@@ -302,13 +313,13 @@ def test_true_swaps_of_sprites():
 
 
 def test_tiny_training_uses_s_and_without_its_terms_does_not(capsys):
-    """Zeros and ones, a few seconds: swaps take the class of s; with s' and the adversaries removed the decoder follows z."""
+    """Zeros and ones, a few seconds: swaps take the class of s; without the adversaries, and with room in z, the decoder follows z."""
     train, test = (part.take(part.y < 2) for part in common.load_dataset("mnist"))
     train, test = train.take(torch.arange(1024)), test.take(torch.arange(500))
     judge, ids = common.load_judge("mnist"), F.one_hot(train.y, 2).float()
     scores = {}
-    for name, extra in (("whole", ()), ("ablated", ("--no-adversary", "--same-weight", 0, "--own-weight", 1.5))):
-        opt = options("--epochs", 12, "--batch-size", 64, "--out", name, "--kl-weight", 0.5, *extra)
+    for name, extra in (("whole", ()), ("ablated", ("--no-adversary", "--kl-weight", 0.02, "--kl-start", 0.02))):
+        opt = options("--epochs", 24, "--batch-size", 64, "--out", name, "--kl-weight", 0.5, *extra)
         opt.z_dim = opt.s_dim = 16
         if opt.no_adversary:
             opt.swap_weight = opt.prior_weight = opt.code_weight = opt.code_prior_weight = 0.
