@@ -129,7 +129,7 @@ def _load_torchvision(name, root, train):
 
 def to_float(x):
     """uint8 [0, 255] to float32 [0, 1]."""
-    return x.float().div_(255)
+    return x.float() / 255
 
 
 # --------------------------------------------------------------------------------------------------------- sprites
@@ -577,7 +577,8 @@ class Run:
 
     def autocast(self):
         """Context in which convolutions and matrix products run in this run's precision."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16",
+                              cache_enabled=False)        # a cached cast would go stale when weights change inside
 
     def finish(self, metrics, table=()):
         """Write metrics.json (flat name -> number) and print the table: rows (words, metric's name, the paper's value, compare)."""

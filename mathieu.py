@@ -250,7 +250,8 @@ def train(run, nets, data, ids):
     generator = [p for p in (*enc.parameters(), *dec.parameters()) if p.requires_grad]
     adam = dict(betas=(opt.beta1, 0.999), fused=device.type != "mps")
     opt_g = torch.optim.Adam(generator, opt.lr, **adam)
-    opt_d = torch.optim.Adam(disc.parameters(), opt.lr_disc, **adam)
+    disc_parameters = list(disc.parameters())
+    opt_d = torch.optim.Adam(disc_parameters, opt.lr_disc, **adam)
     code_parameters = [*mean_disc.parameters(), *prior_disc.parameters()]
     opt_c = torch.optim.Adam(code_parameters, opt.lr_code, **adam)
     run.track(enc=enc, dec=dec, disc=disc, mean_disc=mean_disc, prior_disc=prior_disc, opt_g=opt_g, opt_d=opt_d, opt_c=opt_c)
@@ -294,7 +295,7 @@ def train(run, nets, data, ids):
                 for _ in range(opt.code_steps if opt.code_weight or opt.code_prior_weight else 0):
                     m, p, p_prior = mean_disc(mu.detach()), prior_disc(z1.detach()), prior_disc(torch.randn_like(z1))
                     loss_c = discriminator_loss(of(m, id1), of(m, id2)) + discriminator_loss(of(p, id1), of(p_prior, id2))
-                    update(opt_c, code_parameters, torch.autograd.grad(loss_c, code_parameters))
+                    update(opt_c, code_parameters, loss_c)
 
                 # Enc, Dec: minimise  |x1 - Dec(z1,s1)|^2 + |x1 - Dec(z1,s1')|^2 + KL - log Disc(Dec(z1,s2), id2) - log Disc(Dec(z,s2), id2)
                 #                     - log M(mu1, id2) - log(1 - M(mu1, id1)) - log(1 - P(z1, id1))
@@ -318,9 +319,9 @@ def train(run, nets, data, ids):
                     real = disc(x2[:n], id2[:n])
                     loss_d = sum(discriminator_loss(real, logits, opt.real_target) for logits in fakes) / len(fakes)
 
-            update(opt_g, generator, torch.autograd.grad(loss_g, generator, retain_graph=bool(fakes)))
-            if fakes:                                                        # the fakes' forward pass is shared with loss_g
-                update(opt_d, list(disc.parameters()), torch.autograd.grad(loss_d, list(disc.parameters())))
+            update(opt_g, generator, loss_g, retain_graph=bool(fakes))       # the fakes' pass through Disc is shared
+            if fakes:
+                update(opt_d, disc_parameters, loss_d)
             run.log(reconstruction=own, same_class=same, kl=kl, fool_swap=fool[0] if opt.swap_weight else zero,
                     fool_prior=fool[-1] if opt.prior_weight else zero, hide_class=hide, match_prior=match, discriminator=loss_d, code_discriminators=loss_c)
 
@@ -330,11 +331,11 @@ def of(logits, id):
     return (logits * id).sum(1)
 
 
-def update(optimiser, parameters, gradients):
-    """One optimiser step with the given gradients."""
-    for p, g in zip(parameters, gradients):
-        p.grad = g
+def update(optimiser, parameters, loss, retain_graph=False):
+    """One optimiser step on `loss`, whose gradient reaches `parameters` and nothing else."""
+    loss.backward(inputs=parameters, retain_graph=retain_graph)              # not autograd.grad: fused Adam needs the parameters' layout
     optimiser.step()
+    optimiser.zero_grad()
 
 
 # ------------------------------------------------------------------------------------------------------ evaluation

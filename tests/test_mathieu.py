@@ -173,7 +173,8 @@ def one_step(monkeypatch, *arguments, n=16):
     copies = types.SimpleNamespace(**{k: copy.deepcopy(v) for k, v in vars(nets).items()})
     names = {p: f"{k}.{n}" for k, v in vars(nets).items() if v is not None for n, p in v.named_parameters()}
     got = {}
-    monkeypatch.setattr(mathieu, "update", lambda o, params, grads: got.update({names[p]: g.clone() for p, g in zip(params, grads)}))
+    monkeypatch.setattr(mathieu, "update", lambda o, params, loss, **_: got.update(
+        {names[p]: g for p, g in zip(params, torch.autograd.grad(loss, params, retain_graph=True))}))
     mathieu.train(common.Run("mathieu", opt), nets, data, ids)
     return got, by_hand(opt, copies, common.to_float(data.x), ids, n // 2), set(names.values())
 
@@ -239,6 +240,51 @@ def test_a_step_is_algorithm_1(monkeypatch, arguments):
     for name, gradient in got.items():
         scale = max(truth[name].abs().max().item(), 0.02)                    # a bias before batch norm has gradient 0 but for rounding
         assert torch.allclose(gradient, truth[name], atol=2e-3 * scale), name
+
+
+@pytest.mark.parametrize("channels, size", [(1, 28), (3, 32)])
+def test_an_update_is_plain_adam_whatever_the_memory_layout(channels, size):
+    """Fused Adam reads raw memory: a gradient in another layout than its channels_last weight would be applied to the wrong places."""
+    opt = options()
+    opt.z_dim = opt.s_dim = 16
+    torch.manual_seed(0)
+    nets = mathieu.build(opt, channels, size, 10)
+    x, ids = torch.rand(8, channels, size, size), torch.eye(10)[:8]
+
+    def loss_of(enc, dec, disc):
+        s, mu, _ = enc(x)
+        image = torch.sigmoid(dec(mu, s))
+        return mathieu.reconstruction_loss(image, x) + mathieu.adversarial_loss(disc(image, ids))
+    trained = nets.enc, nets.dec, nets.disc
+    plain = [copy.deepcopy(net).to(memory_format=torch.contiguous_format) for net in trained]
+    loss, loss_plain = loss_of(*trained), loss_of(*plain)
+    parameters = [p for net in trained for n, p in net.named_parameters()]
+    names = [n for net in trained for n, p in net.named_parameters()]
+    reference = [p for net in plain for p in net.parameters()]
+    loss_plain.backward(inputs=[p for p, n in zip(reference, names) if not n.startswith("to_z.bias")])
+    sgd = dict(lr=1e-2)
+    mathieu.update(torch.optim.SGD(parameters, fused=True, **sgd), [p for p, n in zip(parameters, names) if not n.startswith("to_z.bias")], loss)
+    torch.optim.SGD(reference, fused=False, foreach=False, **sgd).step()
+    for name, p, q in zip(names, parameters, reference):
+        assert torch.allclose(p, q, atol=1e-4), name
+
+
+def test_code_discriminators_are_not_stale_in_bf16(monkeypatch):
+    """The generator must meet the code's discriminators as they are after their update, in bf16 too."""
+    seen = []
+    real = mathieu.CodeDiscriminator.forward
+
+    def spy(self, code):
+        seen.append((id(self), real(self, code).detach().clone(), code.detach().clone(), self))
+        return real(self, code)
+    monkeypatch.setattr(mathieu.CodeDiscriminator, "forward", spy)
+    opt = options("--batch-size", 16, "--out", "run", "--precision", "bf16", "--code-steps", 3, "--lr-code", 0.05)
+    opt.z_dim = opt.s_dim = 16
+    data = common.load_dataset("mnist")[0].take(torch.arange(200))
+    nets = mathieu.build(opt, 1, 28, 10)
+    mathieu.train(common.Run("mathieu", opt), nets, data, F.one_hot(data.y, 10).float())
+    mean = [answer for key, answer, _, _ in seen if key == id(nets.mean_disc)][:4]                    # one step: three updates, then hide
+    assert all(not torch.equal(a, b) for a, b in zip(mean, mean[1:]))
 
 
 def test_pretrained_s_gets_no_gradient(monkeypatch):
