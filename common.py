@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -91,7 +92,7 @@ def _load_mnist(root):
             arrays = {key: file[key] for key in ("x_train", "y_train", "x_test", "y_test")}
     except KeyError as error:
         raise UserError(f"'{path}' lacks the array {error.args[0].split()[0]}: it needs x_train, y_train, x_test and y_test")
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, IndexError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"'{path}' cannot be read ({str(error) or type(error).__name__}): it is damaged or not an .npz file; "
                         "restore it with git checkout data/mnist.npz")
     splits = []
@@ -275,11 +276,12 @@ even = lambda text: _even(count(text), text)              # noqa: E731
 weight = _number(float, 0, 1e9, "a number of at least 0")
 positive = _number(float, 1e-12, 1e9, "a number above 0")
 fraction = _number(float, 0, 1, "a number from 0 to 1")
+below_one = _number(float, 0, 0.9999, "a number from 0 to below 1")
 
 
 def _even(value, text):
-    if value % 2 or value < 4:
-        raise argparse.ArgumentTypeError(f"'{text}' is not an even number of at least 4: images are trained in pairs")
+    if value % 2 or value < 8:
+        raise argparse.ArgumentTypeError(f"'{text}' is not an even number of at least 8: images are trained in pairs")
     return value
 
 
@@ -297,8 +299,8 @@ class Parser(argparse.ArgumentParser):
         add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto takes the GPU where there is one")
         add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
             help="of convolutions and matrix products; auto is bf16 where the hardware multiplies it")
-        add("--data", default=None, metavar="DIR", help="folder of the data files (default: the repository's data/)")
-        add("--out", default=None, metavar="DIR", help="run folder (default: runs/SCRIPT/DATASET-seedN, with a number where taken)")
+        add("--data", default=None, metavar="DIR", help="folder of the data files; None is the repository's data/")
+        add("--out", default=None, metavar="DIR", help="run folder; None is runs/SCRIPT/DATASET-seedN, with a number where taken")
         add("--resume", action="store_true", help="go on with the run in --out, or with the latest run of these settings")
         add("--dry-run", action="store_true", help="every line of the script, on a few images, in seconds; the numbers mean nothing")
         add("--validation", action="store_true", help="score on a part of the training set that is held out: for tuning")
@@ -449,7 +451,11 @@ class Run:
         parent = Path("runs") / script
         taken = [f for f in parent.glob(f"{stem}*") if f.name == stem or f.name[len(stem) + 1:].isdigit()]
         if options.resume:
-            mine = [f for f in taken if (f / "config.json").exists() and same(f)]
+            mine = []
+            for folder in taken:
+                with contextlib.suppress(UserError):      # a damaged neighbour is no reason to stop
+                    if same(folder):
+                        mine.append(folder)
             if not mine:
                 raise UserError(f"nothing to resume: no run with these settings in '{parent}'; name its folder with --out")
             return max(mine, key=lambda f: (f / "config.json").stat().st_mtime)
@@ -503,7 +509,8 @@ class Run:
         write_atomic(self.folder / "log.csv", text.getvalue())
 
     def _nan_message(self, what, step):
-        return (f"training broke: {what} is not finite at step {step}; the last good checkpoint is kept in '{self.folder}'; "
+        kept = f"the last good checkpoint is kept in '{self.folder}'" if (self.folder / "checkpoint.pt").exists() else "nothing was saved yet"
+        return (f"training broke: {what} is not finite at step {step}; {kept}; "
                 "try a lower learning rate or --precision fp32")
 
     # -- the loop
@@ -524,9 +531,9 @@ class Run:
         self.bar = tqdm(total=self.options.epochs, initial=self.epoch, desc=self.script, unit="epoch", disable=None, file=sys.stderr)
         try:
             while self.epoch < self.options.epochs:
-                begun, self.epoch_rng = time.time(), _get_rng()
+                self.begun, self.epoch_rng = time.time(), _get_rng()
                 yield self.epoch
-                self._close_epoch(time.time() - begun)
+                self._close_epoch(time.time() - self.begun)
             if self.stop:
                 raise KeyboardInterrupt
         finally:
@@ -564,6 +571,7 @@ class Run:
                 continue
             if self.stop:
                 self.middle = {"done": number, "rng": _get_rng()}
+                self.train_seconds += time.time() - self.begun
                 self.save()
                 raise KeyboardInterrupt
             yield part
@@ -596,7 +604,7 @@ class Run:
 
 
 def _get_rng():
-    """State of every generator, as tensors and plain values (so that `weights_only=True` loads it)."""
+    """State of every generator (CPU, CUDA, numpy, Python), as tensors and plain values (so that `weights_only=True` loads it)."""
     kind, keys, position, has_gauss, cached = np.random.get_state()
     return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached], "python": random.getstate()}
@@ -604,15 +612,19 @@ def _get_rng():
 
 def _set_rng(state):
     torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"] and torch.cuda.is_available():
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     random.setstate(state["python"])
 
 
-def run_main(main, parser):
-    """Parse the command line and run; mistakes of the user become one line on stderr and exit status 2."""
+def run_main(main, parser, recipes=None):
+    """Parse the command line and run; mistakes of the user become one line on stderr and exit status 2.
+
+    recipes: for each value of `--recipe`, the defaults it changes; flags on the command line still count."""
+    recipe = parser.parse_args().recipe if recipes else None
+    parser.set_defaults(**(recipes or {}).get(recipe, {}))
     options = parser.parse_args()
     try:
         main(options)
@@ -631,19 +643,20 @@ def _complain(parser, words, status):
 
 
 def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, seed=0):
-    """What a small network can read from codes: Mathieu et al.'s protocol (section 4.3), with early stopping.
+    """What a small network can read from codes: the protocol of Mathieu et al.'s Table 1, with early stopping.
 
     train, test: codes float [N, d], standardised here by the training codes' mean and deviation. train_y, test_y: int64 labels [N], or
     several attributes [N, A] (a softmax each), or float targets [N, A] (squared error). hidden: units of the hidden ReLU
     layer, 0 for a linear probe. noise: (train, test) standard deviations [N, d] of a Gaussian added afresh each time a code is used,
-    to probe samples of a posterior. The last tenth of `train`, shuffled, is the validation set that picks the epoch. Returns the test
+    to probe samples of a posterior. A random tenth of `train` is the validation set that picks the epoch. Returns the test
     error in percent for each attribute, a tensor [A]; for float targets R² for each, at most 1.
     """
     rng = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(train), generator=rng).to(train.device)
     noise = (torch.zeros(()),) * 2 if noise is None else noise
     deviation = [n.to(train) if n.dim() else n.to(train).expand(len(c), 1) for n, c in zip(noise, (train, test))]
-    mean, scale = train.mean(0), (train.var(0) + deviation[0].square().mean(0)).sqrt() + 1e-6
+    mean, scale = train.mean(0), (train.var(0) + deviation[0].square().mean(0)).sqrt()
+    scale = torch.where(scale > 1e-5 * scale.max(), scale, math.inf)         # a dimension that is constant in training says nothing
 
     def sample(codes, std, index):
         fresh = torch.randn(len(index), codes.shape[1], generator=rng).to(codes)
@@ -671,6 +684,8 @@ def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, seed=
     held, used = order[:len(order) // 10], order[len(order) // 10:]
     everything = torch.arange(len(test), device=test.device)
     best, answer = math.inf, None
+    if not torch.isfinite(train).all():
+        raise UserError("the codes are not finite: the training broke")
     for _ in range(epochs):
         for index in used[torch.randperm(len(used), generator=rng).to(used.device)].split(500):
             optimiser.zero_grad()
@@ -748,6 +763,16 @@ def train_judge(train, epochs=8, batch_size=250, seed=0):
     return judge.eval()
 
 
+def save_judge(judge, path):
+    """Write a judge's weights; `UserError` where the folder is not writable."""
+    buffer = io.BytesIO()
+    torch.save({"channels": judge.net[0].in_channels, "classes": judge.net[-1].out_features, "net": judge.state_dict()}, buffer)
+    try:
+        write_atomic(path, buffer.getvalue())
+    except OSError as error:
+        raise UserError(f"cannot write '{path}' ({error.strerror}): choose another --data")
+
+
 def load_judge(name, root=None, device="cpu"):
     """The `Judge` of a data set in eval mode, from `root`/judge-NAME.pt (MNIST's is committed); trained and stored there if absent."""
     root = Path(root) if root is not None else HERE / "data"
@@ -756,16 +781,14 @@ def load_judge(name, root=None, device="cpu"):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             judge = train_judge(load_dataset(name, root)[0].to(device))
-        buffer = io.BytesIO()
-        torch.save({"channels": judge.net[0].in_channels, "classes": judge.net[-1].out_features, "net": judge.state_dict()}, buffer)
-        write_atomic(root / f"judge-{name}.pt", buffer.getvalue())
+        save_judge(judge, root / f"judge-{name}.pt")
         return judge
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         judge = Judge(state["channels"], state["classes"])
         judge.load_state_dict(state["net"])
     except Exception as error:                            # zip, pickle and shape errors of a damaged file
-        raise UserError(f"'{path}' is damaged ({type(error).__name__}): make it anew with python common.py --train-judge")
+        raise UserError(f"'{path}' is damaged ({type(error).__name__}): delete it to have it made anew (for MNIST, git checkout data)")
     return judge.to(device).eval()
 
 
@@ -836,9 +859,10 @@ def figure_curves(path, history, groups, title):
 def main(options):
     if not options.train_judge:
         raise UserError("nothing to do: python common.py --train-judge makes the digit judge")
-    data = HERE / "data"
-    (data / "judge-mnist.pt").unlink(missing_ok=True)
-    judge, test = load_judge("mnist", data), load_dataset("mnist", data)[1]
+    torch.manual_seed(0)
+    train, test = load_dataset("mnist")
+    judge = train_judge(train)
+    save_judge(judge, HERE / "data" / "judge-mnist.pt")
     print(f"judge-mnist.pt: {(judge.classify(to_float(test.x)) == test.y).float().mean() * 100:.2f} % of the test images")
 
 

@@ -8,7 +8,7 @@ any s together again. Labels only pair images and condition the discriminator; t
 
 Where the paper's things are
     Eq. 5, Figure 1, Algorithm 1      reconstruction_loss, kl_loss, adversarial_loss, discriminator_loss; wired in train
-    Section 4.1, supplement: networks  Encoder, Decoder, Discriminator
+    Supplement: networks              Encoder, Decoder, Discriminator
     Figure 2(a), 2(b)                 figure_swap, figure_interpolation
     Figure 4, Figure 5                figure_retrieval, figure_generation
     Figure 10                         --pretrained-s
@@ -16,23 +16,26 @@ Where the paper's things are
     not in the paper                  swap_scores: does the decoder use s? (a probe on s cannot tell)
 
 Differences from the paper
- 1. Weights, rates, schedule, batch size and channel counts are ours: the paper gives none. `--recipe released` takes the released
-    code's weights, rates and batch size (its lambda is 0.01 on a mean over pixels, 1.96 here on a sum over pixels).
+ 1. Weights, rates, schedule and batch size are ours, and Adam for the paper's SGD: the paper gives no numbers. Channel counts, also not
+    given, are the released code's. `--recipe released` takes the released code's small net, weights, rates and sizes.
  2. The prior-sample term of Figure 1 is on (section 4.2 and the released code leave it out, `--prior-weight 0`), and the discriminator
     is shown these samples too, which Algorithm 1 leaves out: a term that the discriminator never learns to resist teaches little.
  3. Two small class-conditional discriminators look at the code instead of the image (CodeDiscriminator), on the two fakes that
     the image discriminator meets: one tells (mean of z1, id1) from (mean of z1, id2), the swap; one tells (z1, id1) from (z, id2),
     z ~ N(0, I), the prior sample. The image discriminator alone teaches the decoder to ignore the class in z, not the encoder
     to leave it out. They take two steps to one of the others. `--code-weight 0 --code-prior-weight 0` switches them off.
- 4. All updates of a step use the same forward pass, at the weights before the step; Algorithm 1 draws fresh pairs for the
+ 4. Enc, Dec and Disc are updated from the same forward pass, at the weights before the step; Algorithm 1 draws fresh pairs for the
     adversary. The adversarial term of the generator is the non-saturating -log D, as in the released code.
  5. The KL weight grows during training from `--kl-start` to `--kl-weight`, and with it the weights of difference 3, from 0.
  6. A step's images come as pairs of one class; each is x1 once with the other as its x1', and x2 is another image of the step,
     of any class (Figure 1's caption; section 4.3 says a different one), one swap a pair.
  7. The means of z pass a soft threshold: a dimension that the KL has switched off otherwise keeps a tiny mean, which the decoder ignores and
     from which a probe reads the class. `--dead-zone 0` switches it off.
+ 8. Batch norm and ReLU follow the sum of the z and s branches, as they precede the heads of the encoder (the released net has neither).
+ 9. The sprites are drawn here (common.sprites): same seven attributes and same split sizes as the paper's, other pictures.
 
-The released code (MichaelMathieu/factors-variation) otherwise: its KL gradient treats the log variance as log sigma, so it pulls about
+The released code (MichaelMathieu/factors-variation) otherwise: its default net is a larger one, and its small one, which is here, does not
+run as released; images are padded with mid-grey (here black); its KL gradient treats the log variance as log sigma, so it pulls about
 twice as hard where sigma is small (here the KL is exact); z = 512, s = 64 also on MNIST; pixels in [-1, 1] with tanh.
 """
 from types import SimpleNamespace
@@ -44,7 +47,7 @@ from torch import nn
 import common
 
 # -------------------------------------------------------------------------------------------------------- networks
-# Channel counts are not in the paper: 16, 32, 64 are the released code's, and enough for its figures.
+# Channel counts are not in the paper: 16, 32, 64 are the released code's, and small enough for a laptop.
 
 
 class Conv5(nn.Conv2d):
@@ -259,6 +262,7 @@ def train(run, nets, data, ids):
         run.track(class_enc=nets.class_enc)
         if run.saved is None:
             pretrain_s(run, nets, data, ids, epochs=1 if opt.dry_run else 5)
+            run.save()
         nets.class_enc.eval().requires_grad_(False)
     half = opt.batch_size // 2
     total = opt.epochs * -(-len(common.pair_same_class(data.y)) // half)
@@ -290,7 +294,7 @@ def train(run, nets, data, ids):
                     codes.append((torch.randn_like(z1[:n]), s2[:n]))         # z from the prior
                 decoded = torch.sigmoid(dec(*(torch.cat(c) for c in zip(*codes)))).split([len(c[0]) for c in codes])
 
-                # CodeDiscs, first: maximise  log M(mu1, id1) + log(1 - M(mu1, id2)) + log P(z1, id1) + log(1 - P(z, id2)),  z ~ N(0, I)
+                # M = mean_disc and P = prior_disc, first: maximise  log M(mu1, id1) + log(1 - M(mu1, id2)) + log P(z1, id1) + log(1 - P(z, id2)),  z ~ N(0, I)
                 loss_c = hide = match = zero
                 for _ in range(opt.code_steps if opt.code_weight or opt.code_prior_weight else 0):
                     m, p, p_prior = mean_disc(mu.detach()), prior_disc(z1.detach()), prior_disc(torch.randn_like(z1))
@@ -298,7 +302,7 @@ def train(run, nets, data, ids):
                     update(opt_c, code_parameters, loss_c)
 
                 # Enc, Dec: minimise  |x1 - Dec(z1,s1)|^2 + |x1 - Dec(z1,s1')|^2 + KL - log Disc(Dec(z1,s2), id2) - log Disc(Dec(z,s2), id2)
-                #                     - log M(mu1, id2) - log(1 - M(mu1, id1)) - log(1 - P(z1, id1))
+                # (each with its weight)  - log M(mu1, id2) - log(1 - M(mu1, id1)) - log(1 - P(z1, id1))
                 own, same, kl = reconstruction_loss(decoded[0], x1), reconstruction_loss(decoded[1], x1), kl_loss(mu, logvar)
                 loss_g = opt.own_weight * own + opt.same_weight * same + kl_weight * kl
                 fakes = [disc(image, id2[:n]) for image in decoded[2:]]
@@ -307,7 +311,7 @@ def train(run, nets, data, ids):
                     loss_g = loss_g + weight * loss
                 if opt.code_weight:
                     m = mean_disc(mu)
-                    hide = adversarial_loss(of(m, id2)) + adversarial_loss(-of(m, id1))
+                    hide = adversarial_loss(of(m, id2)) + adversarial_loss(-of(m, id1))          # log(1 - D) = log sigmoid(-logit)
                     loss_g = loss_g + grown * opt.code_weight * hide
                 if opt.code_prior_weight:
                     match = adversarial_loss(-of(prior_disc(z1), id1))
@@ -344,9 +348,10 @@ def update(optimiser, parameters, loss, retain_graph=False):
 @torch.no_grad()
 def encode(nets, x):
     """Codes of uint8 images [N, C, H, W]: s [N, s_dim], mean and standard deviation of q(z|x) [N, z_dim]."""
-    parts = []
+    assert x.dtype == torch.uint8, "encode takes uint8 images; common.to_float is done here"
+    parts, device = [], next(nets.enc.parameters()).device
     for part in x.split(1000):
-        image = common.to_float(part)
+        image = common.to_float(part.to(device))
         s, mu, logvar = nets.enc(image)
         parts.append((s if nets.class_enc is None else nets.class_enc(image)[0], mu, (logvar / 2).exp()))
     return [torch.cat(column) for column in zip(*parts)]
@@ -395,9 +400,10 @@ def reconstruction_scores(nets, test, seed=0):
     mean and the s of another image of the class; kl_nats: KL(q(z|x) || N(0, I)). All on the test set."""
     rng = torch.Generator().manual_seed(seed)
     s, mu, sigma = encode(nets, test.x)
-    order = torch.argsort(test.y, stable=True)
-    mate = torch.empty_like(order)
-    mate[order] = order.roll(1)                                              # the next image of the class (but at its end)
+    torch.manual_seed(seed)
+    pairs = common.pair_same_class(test.y).to(test.y.device)
+    mate = torch.empty_like(test.y)
+    mate[pairs.flatten()] = pairs.flip(1).flatten()                          # another image of the class
     codes = {"": (mu, s), "_sample": (mu + sigma * torch.randn(mu.shape, generator=rng).to(mu), s), "_swap": (mu, s[mate])}
     x = common.to_float(test.x)
     scores = {f"reconstruction_mse{name}": (decode(nets, *c) - x).square().mean().item() for name, c in codes.items()}
@@ -440,7 +446,7 @@ def figure_swap(nets, test, path):
     s, mu, _ = encode(nets, test.x[i])
     swapped = decode(nets, mu.repeat_interleave(n, 0), s.repeat(n, 1)).view(n, n, *x.shape[1:])
     rows = torch.cat([torch.cat([torch.ones_like(x[:1]), x])[None], torch.cat([x[:, None], swapped], 1)])
-    common.figure_grid(path, rows.flatten(0, 1), n + 1, "Swaps of test images (Fig. 2a)", "s from this image", "z from this image",
+    common.figure_grid(path, rows.flatten(0, 1), n + 1, "Swaps of test images (Fig. 2a, 3a)", "s from this image", "z from this image",
                        after_row=0, after_column=0)
 
 
@@ -454,7 +460,7 @@ def figure_interpolation(nets, test, path, steps=10):
     images = decode(nets, line(mu).repeat_interleave(steps, 0), line(s).repeat(steps, 1))
     x = common.to_float(test.x[i])
     images[0], images[-1] = x[0], x[1]                                       # the two real images at their corners
-    common.figure_grid(path, images, steps, "Interpolation between the real images at the two corners (Fig. 2b)", "s changes", "z changes")
+    common.figure_grid(path, images, steps, "Interpolation between the real images at the two corners (Fig. 2b, 3b)", "s changes", "z changes")
 
 
 def figure_generation(nets, test, path, count=10, seed=0):
@@ -489,7 +495,7 @@ def figure_losses(history, path):
         ("code adversary", ("hide_class", "match_prior", "code_discriminators"), "nats")], "Training losses")
 
 
-def evaluate(run, nets, train, test):
+def evaluate(run, nets, data, test, judge):
     """All scores and figures of a trained model. Returns the flat metrics and the rows of the printed table."""
     opt = run.options
     for net in (nets.enc, nets.dec):
@@ -498,7 +504,7 @@ def evaluate(run, nets, train, test):
                        ("retrieval", figure_retrieval)):
         draw(nets, test, run.folder / f"{name}.png")
     figure_losses(run.history, run.folder / "losses.png")
-    scores = {**reconstruction_scores(nets, test), **probe_scores(nets, train, test, epochs=1 if opt.dry_run else 20),
+    scores = {**reconstruction_scores(nets, test), **probe_scores(nets, data, test, epochs=1 if opt.dry_run else 20),
               **retrieval_scores(nets, test)}
     chance = f"chance {scores['chance_error']:.1f}"
     sprites = opt.dataset == "sprites"
@@ -511,11 +517,12 @@ def evaluate(run, nets, train, test):
         rows += [("R2 of the pose read from z", "pose_r2_z", "-", "1 at best"), ("R2 of the pose read from s", "pose_r2_s", "-", "0 at best"),
                  ("swap against the true picture, MSE", "swap_mse", "-", f"decoder that ignores s {scores['swap_mse_ignore_s']:.3f}")]
     else:
-        scores.update(swap_scores(nets, test, common.load_judge(opt.dataset, opt.data, run.device)))
-        rows += [("swap shows the class of the s donor, %", "swap_accuracy", "-", "released recipe, short: 88.8"),
+        mnist = opt.dataset == "mnist"
+        scores.update(swap_scores(nets, test, judge))
+        rows += [("swap shows the class of the s donor, %", "swap_accuracy", "-", "released recipe, short: 88.8" * mnist),
                  ("swap shows the class of the z donor, %", "swap_z_leak", "-", "0 at best"),
-                 ("the same, z from the prior, %", "prior_accuracy", "-", "released recipe, short: 94.4")]
-    rows += [("reconstruction MSE, mean of z", "reconstruction_mse", "-", f"all-mean image {variance(train, test):.3f}"),
+                 ("z from the prior: class of the s donor, %", "prior_accuracy", "-", "released recipe, short: 94.4" * mnist)]
+    rows += [("reconstruction MSE, mean of z", "reconstruction_mse", "-", f"all-mean image {variance(data, test):.3f}"),
              ("reconstruction MSE, sample of z", "reconstruction_mse_sample", "-", ""), ("KL, nats", "kl_nats", "-", ""),
              ("nearest 8 by s of the same class, %", "retrieval_s", "-", f"by z {scores['retrieval_z']:.1f}")]
     return scores, rows
@@ -544,34 +551,37 @@ def load(run_dir, device="cpu"):
 
 # ------------------------------------------------------------------------------------------------------------ main
 
-# The released code's settings for MNIST in our units: its losses are means over 784 pixels in [-1, 1], so multiply its weights by 784 / 4.
-RELEASED = dict(net="released", own_weight=0.5, same_weight=1.0, kl_start=0.147, kl_weight=0.147, swap_weight=1.96, prior_weight=0.0, code_weight=0.0, code_prior_weight=0.0,
-                real_target=0.95, dead_zone=0.0, lr=0.01, lr_disc=0.01, beta1=0.5, batch_size=16, schedule="constant", z_dim=512, s_dim=64)
+# The released code's settings in our units. Its squared errors are means over C*H*W values in [-1, 1]: ours times 4 / (C*H*W). With the whole
+# objective multiplied by C*H*W / 4 the reconstruction weights stay 0.5 and 1, the KL's 0.1 * 6 / (C*H*W) becomes 0.15 nats, and the
+# adversary's 0.01 becomes 0.01 * C*H*W / 4 (set in main: 1.96 for MNIST). Its 16 triplets are 48 images, here 24 pairs.
+RELEASED = dict(net="released", own_weight=0.5, same_weight=1.0, kl_start=0.15, kl_weight=0.15, swap_weight=None, prior_weight=0.0,
+                code_weight=0.0, code_prior_weight=0.0, real_target=0.95, dead_zone=0.0, lr=0.01, lr_disc=0.01, beta1=0.5, batch_size=48,
+                schedule="constant", z_dim=512, s_dim=64)
 
 
 def make_parser():
     cli = common.Parser(__doc__.split("\n\n")[0], batch_type=common.even)
     add = cli.add_argument
-    add("--recipe", choices=("ours", "released"), default="ours", help="released: the released code's net, weights, rates, sizes and batch; flags given beside it still count")
+    add("--recipe", choices=("ours", "released"), default="ours", help="released: the released code's small net, weights, rates, sizes and batch; flags given beside it still count")
     add("--net", choices=("paper", "released"), default="paper", help="paper: three 5x5 stride-2 convolutions; released: the code's small net")
-    add("--z-dim", type=common.count, default=None, help="size of z (default: 16, on sprites 512; paper, supplement)")
-    add("--s-dim", type=common.count, default=None, help="size of s (default: 16, on sprites 64; paper, supplement)")
-    add("--own-weight", type=common.weight, default=0.2, help="of the reconstruction from (z1, s1) (eq. 5; released 0.5)")
-    add("--same-weight", type=common.weight, default=1.3, help="of the reconstruction from (z1, s1'), same class (Algorithm 1; released 1)")
-    add("--kl-weight", type=common.weight, default=1.6, help="of the KL in nats (eq. 5; released 0.147 in these units)")
+    add("--z-dim", type=common.count, default=None, help="size of z; None is 16, on sprites 512 (paper, supplement)")
+    add("--s-dim", type=common.count, default=None, help="size of s; None is 16, on sprites 64 (paper, supplement)")
+    add("--own-weight", type=common.weight, default=0.2, help="of the reconstruction from (z1, s1) (eq. 5; default ours, released 0.5)")
+    add("--same-weight", type=common.weight, default=1.3, help="of the reconstruction from (z1, s1'), same class (Algorithm 1; default ours, released 1)")
+    add("--kl-weight", type=common.weight, default=2.4, help="of the KL in nats (eq. 5; default ours, released 0.15 in these units)")
     add("--kl-start", type=common.weight, default=0.3, help="weight of the KL at the first step, from where it grows (ours)")
     add("--grow-until", type=common.positive, default=0.6, help="share of the run after which the weights of the KL and of the code's adversaries are whole (ours)")
-    add("--swap-weight", type=common.weight, default=6.5, help="lambda of eq. 5 for the swap (z1, s2, id2) (paper gives none; released 1.96 in these units)")
-    add("--prior-weight", type=common.weight, default=6.5, help="lambda for z ~ N(0, I) with s2, id2 (Figure 1; released 0)")
-    add("--code-weight", type=common.weight, default=10.0, help="of hiding the class in the mean of z from its discriminator (ours, difference 3)")
-    add("--code-prior-weight", type=common.weight, default=5.0, help="of making z of every class look like the prior (ours, difference 3)")
+    add("--swap-weight", type=common.weight, default=6.5, help="lambda of eq. 5 for the swap (z1, s2, id2) (default ours, the paper gives none; released 1.96 in these units)")
+    add("--prior-weight", type=common.weight, default=6.5, help="lambda for z ~ N(0, I) with s2, id2 (Figure 1; default ours, released 0)")
+    add("--code-weight", type=common.weight, default=15.0, help="of hiding the class in the mean of z from its discriminator (ours, difference 3)")
+    add("--code-prior-weight", type=common.weight, default=8.0, help="of making z of every class look like the prior (ours, difference 3)")
     add("--code-steps", type=common.count, default=2, help="updates of the code's discriminators in a step (ours)")
     add("--dead-zone", type=common.weight, default=0.25, help="soft threshold of the means of z (ours, difference 7; paper 0)")
     add("--real-target", type=common.fraction, default=1.0, help="the adversary's label for real (released 0.95)")
-    add("--lr", type=common.positive, default=2e-3, help="Adam's rate for encoder and decoder (released 0.01)")
-    add("--lr-disc", type=common.positive, default=1e-3, help="Adam's rate for the discriminator (released 0.01)")
+    add("--lr", type=common.positive, default=2e-3, help="Adam's rate for encoder and decoder (default ours, released 0.01)")
+    add("--lr-disc", type=common.positive, default=1e-3, help="Adam's rate for the discriminator (default ours, released 0.01)")
     add("--lr-code", type=common.positive, default=2e-3, help="Adam's rate for the code's discriminators; sinks to 30 %% only (ours)")
-    add("--beta1", type=common.fraction, default=0.5, help="of all Adams (released 0.5)")
+    add("--beta1", type=common.below_one, default=0.5, help="of all Adams (released 0.5)")
     add("--schedule", choices=("linear", "constant"), default="linear", help="linear: warm-up, constant for half the run, then down to 2 %% (ours)")
     add("--no-adversary", action="store_true", help="ablation: all four adversarial weights 0 (the decoder then ignores s)")
     add("--pretrained-s", action="store_true", help="ablation: s from a classifier, trained first and frozen (Figure 10a)")
@@ -580,10 +590,6 @@ def make_parser():
 
 def main(options):
     sprites = options.dataset == "sprites"
-    if options.recipe == "released":
-        given = make_parser()
-        given.set_defaults(**RELEASED)
-        options = given.parse_args()
     options.z_dim = options.z_dim or (512 if sprites else 16)
     options.s_dim = options.s_dim or (64 if sprites else 16)
     if options.no_adversary:
@@ -591,6 +597,8 @@ def main(options):
     if options.dry_run:
         options.epochs = min(options.epochs, 2)
     data, test = common.load_dataset(options.dataset, options.data, options.validation)
+    if options.swap_weight is None:
+        options.swap_weight = 0.01 * data.x[0].numel() / 4
     if options.dry_run:
         data, test = (part.take(torch.arange(len(part.y)) < n) for part, n in ((data, 1024), (test, 512)))
     run = common.Run("mathieu", options)
@@ -598,9 +606,10 @@ def main(options):
     labels = data.y[:, None] if data.attributes is None else data.attributes
     ids = torch.cat([F.one_hot(column, int(column.max()) + 1) for column in labels.t()], 1).float()
     nets = build(options, data.x.shape[1], data.x.shape[2], ids.shape[1])
+    judge = None if sprites else common.load_judge(options.dataset, options.data, run.device)
     train(run, nets, data, ids)
-    run.finish(*evaluate(run, nets, data, test))
+    run.finish(*evaluate(run, nets, data, test, judge))
 
 
 if __name__ == "__main__":
-    common.run_main(main, make_parser())
+    common.run_main(main, make_parser(), {"released": RELEASED})

@@ -310,6 +310,10 @@ def test_pretrained_s_gets_no_gradient(monkeypatch):
 
 class Flat(nn.Module):
     """An encoder that keeps everything: s = z = the image itself, z without noise."""
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(()))       # tells the device
+
     def forward(self, x):
         flat = x.flatten(1)
         return flat, flat, torch.full_like(flat, -60.)
@@ -418,6 +422,7 @@ def test_other_variants_run_through(command):
         assert done.returncode == 0, (arguments, done.stderr)
     settings = json.loads(open("runs/mathieu/dry-run-2/config.json").read())["settings"]
     assert settings["net"] == "released" and settings["real_target"] == 0.95 and settings["batch_size"] == 64 and settings["z_dim"] == 512
+    assert math.isclose(settings["swap_weight"], 0.01 * 784 / 4) and math.isclose(settings["kl_weight"], 0.1 * 6 / 784 * 784 / 4)
 
 
 def test_import_does_nothing(tmp_path):
@@ -478,7 +483,7 @@ MISTAKES = [
     (["--data", "d"], "wrong type", "found float32"),
     (["--data", "d"], "wrong label", "one label from 0 to 9"),
     (["--data", "d"], "fewer labels", "for each of the 4 images"),
-    (["--data", "d", "--batch-size", "4"], "single", "class 7 has a single image"),
+    (["--data", "d", "--batch-size", "8"], "single", "class 7 has a single image"),
     (["--epochs", "0"], None, "'0' is not a whole number of at least 1"),
     (["--epochs", "many"], None, "'many' is not a whole number"),
     (["--epochs", "1.5"], None, "'1.5' is not a whole number"),
@@ -512,7 +517,7 @@ def test_mistakes_end_with_one_line(arguments, preparation, words, monkeypatch, 
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     before = {p: p.read_bytes() for p in common.Path(".").rglob("*") if p.is_file()}
     with pytest.raises(SystemExit) as stop:
-        common.run_main(mathieu.main, mathieu.make_parser())
+        common.run_main(mathieu.main, mathieu.make_parser(), {"released": mathieu.RELEASED})
     out, err = capsys.readouterr()
     complaint = [line for line in err.splitlines() if not line.startswith("mathieu: ")]             # the run's own echo
     assert stop.value.code == 2 and out == "" and len(complaint) == 1 and words in complaint[0], err
