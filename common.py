@@ -276,6 +276,7 @@ even = lambda text: _even(count(text), text)              # noqa: E731
 weight = _number(float, 0, 1e9, "a number of at least 0")
 positive = _number(float, 1e-12, 1e9, "a number above 0")
 fraction = _number(float, 0, 1, "a number from 0 to 1")
+share = _number(float, 1e-6, 1, "a number above 0, at most 1")
 below_one = _number(float, 0, 0.9999, "a number from 0 to below 1")
 
 
@@ -420,7 +421,8 @@ class Run:
         random.seed(options.seed)
         np.random.seed(options.seed)
         torch.manual_seed(options.seed)
-        self.saved = read_checkpoint(self.folder, script) if options.resume else None
+        begun = options.resume and (self.folder / "checkpoint.pt").exists()     # stopped before the first checkpoint: from the start
+        self.saved = read_checkpoint(self.folder, script) if begun else None
         if not options.resume:
             self._create(settings)
         print(f"{script}: {settings}\n{script}: {self.device}, {self.precision}, into {self.folder}", file=sys.stderr)
@@ -501,6 +503,9 @@ class Run:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_atomic(self.folder / "checkpoint.pt", buffer.getvalue())
+        self._write_log()
+
+    def _write_log(self):
         text = io.StringIO()
         if self.history:
             writer = csv.DictWriter(text, self.history[0])
@@ -533,7 +538,7 @@ class Run:
             while self.epoch < self.options.epochs:
                 self.begun, self.epoch_rng = time.time(), _get_rng()
                 yield self.epoch
-                self._close_epoch(time.time() - self.begun)
+                self._close_epoch()
             if self.stop:
                 raise KeyboardInterrupt
         finally:
@@ -541,7 +546,7 @@ class Run:
             for s, handler in handlers.items():
                 signal.signal(s, handler)
 
-    def _close_epoch(self, seconds):
+    def _close_epoch(self):
         if not self.rows:
             raise RuntimeError("an epoch without a call of log()")
         values = torch.stack(self.rows).cpu()
@@ -549,7 +554,7 @@ class Run:
         if len(bad):
             raise UserError(self._nan_message(f"the loss '{self.names[bad[0, 1]]}'", self.step - len(values) + int(bad[0, 0]) + 1))
         self.epoch += 1
-        self.train_seconds += seconds
+        self.train_seconds += time.time() - self.begun    # after the losses were read, so that the device has finished
         self.history.append({"epoch": self.epoch, **dict(zip(self.names, values.double().mean(0).tolist()))})
         self.rows, self.middle = [], None
         self.save()
@@ -592,6 +597,7 @@ class Run:
         """Write metrics.json (flat name -> number) and print the table: rows (words, metric's name, the paper's value, compare)."""
         metrics = {**metrics, "epochs": self.epoch, "seconds": round(self.seconds(), 1),
                    "images_per_second": round(self.images / max(self.train_seconds, 1e-9), 1)}
+        self._write_log()
         write_atomic(self.folder / "metrics.json", json.dumps(metrics, indent=1))
         lines = [("score", "this run", "paper", "to compare")]
         lines += [(words, f"{metrics[name]:.4g}", str(paper), str(compare)) for words, name, paper, compare in table]
@@ -773,10 +779,15 @@ def save_judge(judge, path):
         raise UserError(f"cannot write '{path}' ({error.strerror}): choose another --data")
 
 
-def load_judge(name, root=None, device="cpu"):
-    """The `Judge` of a data set in eval mode, from `root`/judge-NAME.pt (MNIST's is committed); trained and stored there if absent."""
+def load_judge(name, root=None, device="cpu", quick=False):
+    """The `Judge` of a data set in eval mode, from `root`/judge-NAME.pt (MNIST's is committed); trained and stored there if absent.
+
+    quick: for a dry run; one that is absent is left untrained."""
     root = Path(root) if root is not None else HERE / "data"
     path = next((p for p in (root / f"judge-{name}.pt", HERE / "data" / f"judge-{name}.pt") if p.exists()), None)
+    if path is None and quick:
+        train = load_dataset(name, root)[0]
+        return Judge(train.x.shape[1], int(train.y.max()) + 1).to(device).eval()
     if path is None:
         with torch.random.fork_rng():
             torch.manual_seed(0)

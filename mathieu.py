@@ -9,7 +9,7 @@ any s together again. Labels only pair images and condition the discriminator; t
 Where the paper's things are
     Eq. 5, Figure 1, Algorithm 1      reconstruction_loss, kl_loss, adversarial_loss, discriminator_loss; wired in train
     Supplement: networks              Encoder, Decoder, Discriminator
-    Figure 2(a), 2(b)                 figure_swap, figure_interpolation
+    Figure 2(a), 2(b), 3              figure_swap, figure_interpolation
     Figure 4, Figure 5                figure_retrieval, figure_generation
     Figure 10                         --pretrained-s
     Table 1                           probe_scores (on sprites); on MNIST the paper has no numbers
@@ -28,11 +28,12 @@ Differences from the paper
     adversary. The adversarial term of the generator is the non-saturating -log D, as in the released code.
  5. The KL weight grows during training from `--kl-start` to `--kl-weight`, and with it the weights of difference 3, from 0.
  6. A step's images come as pairs of one class; each is x1 once with the other as its x1', and x2 is another image of the step,
-    of any class (Figure 1's caption; section 4.3 says a different one), one swap a pair.
+    of any class (Figure 1's caption; section 4.3 says a different one), one swap a pair. z1 is sampled once a step for all its uses.
  7. The means of z pass a soft threshold: a dimension that the KL has switched off otherwise keeps a tiny mean, which the decoder ignores and
     from which a probe reads the class. `--dead-zone 0` switches it off.
  8. Batch norm and ReLU follow the sum of the z and s branches, as they precede the heads of the encoder (the released net has neither).
- 9. The sprites are drawn here (common.sprites): same seven attributes and same split sizes as the paper's, other pictures.
+ 9. The sprites are drawn here (common.sprites): same seven attributes and same split sizes as the paper's, other pictures. Their tables
+    in the discriminator add up; the released code gives each attribute a seventh of the channels.
 
 The released code (MichaelMathieu/factors-variation) otherwise: its default net is a larger one, and its small one, which is here, does not
 run as released; images are padded with mid-grey (here black); its KL gradient treats the log variance as log sigma, so it pulls about
@@ -85,7 +86,7 @@ class Encoder(nn.Module):
 
     net "paper": three 5x5 stride-2 convolutions (supplement); "released": the released code's small net, on images padded to 32.
     dead_zone: means nearer to 0 are 0, others move towards 0 by as much (soft threshold), so that a dimension which the KL has
-    switched off is exactly 0 and carries nothing, instead of a little of everything. 0 is the paper's."""
+    switched off is exactly 0 and carries nothing, instead of a little of everything. 0 is the paper's. Uses Conv5."""
 
     def __init__(self, channels=1, size=28, z_dim=16, s_dim=16, net="paper", dead_zone=0.0):
         super().__init__()
@@ -108,7 +109,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Dec(z, s) -> logits of the pixels [B, C, H, W]: z and s each through a linear layer, added, then the mirrored encoder."""
+    """Dec(z, s) -> logits of the pixels [B, C, H, W]: z and s each through a linear layer, added, then the mirrored encoder.
+
+    z [B, z_dim], s [B, s_dim]. Uses ConvTranspose5."""
 
     def __init__(self, channels=1, size=28, z_dim=16, s_dim=16, net="paper"):
         super().__init__()
@@ -134,7 +137,8 @@ class Discriminator(nn.Module):
     """Disc(x, id) -> logit [B] that x [B, C, H, W] is a real image of class id.
 
     id: one-hot float [B, labels]; with several attributes the one-hots side by side, whose tables then add up. At each of three
-    resolutions the label is looked up in a table of 4 x 4 maps, enlarged and added before normalisation (supplement, released code)."""
+    resolutions the label is looked up in a table of 4 x 4 maps, enlarged and added before normalisation (supplement, released code).
+    Uses Conv5."""
 
     def __init__(self, channels=1, size=28, labels=10, net="paper"):
         super().__init__()
@@ -221,6 +225,18 @@ def build(options, channels, size, labels):
         if getattr(nets, name) is not None:
             getattr(nets, name).to(memory_format=torch.channels_last)
     return nets
+
+
+def of(logits, id):
+    """The logit [B] of each row's own label: logits [B, labels], id one-hot [B, labels] (of several attributes: their sum)."""
+    return (logits * id).sum(1)
+
+
+def update(optimiser, parameters, loss, retain_graph=False):
+    """One optimiser step on `loss`, whose gradient reaches `parameters` and nothing else."""
+    loss.backward(inputs=parameters, retain_graph=retain_graph)              # not autograd.grad: fused Adam needs the parameters' layout
+    optimiser.step()
+    optimiser.zero_grad()
 
 
 def schedule(step, total):
@@ -330,18 +346,6 @@ def train(run, nets, data, ids):
                     fool_prior=fool[-1] if opt.prior_weight else zero, hide_class=hide, match_prior=match, discriminator=loss_d, code_discriminators=loss_c)
 
 
-def of(logits, id):
-    """The logit [B] of each row's own label: logits [B, labels], id one-hot [B, labels] (of several attributes: their sum)."""
-    return (logits * id).sum(1)
-
-
-def update(optimiser, parameters, loss, retain_graph=False):
-    """One optimiser step on `loss`, whose gradient reaches `parameters` and nothing else."""
-    loss.backward(inputs=parameters, retain_graph=retain_graph)              # not autograd.grad: fused Adam needs the parameters' layout
-    optimiser.step()
-    optimiser.zero_grad()
-
-
 # ------------------------------------------------------------------------------------------------------ evaluation
 
 
@@ -400,8 +404,9 @@ def reconstruction_scores(nets, test, seed=0):
     mean and the s of another image of the class; kl_nats: KL(q(z|x) || N(0, I)). All on the test set."""
     rng = torch.Generator().manual_seed(seed)
     s, mu, sigma = encode(nets, test.x)
-    torch.manual_seed(seed)
-    pairs = common.pair_same_class(test.y).to(test.y.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pairs = common.pair_same_class(test.y).to(test.y.device)
     mate = torch.empty_like(test.y)
     mate[pairs.flatten()] = pairs.flip(1).flatten()                          # another image of the class
     codes = {"": (mu, s), "_sample": (mu + sigma * torch.randn(mu.shape, generator=rng).to(mu), s), "_swap": (mu, s[mate])}
@@ -517,11 +522,11 @@ def evaluate(run, nets, data, test, judge):
         rows += [("R2 of the pose read from z", "pose_r2_z", "-", "1 at best"), ("R2 of the pose read from s", "pose_r2_s", "-", "0 at best"),
                  ("swap against the true picture, MSE", "swap_mse", "-", f"decoder that ignores s {scores['swap_mse_ignore_s']:.3f}")]
     else:
-        mnist = opt.dataset == "mnist"
         scores.update(swap_scores(nets, test, judge))
-        rows += [("swap shows the class of the s donor, %", "swap_accuracy", "-", "released recipe, short: 88.8" * mnist),
+        real = (judge.classify(common.to_float(test.x)) == test.y).float().mean().item() * 100
+        rows += [("swap shows the class of the s donor, %", "swap_accuracy", "-", f"real images: {real:.1f}"),
                  ("swap shows the class of the z donor, %", "swap_z_leak", "-", "0 at best"),
-                 ("z from the prior: class of the s donor, %", "prior_accuracy", "-", "released recipe, short: 94.4" * mnist)]
+                 ("z from the prior: class of the s donor, %", "prior_accuracy", "-", f"real images: {real:.1f}")]
     rows += [("reconstruction MSE, mean of z", "reconstruction_mse", "-", f"all-mean image {variance(data, test):.3f}"),
              ("reconstruction MSE, sample of z", "reconstruction_mse_sample", "-", ""), ("KL, nats", "kl_nats", "-", ""),
              ("nearest 8 by s of the same class, %", "retrieval_s", "-", f"by z {scores['retrieval_z']:.1f}")]
@@ -540,7 +545,7 @@ def load(run_dir, device="cpu"):
     options = SimpleNamespace(**common.read_config(run_dir)["settings"])
     state = common.read_checkpoint(run_dir, "mathieu", device)["states"]
     conv = state["disc"]["convs.0.weight"]
-    nets = build(options, conv.shape[1], 32 if options.dataset in ("sprites", "svhn", "cifar10") else 28, len(state["disc"]["tables.0"]))
+    nets = build(options, conv.shape[1], 28 if options.dataset in GREY else 32, len(state["disc"]["tables.0"]))
     nets.options = options
     for name in ("enc", "dec", "disc", "mean_disc", "prior_disc", "class_enc"):
         if getattr(nets, name) is not None:
@@ -551,6 +556,12 @@ def load(run_dir, device="cpu"):
 
 # ------------------------------------------------------------------------------------------------------------ main
 
+GREY = ("mnist", "fashion", "kmnist")                                        # 28 x 28 x 1; the others are 32 x 32 x 3
+
+# Defaults where grey digits and colour sprites need different ones: (grey, colour). The dimensions are the paper's (supplement).
+BY_DATASET = dict(z_dim=(16, 512), s_dim=(16, 64), kl_start=(0.3, 0.05), kl_weight=(2.4, 1.0), swap_weight=(6.5, 4.0), prior_weight=(6.5, 4.0),
+                  code_weight=(15.0, 5.0), code_prior_weight=(8.0, 3.0), dead_zone=(0.25, 0.5))
+
 # The released code's settings in our units. Its squared errors are means over C*H*W values in [-1, 1]: ours times 4 / (C*H*W). With the whole
 # objective multiplied by C*H*W / 4 the reconstruction weights stay 0.5 and 1, the KL's 0.1 * 6 / (C*H*W) becomes 0.15 nats, and the
 # adversary's 0.01 becomes 0.01 * C*H*W / 4 (set in main: 1.96 for MNIST). Its 16 triplets are 48 images, here 24 pairs.
@@ -560,23 +571,24 @@ RELEASED = dict(net="released", own_weight=0.5, same_weight=1.0, kl_start=0.15, 
 
 
 def make_parser():
+    both = lambda name: "{}, on colour images {}".format(*BY_DATASET[name])  # noqa: E731
     cli = common.Parser(__doc__.split("\n\n")[0], batch_type=common.even)
     add = cli.add_argument
     add("--recipe", choices=("ours", "released"), default="ours", help="released: the released code's small net, weights, rates, sizes and batch; flags given beside it still count")
     add("--net", choices=("paper", "released"), default="paper", help="paper: three 5x5 stride-2 convolutions; released: the code's small net")
-    add("--z-dim", type=common.count, default=None, help="size of z; None is 16, on sprites 512 (paper, supplement)")
-    add("--s-dim", type=common.count, default=None, help="size of s; None is 16, on sprites 64 (paper, supplement)")
+    add("--z-dim", type=common.count, default=None, help=f"size of z; None is {both('z_dim')} (paper, supplement)")
+    add("--s-dim", type=common.count, default=None, help=f"size of s; None is {both('s_dim')} (paper, supplement)")
     add("--own-weight", type=common.weight, default=0.2, help="of the reconstruction from (z1, s1) (eq. 5; default ours, released 0.5)")
     add("--same-weight", type=common.weight, default=1.3, help="of the reconstruction from (z1, s1'), same class (Algorithm 1; default ours, released 1)")
-    add("--kl-weight", type=common.weight, default=2.4, help="of the KL in nats (eq. 5; default ours, released 0.15 in these units)")
-    add("--kl-start", type=common.weight, default=0.3, help="weight of the KL at the first step, from where it grows (ours)")
-    add("--grow-until", type=common.positive, default=0.6, help="share of the run after which the weights of the KL and of the code's adversaries are whole (ours)")
-    add("--swap-weight", type=common.weight, default=6.5, help="lambda of eq. 5 for the swap (z1, s2, id2) (default ours, the paper gives none; released 1.96 in these units)")
-    add("--prior-weight", type=common.weight, default=6.5, help="lambda for z ~ N(0, I) with s2, id2 (Figure 1; default ours, released 0)")
-    add("--code-weight", type=common.weight, default=15.0, help="of hiding the class in the mean of z from its discriminator (ours, difference 3)")
-    add("--code-prior-weight", type=common.weight, default=8.0, help="of making z of every class look like the prior (ours, difference 3)")
+    add("--kl-weight", type=common.weight, default=None, help=f"of the KL in nats (eq. 5; default ours, released 0.15 in these units); None is {both('kl_weight')}")
+    add("--kl-start", type=common.weight, default=None, help=f"weight of the KL at the first step, from where it grows (ours); None is {both('kl_start')}")
+    add("--grow-until", type=common.share, default=0.6, help="share of the run after which the weights of the KL and of the code's adversaries are whole (ours)")
+    add("--swap-weight", type=common.weight, default=None, help=f"lambda of eq. 5 for the swap (z1, s2, id2) (default ours, the paper gives none; released 1.96 in these units); None is {both('swap_weight')}")
+    add("--prior-weight", type=common.weight, default=None, help=f"lambda for z ~ N(0, I) with s2, id2 (Figure 1; default ours, released 0); None is {both('prior_weight')}")
+    add("--code-weight", type=common.weight, default=None, help=f"of hiding the class in the mean of z from its discriminator (ours, difference 3); None is {both('code_weight')}")
+    add("--code-prior-weight", type=common.weight, default=None, help=f"of making z of every class look like the prior (ours, difference 3); None is {both('code_prior_weight')}")
     add("--code-steps", type=common.count, default=2, help="updates of the code's discriminators in a step (ours)")
-    add("--dead-zone", type=common.weight, default=0.25, help="soft threshold of the means of z (ours, difference 7; paper 0)")
+    add("--dead-zone", type=common.weight, default=None, help=f"soft threshold of the means of z (ours, difference 7; paper 0); None is {both('dead_zone')}")
     add("--real-target", type=common.fraction, default=1.0, help="the adversary's label for real (released 0.95)")
     add("--lr", type=common.positive, default=2e-3, help="Adam's rate for encoder and decoder (default ours, released 0.01)")
     add("--lr-disc", type=common.positive, default=1e-3, help="Adam's rate for the discriminator (default ours, released 0.01)")
@@ -588,25 +600,37 @@ def make_parser():
     return cli
 
 
-def main(options):
-    sprites = options.dataset == "sprites"
-    options.z_dim = options.z_dim or (512 if sprites else 16)
-    options.s_dim = options.s_dim or (64 if sprites else 16)
+def resolve(options):
+    """Fill in what depends on the data set or on another flag."""
+    grey = options.dataset in GREY
+    if options.recipe == "released" and options.swap_weight is None:
+        options.swap_weight = 0.01 * (784 if grey else 3072) / 4
+    for name, (on_grey, on_colour) in BY_DATASET.items():
+        if getattr(options, name) is None:
+            setattr(options, name, on_grey if grey else on_colour)
     if options.no_adversary:
         options.swap_weight = options.prior_weight = options.code_weight = options.code_prior_weight = 0.0
     if options.dry_run:
         options.epochs = min(options.epochs, 2)
+    return options
+
+
+def labels_of(data):
+    """What conditions the discriminators: one-hot classes [N, classes], or on sprites the one-hots of the seven attributes side by side."""
+    labels = data.y[:, None] if data.attributes is None else data.attributes
+    return torch.cat([F.one_hot(column, int(column.max()) + 1) for column in labels.t()], 1).float()
+
+
+def main(options):
+    options = resolve(options)
     data, test = common.load_dataset(options.dataset, options.data, options.validation)
-    if options.swap_weight is None:
-        options.swap_weight = 0.01 * data.x[0].numel() / 4
     if options.dry_run:
         data, test = (part.take(torch.arange(len(part.y)) < n) for part, n in ((data, 1024), (test, 512)))
     run = common.Run("mathieu", options)
     data, test = data.to(run.device), test.to(run.device)
-    labels = data.y[:, None] if data.attributes is None else data.attributes
-    ids = torch.cat([F.one_hot(column, int(column.max()) + 1) for column in labels.t()], 1).float()
+    ids = labels_of(data)
     nets = build(options, data.x.shape[1], data.x.shape[2], ids.shape[1])
-    judge = None if sprites else common.load_judge(options.dataset, options.data, run.device)
+    judge = None if options.dataset == "sprites" else common.load_judge(options.dataset, options.data, run.device, quick=options.dry_run)
     train(run, nets, data, ids)
     run.finish(*evaluate(run, nets, data, test, judge))
 

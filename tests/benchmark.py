@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -44,15 +43,14 @@ def matmul_rate(device, dtype, n=2048):
 def time_mathieu(precision, steps=60):
     """Seconds and floating-point operations of a training step at the default settings, and its images."""
     with tempfile.TemporaryDirectory() as folder:
-        opt = mathieu.make_parser().parse_args(["--epochs", "1", "--precision", precision, "--out", folder + "/run"])
-        opt.z_dim = opt.s_dim = 16
+        opt = mathieu.resolve(mathieu.make_parser().parse_args(["--epochs", "1", "--precision", precision, "--out", folder + "/run"]))
 
         def train(images, name):
             opt.out = f"{folder}/{name}"
             data = common.load_dataset("mnist")[0].take(torch.arange(images))
             run = common.Run("mathieu", opt)
             data = data.to(run.device)
-            mathieu.train(run, mathieu.build(opt, 1, 28, 10), data, F.one_hot(data.y, 10).float())
+            mathieu.train(run, mathieu.build(opt, 1, 28, 10), data, mathieu.labels_of(data))
             return run
         train(20 * opt.batch_size, "warm")
         run = train(steps * opt.batch_size, "timed")

@@ -206,7 +206,9 @@ def test_nearest_against_brute_force():
     for i in range(30):
         order = sorted(range(40), key=lambda j: sum((a[i, d] - b[j, d]).item() ** 2 for d in range(5)))
         assert found[i].tolist() == order[:3]
-    assert (common.nearest(b, b, 2, exclude_self=True) != torch.arange(40)[:, None]).all()
+    many = torch.randn(1500, 3, generator=rng)            # more than one block
+    itself = torch.arange(1500)[:, None]
+    assert (common.nearest(many, many, 2, exclude_self=True) != itself).all() and torch.equal(common.nearest(many, many, 1), itself)
 
 
 def test_judge_is_good_enough_to_judge():
@@ -280,6 +282,66 @@ def test_stopped_run_goes_on_bit_for_bit(step):
     for key in ("states", "history", "epoch", "step", "rng", "images"):
         assert same(whole[key], part[key]), key
     assert open("whole/log.csv").read() == open("part/log.csv").read()
+
+
+def test_a_run_stopped_twice_in_one_epoch(monkeypatch):
+    toy(options(out="whole"))
+    for stop_at, resume in ((6, False), (8, True)):
+        with pytest.raises(KeyboardInterrupt):
+            toy(options(out="part", resume=resume), stop_at=stop_at)
+    toy(options(out="part", resume=True))
+    whole, part = (torch.load(f"{name}/checkpoint.pt", weights_only=True) for name in ("whole", "part"))
+    assert same({k: whole[k] for k in ("states", "history", "rng", "step")}, {k: part[k] for k in ("states", "history", "rng", "step")})
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again():
+    toy(options())
+    common.Path("run/checkpoint.pt").rename("whole.pt")
+    toy(options(resume=True))
+    assert same(torch.load("whole.pt", weights_only=True)["states"], torch.load("run/checkpoint.pt", weights_only=True)["states"])
+
+
+def test_ctrl_c_ends_with_one_line(monkeypatch, capsys):
+    def main(opt):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(common.sys, "argv", ["toy.py"])
+    with pytest.raises(SystemExit) as stop:
+        common.run_main(main, common.Parser("toy"))
+    assert stop.value.code == 130 and "--resume" in capsys.readouterr().err
+
+
+def test_a_write_that_fails_leaves_the_old_file(monkeypatch):
+    common.write_atomic("file", "old")
+
+    def fail(*_):
+        raise OSError("disk full")
+    monkeypatch.setattr(common.os, "replace", fail)
+    with pytest.raises(OSError):
+        common.write_atomic("file", "new")
+    assert open("file").read() == "old"
+
+
+def test_log_holds_means_over_the_epoch():
+    opt = options(epochs=1, batch_size=5)
+    run = common.Run("toy", opt)
+    for epoch in run.epochs():
+        for index in run.batches(torch.arange(20), 5):
+            run.log(first=index.float().mean(), last=index.max())
+    row, = csv.DictReader(open("run/log.csv"))
+    assert float(row["first"]) == 9.5 and float(row["last"]) == (4 + 9 + 14 + 19) / 4
+
+
+def test_broken_weights_are_not_saved():
+    opt = options(epochs=2)
+    run, net = common.Run("toy", opt), nn.Linear(2, 1)
+    run.track(net=net)
+    with pytest.raises(common.UserError, match="weights of 'net' is not finite|weights of 'net'"):
+        for epoch in run.epochs():
+            for index in run.batches(torch.arange(8), 4):
+                run.log(loss=torch.zeros(()))
+            if epoch == 1:
+                net.weight.data[0, 0] = math.inf
+    assert torch.load("run/checkpoint.pt", weights_only=True)["epoch"] == 1
 
 
 def test_nan_is_refused_and_the_last_good_checkpoint_kept():

@@ -149,15 +149,13 @@ def test_the_decoder_adds_its_branches():
 
 
 def options(*arguments):
-    return mathieu.make_parser().parse_args(["--precision", "fp32", "--device", "cpu", "--epochs", "1", *map(str, arguments)])
+    return mathieu.resolve(mathieu.make_parser().parse_args(["--precision", "fp32", "--device", "cpu", "--epochs", "1", *map(str, arguments)]))
 
 
 def one_step(monkeypatch, *arguments, n=16):
     """Train a single step; returns the gradients that each optimiser got, those of a plain re-implementation, and the parameter names."""
-    opt = options("--batch-size", n, "--out", "run", *arguments)
-    opt.z_dim, opt.s_dim = 16, 16
-    if opt.no_adversary:
-        opt.swap_weight = opt.prior_weight = opt.code_weight = opt.code_prior_weight = 0.
+    opt = options("--batch-size", n, "--out", "run", "--lr", 0.003, "--lr-disc", 0.002, "--lr-code", 0.001, "--beta1", 0.4, *arguments)
+    opt.epochs = 10
     train = common.load_dataset("mnist")[0].take(torch.arange(n))
     data = common.Split(train.x, torch.arange(n // 2).repeat(2))             # image i and i + n/2 share a class
     ids = F.one_hot(data.y, 10).float()
@@ -167,19 +165,36 @@ def one_step(monkeypatch, *arguments, n=16):
         torch.manual_seed(5)                              # the step's draws follow from here
         return pair
     monkeypatch.setattr(common, "pair_same_class", fixed_pairs)
+    monkeypatch.setattr(mathieu, "pretrain_s", lambda *_, **__: None)
     torch.manual_seed(0)
     nets = mathieu.build(opt, 1, 28, 10)
 
     copies = types.SimpleNamespace(**{k: copy.deepcopy(v) for k, v in vars(nets).items()})
     names = {p: f"{k}.{n}" for k, v in vars(nets).items() if v is not None for n, p in v.named_parameters()}
-    got = {}
-    monkeypatch.setattr(mathieu, "update", lambda o, params, loss, **_: got.update(
-        {names[p]: g for p, g in zip(params, torch.autograd.grad(loss, params, retain_graph=True))}))
-    mathieu.train(common.Run("mathieu", opt), nets, data, ids)
-    return got, by_hand(opt, copies, common.to_float(data.x), ids, n // 2), set(names.values())
+    got, rates = {}, {}
+
+    def spy(optimiser, parameters, loss, **_):
+        got.update({names[p]: g for p, g in zip(parameters, torch.autograd.grad(loss, parameters, retain_graph=True))})
+        group, = optimiser.param_groups
+        assert {id(p) for p in group["params"]} == {id(p) for p in parameters} and group["betas"] == (0.4, 0.999)
+        rates[names[parameters[-1]].split(".")[0]] = group["lr"]
+    monkeypatch.setattr(mathieu, "update", spy)
+    logged = {}
+
+    class Enough(Exception):
+        pass
+
+    def log(self, **losses):
+        logged.update({k: v.item() for k, v in losses.items()})
+        raise Enough
+    monkeypatch.setattr(common.Run, "log", log)
+    with pytest.raises(Enough):
+        mathieu.train(common.Run("mathieu", opt), nets, data, ids)
+    truth, losses = by_hand(opt, copies, common.to_float(data.x), ids, n // 2, grown=1 / 10 / 0.6)
+    return got, truth, set(names.values()), rates, logged, losses
 
 
-def by_hand(opt, nets, x1, id1, h):
+def by_hand(opt, nets, x1, id1, h, grown):
     """The step of Algorithm 1 written again, plainly: every pass on its own, index by index, sigmoids and logarithms spelled out."""
     fixed = lambda net: net.train()  # noqa: E731
     fixed(nets.enc), fixed(nets.dec), fixed(nets.disc), fixed(nets.mean_disc), fixed(nets.prior_disc)
@@ -188,6 +203,8 @@ def by_hand(opt, nets, x1, id1, h):
     third = [(i - k) % (2 * h) for i in range(2 * h)]
     partner = [(i + h) % (2 * h) for i in range(2 * h)]
     s1, mu, logvar = nets.enc(x1)
+    if nets.class_enc is not None:                        # Figure 10(a): s from the frozen classifier
+        s1 = nets.class_enc.eval()(x1)[0].detach()
     z1 = mu + torch.randn(mu.shape) * torch.exp(0.5 * logvar)
     zp = torch.randn(h, z1.shape[1]) if opt.prior_weight else None
     draws = [torch.randn(z1.shape) for _ in range(opt.code_steps)] if opt.code_weight or opt.code_prior_weight else []
@@ -200,21 +217,24 @@ def by_hand(opt, nets, x1, id1, h):
         z_all, s_all, kinds = z_all + [zp], s_all + [s2[:h]], kinds + [opt.prior_weight]
     images = 1 / (1 + torch.exp(-nets.dec(torch.cat(z_all), torch.cat(s_all))))
     square = lambda a, b: ((a - b) ** 2).sum() / len(a)  # noqa: E731
-    loss = opt.own_weight * square(images[:2 * h], x1) + opt.same_weight * square(images[2 * h:4 * h], x1)
-    loss = loss + opt.kl_weight * (0.5 * (mu ** 2 + torch.exp(logvar) - logvar - 1)).sum() / len(mu)
+    told = {"reconstruction": square(images[:2 * h], x1), "same_class": square(images[2 * h:4 * h], x1),
+            "kl": (0.5 * (mu ** 2 + torch.exp(logvar) - logvar - 1)).sum() / len(mu)}
+    loss = opt.own_weight * told["reconstruction"] + opt.same_weight * told["same_class"]
+    loss = loss + (opt.kl_start + grown * (opt.kl_weight - opt.kl_start)) * told["kl"]
     d_loss = 0
     for number, weight in enumerate(kinds):
         fake = images[(4 + number) * h:(5 + number) * h]
         p = torch.sigmoid(nets.disc(fake, id2[:h]))
+        told["fool_prior" if number or not opt.swap_weight else "fool_swap"] = -torch.log(p).mean()
         loss = loss - weight * torch.log(p).mean()
         p_real = torch.sigmoid(nets.disc(x2[:h], id2[:h]))
         d_loss = d_loss - (torch.log(p_real).mean() + torch.log(1 - torch.sigmoid(nets.disc(fake.detach(), id2[:h]))).mean()) / len(kinds)
     c_loss = 0
     if opt.code_weight:
         p_own, p_other = (torch.sigmoid(nets.mean_disc(mu)[i > 0]) for i in (id1, id2))
-        loss = loss - opt.code_weight * (torch.log(p_other).mean() + torch.log(1 - p_own).mean())
+        loss = loss - grown * opt.code_weight * (torch.log(p_other).mean() + torch.log(1 - p_own).mean())
     if opt.code_prior_weight:
-        loss = loss - opt.code_prior_weight * torch.log(1 - torch.sigmoid(nets.prior_disc(z1)[id1 > 0])).mean()
+        loss = loss - grown * opt.code_prior_weight * torch.log(1 - torch.sigmoid(nets.prior_disc(z1)[id1 > 0])).mean()
     if opt.code_weight or opt.code_prior_weight:
         for draw in draws:                                # two updates, of which the spy keeps the last
             p_own, p_other = (torch.sigmoid(nets.mean_disc(mu.detach())[i > 0]) for i in (id1, id2))
@@ -224,19 +244,24 @@ def by_hand(opt, nets, x1, id1, h):
     for value, part in ((loss, ("enc", "dec")), (d_loss, ("disc",)), (c_loss, ("mean_disc", "prior_disc"))):
         if torch.is_tensor(value):
             params = {f"{k}.{n}": p for k in part for n, p in getattr(nets, k).named_parameters()}
-            answer.update(zip(params, torch.autograd.grad(value, list(params.values()), retain_graph=True)))
-    return answer
+            answer.update(zip(params, torch.autograd.grad(value, list(params.values()), retain_graph=True, allow_unused=True)))
+    return {name: g for name, g in answer.items() if g is not None}, {**told, "discriminator": d_loss, "code_discriminators": c_loss}
 
 
-@pytest.mark.parametrize("arguments", [(), ("--no-adversary",), ("--prior-weight", 0), ("--code-weight", 0, "--code-prior-weight", 0), ("--swap-weight", 0)], ids=str)
+@pytest.mark.parametrize("arguments", [(), ("--no-adversary",), ("--prior-weight", 0), ("--pretrained-s",), ("--code-weight", 0, "--code-prior-weight", 0), ("--swap-weight", 0)], ids=str)
 def test_a_step_is_algorithm_1(monkeypatch, arguments):
-    got, truth, names = one_step(monkeypatch, *arguments)
+    got, truth, names, rates, logged, losses = one_step(monkeypatch, *arguments)
     assert got.keys() == truth.keys()
+    for name, value in losses.items():
+        assert math.isclose(logged[name], float(value), rel_tol=1e-4), name
+    warm = 1 / min(200, 10 / 10)                          # a run of ten steps warms up over one
+    assert rates == {k: v * warm for k, v in {"dec": 0.003, "disc": 0.002, "prior_disc": 0.001}.items() if k in rates}
     players = {"enc", "dec"} | ({"disc"} if "--no-adversary" not in arguments else set())
     if not {"--no-adversary", "--code-weight"} & set(arguments):
         players |= {"mean_disc", "prior_disc"}
     assert {name.split(".")[0] for name in got} == players
-    assert {name for name in names if name.split(".")[0] in players} == set(got)                     # nobody of a player is left out
+    unused = {"enc.to_s.weight", "enc.to_s.bias"} if "--pretrained-s" in arguments else set()
+    assert {name for name in names if name.split(".")[0] in players} - unused == set(got)            # nobody of a player is left out
     for name, gradient in got.items():
         scale = max(truth[name].abs().max().item(), 0.02)                    # a bias before batch norm has gradient 0 but for rounding
         assert torch.allclose(gradient, truth[name], atol=2e-3 * scale), name
@@ -246,7 +271,6 @@ def test_a_step_is_algorithm_1(monkeypatch, arguments):
 def test_an_update_is_plain_adam_whatever_the_memory_layout(channels, size):
     """Fused Adam reads raw memory: a gradient in another layout than its channels_last weight would be applied to the wrong places."""
     opt = options()
-    opt.z_dim = opt.s_dim = 16
     torch.manual_seed(0)
     nets = mathieu.build(opt, channels, size, 10)
     x, ids = torch.rand(8, channels, size, size), torch.eye(10)[:8]
@@ -279,7 +303,6 @@ def test_code_discriminators_are_not_stale_in_bf16(monkeypatch):
         return real(self, code)
     monkeypatch.setattr(mathieu.CodeDiscriminator, "forward", spy)
     opt = options("--batch-size", 16, "--out", "run", "--precision", "bf16", "--code-steps", 3, "--lr-code", 0.05)
-    opt.z_dim = opt.s_dim = 16
     data = common.load_dataset("mnist")[0].take(torch.arange(200))
     nets = mathieu.build(opt, 1, 28, 10)
     mathieu.train(common.Run("mathieu", opt), nets, data, F.one_hot(data.y, 10).float())
@@ -287,9 +310,39 @@ def test_code_discriminators_are_not_stale_in_bf16(monkeypatch):
     assert all(not torch.equal(a, b) for a, b in zip(mean, mean[1:]))
 
 
+def test_schedule_warms_up_holds_and_falls():
+    assert math.isclose(mathieu.schedule(0, 10000), 1 / 200) and math.isclose(mathieu.schedule(99, 10000), 0.5)
+    assert mathieu.schedule(199, 10000) == mathieu.schedule(5000, 10000) == 1
+    assert math.isclose(mathieu.schedule(7500, 10000), 0.5) and mathieu.schedule(9999, 10000) == 0.02
+    assert math.isclose(mathieu.schedule(4, 100), 0.5)    # a short run warms up over a tenth
+
+
+def test_flags_resolve():
+    plain, off = options(), options("--no-adversary")
+    assert (plain.z_dim, plain.s_dim, options("--dataset", "sprites").z_dim, options("--dataset", "sprites").s_dim) == (16, 16, 512, 64)
+    weights = ("swap_weight", "prior_weight", "code_weight", "code_prior_weight")
+    assert all(getattr(plain, w) > 0 for w in weights) and all(getattr(off, w) == 0 for w in weights)
+    assert mathieu.of(torch.tensor([[1., 2., 4.]]), torch.tensor([[1., 0., 1.]])).tolist() == [5.]
+    data = common.sprites("train", images_per_identity=2)
+    ids = mathieu.labels_of(data)
+    assert ids.shape == (1000, 23) and (ids.sum(1) == 7).all() and torch.equal(ids[:, 7:9].argmax(1), data.attributes[:, 1])
+
+
+def test_validation_reaches_the_data(monkeypatch):
+    seen = []
+
+    def stop(*arguments):
+        seen.append(arguments)
+        raise common.UserError("seen")
+    monkeypatch.setattr(common, "load_dataset", stop)
+    for words in ([], ["--validation"]):
+        with pytest.raises(common.UserError):
+            mathieu.main(mathieu.make_parser().parse_args(words))
+    assert [a[2] for a in seen] == [False, True]
+
+
 def test_pretrained_s_gets_no_gradient(monkeypatch):
     opt = options("--batch-size", 16, "--out", "run", "--pretrained-s", "--dry-run")
-    opt.z_dim = opt.s_dim = 16
     data = common.load_dataset("mnist")[0].take(torch.arange(200))
     ids = F.one_hot(data.y, 10).float()
     nets = mathieu.build(opt, 1, 28, 10)
@@ -303,6 +356,19 @@ def test_pretrained_s_gets_no_gradient(monkeypatch):
     monkeypatch.setattr(mathieu, "pretrain_s", spy)
     mathieu.train(common.Run("mathieu", opt), nets, data, ids)
     assert same(after_pretraining, dict(nets.class_enc.state_dict())) and torch.equal(head, nets.enc.to_s.weight)
+    nets.enc.eval()
+    assert torch.allclose(mathieu.encode(nets, data.x)[0], nets.class_enc(common.to_float(data.x))[0], atol=1e-5)
+
+
+def test_pretraining_teaches_s_the_class():
+    opt = options("--batch-size", 50, "--out", "run", "--pretrained-s")
+    data, test = (part.take(torch.arange(n)) for part, n in zip(common.load_dataset("mnist"), (3000, 1000)))
+    torch.manual_seed(0)
+    nets = mathieu.build(opt, 1, 28, 10)
+    mathieu.pretrain_s(common.Run("mathieu", opt), nets, data, mathieu.labels_of(data), epochs=2)
+    codes = [nets.class_enc(common.to_float(part.x))[0].detach() for part in (data, test)]
+    assert common.probe(codes[0], data.y, codes[1], test.y, epochs=5).item() < 10
+    assert not nets.class_enc.training and not any(p.requires_grad for p in nets.class_enc.parameters())
 
 
 # ---------------------------------------------------------------------------------------------------------- scores
@@ -351,15 +417,106 @@ def test_a_probe_on_s_does_not_see_what_the_swap_score_sees():
     assert mathieu.retrieval_scores(stub("z"), test)["retrieval_s"] > 80
 
 
+class Knows(nn.Module):
+    """An encoder whose answers are known: s tells the class, mu tells the mean brightness of rows, sigma is 1/2."""
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(()))
+        self.judge = common.load_judge("mnist")
+
+    def forward(self, x):
+        g = torch.Generator().manual_seed(len(x))
+        return self.judge(x), torch.randn(len(x), 16, generator=g), torch.full((len(x), 16), math.log(0.25))
+
+
+def test_scores_read_the_right_code():
+    train, test = (part.take(torch.arange(2000)) for part in common.load_dataset("mnist"))
+    nets = types.SimpleNamespace(enc=Knows(), dec=None, class_enc=None)
+    s, mu, sigma = mathieu.encode(nets, test.x)
+    assert s.shape == (2000, 10) and torch.allclose(sigma, torch.tensor(0.5))
+    scores = mathieu.probe_scores(nets, train, test, epochs=3)
+    assert scores["s_error"] < 3 and scores["z_mean_error"] > 80 and scores["z_sample_error"] > 80
+    retrieved = mathieu.retrieval_scores(nets, test)
+    assert retrieved["retrieval_s"] > 95 and retrieved["retrieval_z"] < 20
+
+    class Dims(nn.Module):                                # shows z's first number as brightness everywhere
+        def forward(self, z, s):
+            return z[:, :1, None, None].expand(-1, 1, 28, 28)
+    nets.dec = Dims()
+    values = mathieu.reconstruction_scores(nets, test)
+    closed = 0.5 * (mu.square() + 0.25 - 1 - math.log(0.25)).sum(1).mean().item()
+    assert math.isclose(values["kl_nats"], closed, rel_tol=1e-4)
+    assert values["reconstruction_mse_sample"] > values["reconstruction_mse"] + 1e-3                 # the sample is noisier
+    assert math.isclose(values["reconstruction_mse_swap"], values["reconstruction_mse"], rel_tol=1e-6)   # this decoder ignores s
+
+
+def test_samples_are_probed_with_their_own_noise():
+    """Mean tells the class, noise of ten times the distance hides it: the mean's error is 0, the sample's near chance."""
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x):
+            y = (x.flatten(1).sum(1) > 100).float()[:, None]
+            return y, y, torch.full_like(y, math.log(100.))
+    data = common.load_dataset("mnist")[0].take(torch.arange(4000))
+    data = data._replace(y=(common.to_float(data.x).flatten(1).sum(1) > 100).long())
+    scores = mathieu.probe_scores(types.SimpleNamespace(enc=Shifted(), class_enc=None), data.take(torch.arange(3000)),
+                                  data.take(torch.arange(3000, 4000)), epochs=3)
+    assert scores["z_mean_error"] < 1 and scores["z_sample_error"] > 0.8 * scores["chance_error"]
+
+
+def test_figures_put_every_donor_in_its_place(monkeypatch):
+    test = common.load_dataset("mnist")[1]
+    drawn = {}
+    monkeypatch.setattr(common, "figure_grid", lambda path, images, columns, *words, **gaps: drawn.update({path: (images, columns)}))
+    i = mathieu.examples(test)
+    assert test.y[i].tolist() == list(range(10))
+    x = common.to_float(test.x[i])
+    close = lambda a, b: torch.allclose(a, b, atol=1e-3)  # noqa: E731
+    for which in "zs":
+        mathieu.figure_swap(stub(which), test, "swap")
+        images, columns = drawn["swap"]
+        assert columns == 11 and close(images[1:11], x) and all(close(images[11 * (r + 1)], x[r]) for r in range(10))
+        for r, c in ((0, 3), (4, 7), (9, 2)):
+            assert close(images[11 * (r + 1) + c + 1], x[r] if which == "z" else x[c])
+        mathieu.figure_interpolation(stub(which), test, "line")
+        images, columns = drawn["line"]
+        one, eight = x[1], x[8]
+        assert columns == 10 and close(images[0], one) and close(images[99], eight)
+        assert close(images[9], one if which == "z" else eight) and close(images[90], eight if which == "z" else one)
+        assert close(images[93], eight if which == "z" else one * 2 / 3 + eight / 3)
+    mathieu.figure_generation(stub("s"), test, "made")
+    images, columns = drawn["made"]
+    assert columns == 11 and all(close(images[11 * r + c], x[r]) for r in range(10) for c in (0, 1, 10))
+    small = test.take(torch.arange(300))
+    mathieu.figure_retrieval(stub("s"), small, "found")
+    images, columns = drawn["found"]
+    flat, q = common.to_float(small.x).flatten(1), mathieu.examples(small, 5)[2]
+    order = [j for j in (flat - flat[q]).square().sum(1).argsort().tolist() if j != q]
+    assert columns == 9 and close(images[18], common.to_float(small.x[q])) and close(images[19:27], common.to_float(small.x[order[:8]]))
+
+
 def test_true_swaps_of_sprites():
     test = common.sprites("test", images_per_identity=2)
+    known = {tuple(common.to_float(x).flatten().tolist()[1500:1600]): k for k, x in enumerate(test.x)}
 
-    class Sprite(nn.Module):
+    class Oracle(nn.Module):
+        """s = the attributes, mu = the pose of the image, looked up."""
+        def __init__(self):
+            super().__init__()
+            self.unused = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x):
+            k = torch.tensor([known[tuple(image.flatten().tolist()[1500:1600])] for image in x])
+            return test.attributes[k].float(), test.pose[k], torch.full((len(k), 6), -60.)
+
+    class Draws(nn.Module):
         def forward(self, z, s):
-            return torch.logit(s.clamp(1e-4, 1 - 1e-4)).view(-1, 3, 32, 32)
-    nets = types.SimpleNamespace(enc=Flat(), dec=Sprite(), class_enc=None)
-    scores = mathieu.true_swap_scores(nets, test)
-    assert math.isclose(scores["swap_mse"], scores["swap_mse_ignore_z"], rel_tol=1e-3) and scores["swap_mse_ignore_s"] > 0.005
+            return torch.logit(common.to_float(common.draw_sprites(s.long(), z)).clamp(1e-5, 1 - 1e-5))
+    scores = mathieu.true_swap_scores(types.SimpleNamespace(enc=Oracle(), dec=Draws(), class_enc=None), test)
+    assert scores["swap_mse"] < 1e-6 < 0.005 < min(scores["swap_mse_ignore_s"], scores["swap_mse_ignore_z"])
 
 
 def test_tiny_training_uses_s_and_without_its_terms_does_not(capsys):
@@ -368,11 +525,8 @@ def test_tiny_training_uses_s_and_without_its_terms_does_not(capsys):
     train, test = train.take(torch.arange(1024)), test.take(torch.arange(500))
     judge, ids = common.load_judge("mnist"), F.one_hot(train.y, 2).float()
     scores = {}
-    for name, extra in (("whole", ()), ("ablated", ("--no-adversary", "--kl-weight", 0.02, "--kl-start", 0.02))):
-        opt = options("--epochs", 24, "--batch-size", 64, "--out", name, "--kl-weight", 0.5, *extra)
-        opt.z_dim = opt.s_dim = 16
-        if opt.no_adversary:
-            opt.swap_weight = opt.prior_weight = opt.code_weight = opt.code_prior_weight = 0.
+    for name, extra in (("whole", ()), ("ablated", ("--no-adversary",))):
+        opt = options("--epochs", 24, "--batch-size", 64, "--out", name, "--kl-weight", 0.05, "--kl-start", 0.05, *extra)
         run = common.Run("mathieu", opt)
         nets = mathieu.build(opt, 1, 28, 2)
         mathieu.train(run, nets, train, ids)
@@ -420,6 +574,8 @@ def test_other_variants_run_through(command):
     for arguments in (["--dataset", "sprites"], ["--recipe", "released", "--batch-size", 64], ["--pretrained-s"], ["--no-adversary", "--validation"]):
         done = command("mathieu.py", "--dry-run", *arguments)
         assert done.returncode == 0, (arguments, done.stderr)
+    sprites = mathieu.load("runs/mathieu/dry-run")
+    assert sprites.options.z_dim == 512 and sprites.disc.tables[0].shape[0] == sum(common.ATTRIBUTE_SIZES)
     settings = json.loads(open("runs/mathieu/dry-run-2/config.json").read())["settings"]
     assert settings["net"] == "released" and settings["real_target"] == 0.95 and settings["batch_size"] == 64 and settings["z_dim"] == 512
     assert math.isclose(settings["swap_weight"], 0.01 * 784 / 4) and math.isclose(settings["kl_weight"], 0.1 * 6 / 784 * 784 / 4)
@@ -532,6 +688,7 @@ def test_a_mistake_on_the_command_line_has_no_traceback(command):
 def test_a_training_that_breaks_says_where(command):
     done = command("mathieu.py", "--dry-run", "--lr", "1e9", "--precision", "fp32", "--out", "run")
     assert done.returncode == 2 and "is not finite at step" in done.stderr and "Traceback" not in done.stderr
+    assert "nothing was saved yet" in done.stderr
     assert not common.Path("run/metrics.json").exists()
 
 
@@ -539,4 +696,6 @@ def test_help_tells_every_flag_with_its_default(command):
     text = command("mathieu.py", "--help").stdout
     for action in mathieu.make_parser()._actions:
         assert action.help and action.option_strings[-1] in text
+        if action.dest not in ("help",) and action.nargs != 0:
+            assert f"(default: {action.default})" in " ".join(text.split()), action.dest
     assert "released 1.96 in these units" in " ".join(text.split())

@@ -17,6 +17,8 @@ README = (ROOT / "README.md").read_text()
 def test_commands_are_accepted():
     commands = re.findall(r"python (mathieu)\.py([^`\n|]*)", README)
     assert len(commands) >= 4
+    for script in re.findall(r"python ((?:\w+/)*\w+\.py)", README):
+        assert (ROOT / script).exists(), script
     for script, arguments in commands:
         if "--help" not in arguments:
             {"mathieu": mathieu}[script].make_parser().parse_args(arguments.split())
