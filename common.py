@@ -374,11 +374,11 @@ def read_checkpoint(folder, script, device="cpu"):
 
 
 def commit():
-    """Short hash of the repository's commit, '+' behind it when files were changed since, or 'unknown' outside git."""
+    """Short hash of the repository's commit, '+' behind it when code or data were changed since, or 'unknown' outside git."""
     call = lambda *words: subprocess.run(["git", "-C", str(HERE), *words], capture_output=True, text=True)  # noqa: E731
     try:
         head = call("rev-parse", "--short", "HEAD")
-        changed = call("status", "--porcelain", "--untracked-files=no").stdout.strip()
+        changed = call("status", "--porcelain", "--untracked-files=no", "--", "*.py", "data").stdout.strip()
         return head.stdout.strip() + ("+" if changed else "") if head.returncode == 0 else "unknown"
     except OSError:
         return "unknown"
