@@ -414,6 +414,7 @@ def test_a_probe_on_s_does_not_see_what_the_swap_score_sees():
     train, test = (part.take(torch.arange(3000)) for part in common.load_dataset("mnist"))
     scores = mathieu.probe_scores(stub("z"), train, test, epochs=5)
     assert scores["s_error"] < 15 and scores["z_mean_error"] < 15 and 85 < scores["chance_error"] < 91
+    assert math.isclose(scores["guess_error"], 90, rel_tol=1e-6)
     assert mathieu.retrieval_scores(stub("z"), test)["retrieval_s"] > 80
 
 
