@@ -597,7 +597,7 @@ def make_parser():
     add("--lr-code", type=common.positive, default=2e-3, help="Adam's rate for the code's discriminators; sinks to 30 %% only (ours)")
     add("--beta1", type=common.below_one, default=0.5, help="of all Adams (released 0.5)")
     add("--schedule", choices=("linear", "constant"), default="linear", help="linear: warm-up, constant for half the run, then down to 2 %% (ours)")
-    add("--no-adversary", action="store_true", help="ablation: all four adversarial weights 0 (the decoder then ignores s)")
+    add("--no-adversary", action="store_true", help="ablation: all four adversarial weights 0 (with a weak KL the decoder then ignores s)")
     add("--pretrained-s", action="store_true", help="ablation: s from a classifier, trained first and frozen (Figure 10a)")
     return cli
 

@@ -21,12 +21,14 @@ ROWS = {
     "mathieu/sprites": "--dataset sprites --epochs 50",
     "mathieu/mnist-short": "--epochs 4",
     "mathieu/mnist-no-adversary": "--epochs 4 --no-adversary",
+    "mathieu/mnist-weak-kl": "--epochs 4 --kl-start 0.15 --kl-weight 0.15",
+    "mathieu/mnist-weak-kl-no-adversary": "--epochs 4 --kl-start 0.15 --kl-weight 0.15 --no-adversary",
     "mathieu/mnist-no-prior-term": "--epochs 4 --prior-weight 0 --code-prior-weight 0",
     "mathieu/mnist-no-code-adversary": "--epochs 4 --code-weight 0 --code-prior-weight 0 --dead-zone 0",
     "mathieu/mnist-pretrained-s": "--epochs 4 --pretrained-s",
 }
 FIGURES = {"mathieu/mnist": ("swap", "interpolation", "generation", "retrieval", "losses"), "mathieu/sprites": ("swap", "generation", "retrieval"),
-           "mathieu/mnist-no-adversary": ("swap",), "mathieu/mnist-pretrained-s": ("swap",)}
+           "mathieu/mnist-weak-kl-no-adversary": ("swap",), "mathieu/mnist-pretrained-s": ("swap",)}
 
 
 def read(row):
@@ -119,7 +121,9 @@ def sprites_table():
 
 
 def ablation_table():
-    names = {"mathieu/mnist-short": "the whole", "mathieu/mnist-no-adversary": "no adversary: the decoder ignores s", "mathieu/mnist-pretrained-s": "s pre-trained, frozen (Fig. 10a)",
+    names = {"mathieu/mnist-short": "the whole", "mathieu/mnist-no-adversary": "no adversary",
+             "mathieu/mnist-weak-kl": "the released weight of the KL",
+             "mathieu/mnist-weak-kl-no-adversary": "the released weight of the KL, no adversary: the decoder ignores s", "mathieu/mnist-pretrained-s": "s pre-trained, frozen (Fig. 10a)",
              "mathieu/mnist-no-prior-term": "no prior samples, of images and codes",
              "mathieu/mnist-no-code-adversary": "the paper's terms alone (without differences 3 and 7)"}
     columns = [("swap_accuracy", 1), ("swap_z_leak", 1), ("prior_accuracy", 1), ("s_error", 2), ("z_sample_error", 1), ("z_mean_error", 1), ("reconstruction_mse", 4)]
