@@ -497,7 +497,8 @@ class Run:
             if isinstance(thing, nn.Module) and not all(torch.isfinite(t).all() for t in thing.state_dict().values()):
                 raise UserError(self._nan_message(f"weights of '{name}'", self.step))
         state = {"script": self.script, "states": {name: thing.state_dict() for name, thing in self.tracked.items()},
-                 "rng": _get_rng() if self.middle is None else self.epoch_rng, "seconds": self.seconds(), "rows": torch.stack(self.rows) if self.rows else None}
+                 "rng": _get_rng() if self.middle is None else self.epoch_rng, "seconds": self.seconds(),
+                 "rows": torch.stack(self.rows) if self.rows else None}
         for key in ("history", "epoch", "step", "train_seconds", "images", "middle", "names"):
             state[key] = getattr(self, key)
         buffer = io.BytesIO()

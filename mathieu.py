@@ -244,6 +244,12 @@ def schedule(step, total):
     return min(1, (step + 1) / min(200, total / 10)) * min(1, max(0.02, 2 * (1 - step / total)))
 
 
+def class_code(class_enc, x):
+    """s [B, s_dim] of the classifier, each code scaled to mean 0 and deviation 1: unscaled it drowns z in the decoder's sum."""
+    s = class_enc(x)[0]
+    return F.layer_norm(s, s.shape[1:])
+
+
 def pretrain_s(run, nets, data, ids, epochs):
     """Figure 10(a): train the s branch of a second encoder as a classifier, then freeze it. Here, alone, an encoder meets labels."""
     head = nn.Linear(run.options.s_dim, ids.shape[1]).to(run.device)
@@ -251,8 +257,8 @@ def pretrain_s(run, nets, data, ids, epochs):
     for _ in range(epochs):
         for i in torch.randperm(len(data.y)).to(run.device).split(run.options.batch_size):
             with run.autocast():
-                s = nets.class_enc(common.to_float(data.x[i]))[0]
-                loss = F.binary_cross_entropy_with_logits(head(F.relu(s)).float(), ids[i])
+                s = class_code(nets.class_enc, common.to_float(data.x[i]))
+                loss = F.binary_cross_entropy_with_logits(head(s).float(), ids[i])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -300,7 +306,7 @@ def train(run, nets, data, ids):
             with run.autocast():
                 s1, mu, logvar = enc(x1)
                 if nets.class_enc is not None:
-                    s1 = nets.class_enc(x1)[0]
+                    s1 = class_code(nets.class_enc, x1)
                 z1 = reparametrise(mu, logvar)
                 s2 = s1.roll(k, 0)
                 codes = [(z1, s1), (z1, s1.roll(n, 0))]                      # x1 from its own s and from its partner's, s1'
@@ -310,15 +316,17 @@ def train(run, nets, data, ids):
                     codes.append((torch.randn_like(z1[:n]), s2[:n]))         # z from the prior
                 decoded = torch.sigmoid(dec(*(torch.cat(c) for c in zip(*codes)))).split([len(c[0]) for c in codes])
 
-                # M = mean_disc and P = prior_disc, first: maximise  log M(mu1, id1) + log(1 - M(mu1, id2)) + log P(z1, id1) + log(1 - P(z, id2)),  z ~ N(0, I)
+                # M = mean_disc and P = prior_disc, first: maximise
+                #     log M(mu1, id1) + log(1 - M(mu1, id2)) + log P(z1, id1) + log(1 - P(z, id2)),  z ~ N(0, I)
                 loss_c = hide = match = zero
                 for _ in range(opt.code_steps if opt.code_weight or opt.code_prior_weight else 0):
                     m, p, p_prior = mean_disc(mu.detach()), prior_disc(z1.detach()), prior_disc(torch.randn_like(z1))
                     loss_c = discriminator_loss(of(m, id1), of(m, id2)) + discriminator_loss(of(p, id1), of(p_prior, id2))
                     update(opt_c, code_parameters, loss_c)
 
-                # Enc, Dec: minimise  |x1 - Dec(z1,s1)|^2 + |x1 - Dec(z1,s1')|^2 + KL - log Disc(Dec(z1,s2), id2) - log Disc(Dec(z,s2), id2)
-                # (each with its weight)  - log M(mu1, id2) - log(1 - M(mu1, id1)) - log(1 - P(z1, id1))
+                # Enc, Dec: minimise, each with its weight,
+                #     |x1 - Dec(z1,s1)|^2 + |x1 - Dec(z1,s1')|^2 + KL - log Disc(Dec(z1,s2), id2) - log Disc(Dec(z,s2), id2)
+                #     - log M(mu1, id2) - log(1 - M(mu1, id1)) - log(1 - P(z1, id1))
                 own, same, kl = reconstruction_loss(decoded[0], x1), reconstruction_loss(decoded[1], x1), kl_loss(mu, logvar)
                 loss_g = opt.own_weight * own + opt.same_weight * same + kl_weight * kl
                 fakes = [disc(image, id2[:n]) for image in decoded[2:]]
@@ -343,7 +351,8 @@ def train(run, nets, data, ids):
             if fakes:
                 update(opt_d, disc_parameters, loss_d)
             run.log(reconstruction=own, same_class=same, kl=kl, fool_swap=fool[0] if opt.swap_weight else zero,
-                    fool_prior=fool[-1] if opt.prior_weight else zero, hide_class=hide, match_prior=match, discriminator=loss_d, code_discriminators=loss_c)
+                    fool_prior=fool[-1] if opt.prior_weight else zero, hide_class=hide, match_prior=match,
+                    discriminator=loss_d, code_discriminators=loss_c)
 
 
 # ------------------------------------------------------------------------------------------------------ evaluation
@@ -357,7 +366,7 @@ def encode(nets, x):
     for part in x.split(1000):
         image = common.to_float(part.to(device))
         s, mu, logvar = nets.enc(image)
-        parts.append((s if nets.class_enc is None else nets.class_enc(image)[0], mu, (logvar / 2).exp()))
+        parts.append((s if nets.class_enc is None else class_code(nets.class_enc, image), mu, (logvar / 2).exp()))
     return [torch.cat(column) for column in zip(*parts)]
 
 
@@ -437,8 +446,11 @@ def probe_scores(nets, train, test, epochs=20):
 def retrieval_scores(nets, test):
     """Figure 4 as a number, percent: share of the 8 nearest test images by s, and by the mean of z, that have the query's class."""
     s, mu, _ = encode(nets, test.x)
-    share = lambda code: (test.y[common.nearest(code, code, 8, exclude_self=True)] == test.y[:, None]).float().mean().item() * 100  # noqa: E731
-    return {"retrieval_s": share(s), "retrieval_z": share(mu)}
+    shares = []
+    for code in (s, mu):
+        near = common.nearest(code, code, 8, exclude_self=True)
+        shares.append((test.y[near] == test.y[:, None]).float().mean().item() * 100)
+    return dict(zip(("retrieval_s", "retrieval_z"), shares))
 
 
 def examples(test, count=10):
@@ -576,27 +588,40 @@ def make_parser():
     both = lambda name: "{}, on colour images {}".format(*BY_DATASET[name])  # noqa: E731
     cli = common.Parser(__doc__.split("\n\n")[0], batch_type=common.even)
     add = cli.add_argument
-    add("--recipe", choices=("ours", "released"), default="ours", help="released: the released code's small net, weights, rates, sizes and batch; flags given beside it still count")
-    add("--net", choices=("paper", "released"), default="paper", help="paper: three 5x5 stride-2 convolutions; released: the code's small net")
+    add("--recipe", choices=("ours", "released"), default="ours",
+        help="released: the released code's small net, weights, rates, sizes and batch; flags given beside it still count")
+    add("--net", choices=("paper", "released"), default="paper",
+        help="paper: three 5x5 stride-2 convolutions; released: the code's small net")
     add("--z-dim", type=common.count, default=None, help=f"size of z; None is {both('z_dim')} (paper, supplement)")
     add("--s-dim", type=common.count, default=None, help=f"size of s; None is {both('s_dim')} (paper, supplement)")
     add("--own-weight", type=common.weight, default=0.2, help="of the reconstruction from (z1, s1) (eq. 5; default ours, released 0.5)")
-    add("--same-weight", type=common.weight, default=1.3, help="of the reconstruction from (z1, s1'), same class (Algorithm 1; default ours, released 1)")
-    add("--kl-weight", type=common.weight, default=None, help=f"of the KL in nats (eq. 5; default ours, released 0.15 in these units); None is {both('kl_weight')}")
-    add("--kl-start", type=common.weight, default=None, help=f"weight of the KL at the first step, from where it grows (ours); None is {both('kl_start')}")
-    add("--grow-until", type=common.share, default=0.6, help="share of the run after which the weights of the KL and of the code's adversaries are whole (ours)")
-    add("--swap-weight", type=common.weight, default=None, help=f"lambda of eq. 5 for the swap (z1, s2, id2) (default ours, the paper gives none; released 1.96 in these units); None is {both('swap_weight')}")
-    add("--prior-weight", type=common.weight, default=None, help=f"lambda for z ~ N(0, I) with s2, id2 (Figure 1; default ours, released 0); None is {both('prior_weight')}")
-    add("--code-weight", type=common.weight, default=None, help=f"of hiding the class in the mean of z from its discriminator (ours, difference 3); None is {both('code_weight')}")
-    add("--code-prior-weight", type=common.weight, default=None, help=f"of making z of every class look like the prior (ours, difference 3); None is {both('code_prior_weight')}")
+    add("--same-weight", type=common.weight, default=1.3,
+        help="of the reconstruction from (z1, s1'), same class (Algorithm 1; default ours, released 1)")
+    add("--kl-weight", type=common.weight, default=None,
+        help=f"of the KL in nats (eq. 5; default ours, released 0.15 in these units); None is {both('kl_weight')}")
+    add("--kl-start", type=common.weight, default=None,
+        help=f"weight of the KL at the first step, from where it grows (ours); None is {both('kl_start')}")
+    add("--grow-until", type=common.share, default=0.6,
+        help="share of the run after which the weights of the KL and of the code's adversaries are whole (ours)")
+    add("--swap-weight", type=common.weight, default=None,
+        help="lambda of eq. 5 for the swap (z1, s2, id2) (default ours, the paper gives none; released 1.96 in these units); "
+             f"None is {both('swap_weight')}")
+    add("--prior-weight", type=common.weight, default=None,
+        help=f"lambda for z ~ N(0, I) with s2, id2 (Figure 1; default ours, released 0); None is {both('prior_weight')}")
+    add("--code-weight", type=common.weight, default=None,
+        help=f"of hiding the class in the mean of z from its discriminator (ours, difference 3); None is {both('code_weight')}")
+    add("--code-prior-weight", type=common.weight, default=None,
+        help=f"of making z of every class look like the prior (ours, difference 3); None is {both('code_prior_weight')}")
     add("--code-steps", type=common.count, default=2, help="updates of the code's discriminators in a step (ours)")
-    add("--dead-zone", type=common.weight, default=None, help=f"soft threshold of the means of z (ours, difference 7; paper 0); None is {both('dead_zone')}")
+    add("--dead-zone", type=common.weight, default=None,
+        help=f"soft threshold of the means of z (ours, difference 7; paper 0); None is {both('dead_zone')}")
     add("--real-target", type=common.fraction, default=1.0, help="the adversary's label for real (released 0.95)")
     add("--lr", type=common.positive, default=2e-3, help="Adam's rate for encoder and decoder (default ours, released 0.01)")
     add("--lr-disc", type=common.positive, default=1e-3, help="Adam's rate for the discriminator (default ours, released 0.01)")
     add("--lr-code", type=common.positive, default=2e-3, help="Adam's rate for the code's discriminators; sinks to 30 %% only (ours)")
     add("--beta1", type=common.below_one, default=0.5, help="of all Adams (released 0.5)")
-    add("--schedule", choices=("linear", "constant"), default="linear", help="linear: warm-up, constant for half the run, then down to 2 %% (ours)")
+    add("--schedule", choices=("linear", "constant"), default="linear",
+        help="linear: warm-up, constant for half the run, then down to 2 %% (ours)")
     add("--no-adversary", action="store_true", help="ablation: all four adversarial weights 0 (with a weak KL the decoder then ignores s)")
     add("--pretrained-s", action="store_true", help="ablation: s from a classifier, trained first and frozen (Figure 10a)")
     return cli

@@ -27,7 +27,8 @@ ROWS = {
     "mathieu/mnist-no-code-adversary": "--epochs 4 --code-weight 0 --code-prior-weight 0 --dead-zone 0",
     "mathieu/mnist-pretrained-s": "--epochs 4 --pretrained-s",
 }
-FIGURES = {"mathieu/mnist": ("swap", "interpolation", "generation", "retrieval", "losses"), "mathieu/sprites": ("swap", "generation", "retrieval"),
+FIGURES = {"mathieu/mnist": ("swap", "interpolation", "generation", "retrieval", "losses"),
+           "mathieu/sprites": ("swap", "generation", "retrieval"),
            "mathieu/mnist-weak-kl-no-adversary": ("swap",), "mathieu/mnist-pretrained-s": ("swap",)}
 
 
@@ -40,7 +41,8 @@ def read(row):
 def collect(row, seed, folder):
     """Append a finished run folder to the row's file, and copy its figures (first seed only)."""
     config, metrics = (json.loads((folder / name).read_text()) for name in ("config.json", "metrics.json"))
-    entry = {"seed": seed, "command": config["command"].split(" --out ")[0], "metrics": {k: v for k, v in metrics.items() if k not in ("seconds", "images_per_second")},
+    entry = {"seed": seed, "command": config["command"].split(" --out ")[0],
+             "metrics": {k: v for k, v in metrics.items() if k not in ("seconds", "images_per_second")},
              "seconds": metrics["seconds"], "images_per_second": metrics["images_per_second"],
              **{key: config[key] for key in ("device", "hardware", "versions", "commit")}, "precision": config["settings"]["precision"]}
     entries = sorted([e for e in read(row) if e["seed"] != seed] + [entry], key=lambda e: e["seed"])
@@ -112,7 +114,8 @@ def mnist_table():
 def sprites_table():
     row = "mathieu/sprites"
     scores = [("error of a probe on s, %", "s_error", 2, "5.2"), ("error of a probe on z, sampled, %", "z_sample_error", 2, "59.8 (mean or sample not said)"),
-              ("error of a probe on z, mean, %", "z_mean_error", 2, "59.8 (mean or sample not said)"), ("(guessing, %)", "guess_error", 2, "60.7"), ("(always the commonest label, %)", "chance_error", 2, "–"),
+              ("error of a probe on z, mean, %", "z_mean_error", 2, "59.8 (mean or sample not said)"), ("(guessing, %)", "guess_error", 2, "60.7"),
+              ("(always the commonest label, %)", "chance_error", 2, "–"),
               ("R² of the pose read from z", "pose_r2_z", 3, "–"), ("R² of the pose read from s", "pose_r2_s", 3, "–"),
               ("swap against the true picture, MSE", "swap_mse", 4, "–"), ("the same for a decoder that ignores s, MSE", "swap_mse_ignore_s", 4, "–"),
               ("reconstruction, MSE in [0, 1], mean of z", "reconstruction_mse", 4, "–")]
@@ -123,7 +126,8 @@ def sprites_table():
 def ablation_table():
     names = {"mathieu/mnist-short": "the whole", "mathieu/mnist-no-adversary": "no adversary",
              "mathieu/mnist-weak-kl": "the released weight of the KL",
-             "mathieu/mnist-weak-kl-no-adversary": "the released weight of the KL, no adversary: the decoder ignores s", "mathieu/mnist-pretrained-s": "s pre-trained, frozen (Fig. 10a)",
+             "mathieu/mnist-weak-kl-no-adversary": "the released weight of the KL, no adversary: the decoder ignores s",
+             "mathieu/mnist-pretrained-s": "s pre-trained, frozen (Fig. 10a)",
              "mathieu/mnist-no-prior-term": "no prior samples, of images and codes",
              "mathieu/mnist-no-code-adversary": "the paper's terms alone (without differences 3 and 7)"}
     columns = [("swap_accuracy", 1), ("swap_z_leak", 1), ("prior_accuracy", 1), ("s_error", 2), ("z_sample_error", 1), ("z_mean_error", 1), ("reconstruction_mse", 4)]
