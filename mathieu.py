@@ -186,7 +186,7 @@ def reparametrise(mu, logvar):
 
 
 def reconstruction_loss(reconstruction, x):
-    """-log p(x|z,s) of eq. 5 for a unit-variance Gaussian, times 2: the squared error, summed over pixels, mean over the batch.
+    """-log p(x|z,s) of eq. 5 for a unit-variance Gaussian, times 2 and but for a constant: the squared error, summed over pixels, mean over the batch.
 
     Both [B, C, H, W] in [0, 1]. Used twice (Algorithm 1): Dec(z1, s1) against x1, and Dec(z1, s1') against x1 with x1' of the same class."""
     return (reconstruction - x).square().flatten(1).sum(1).mean()
