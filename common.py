@@ -301,7 +301,7 @@ class Parser(argparse.ArgumentParser):
         add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
             help="of convolutions and matrix products; auto is bf16 where the hardware multiplies it")
         add("--data", default=None, metavar="DIR", help="folder of the data files; None is the repository's data/")
-        add("--out", default=None, metavar="DIR", help="run folder; None is runs/SCRIPT/DATASET-seedN, with a number where taken")
+        add("--out", default=None, metavar="DIR", help="run folder; None is runs/SCRIPT/NAME-seedN, with a number where taken")
         add("--resume", action="store_true", help="go on with the run in --out, or with the latest run of these settings")
         add("--dry-run", action="store_true", help="every line of the script, on a few images, in seconds; the numbers mean nothing")
         add("--validation", action="store_true", help="score on a part of the training set that is held out: for tuning")
@@ -407,8 +407,9 @@ class Run:
         run.finish(metrics, rows)
     """
 
-    def __init__(self, script, options):
-        self.script, self.options = script, options
+    def __init__(self, script, options, name=None):
+        """name: of the folder in runs/SCRIPT where --out names none, before -seedN; the data set's by default."""
+        self.script, self.options, self.name = script, options, name or options.dataset
         self.device = choose_device(options.device)
         self.precision = choose_precision(options.precision, self.device)
         settings = {key: value for key, value in vars(options).items() if key not in FREE_ON_RESUME}
@@ -449,7 +450,7 @@ class Run:
             elif options.resume:
                 raise UserError(f"nothing to resume in '{folder}'")
             return folder
-        stem = "dry-run" if options.dry_run else f"{options.dataset}-seed{options.seed}"
+        stem = "dry-run" if options.dry_run else f"{self.name}-seed{options.seed}"
         parent = Path("runs") / script
         taken = [f for f in parent.glob(f"{stem}*") if f.name == stem or f.name[len(stem) + 1:].isdigit()]
         if options.resume:
@@ -728,6 +729,42 @@ def nearest(queries, references, k=1, exclude_self=False):
     return torch.cat(out)
 
 
+def name_clusters(scores, y, rule="exemplar"):
+    """Class int64 [K] of each of K clusters, from labelled examples.
+
+    scores: log q(cluster|x) float [N, K]; y: int64 [N]. rule "exemplar": the class of the one example that the cluster is surest of (Makhzani et
+    al.'s); "majority": the commonest class among the examples for which the cluster is the likeliest (an empty one takes its exemplar's)."""
+    exemplar = y[scores.argmax(0)]
+    if rule == "exemplar":
+        return exemplar
+    votes = torch.zeros(scores.shape[1], int(y.max()) + 1, device=y.device).index_put_((scores.argmax(1), y), torch.ones(len(y), device=y.device), True)
+    return torch.where(votes.sum(1) > 0, votes.argmax(1), exemplar)
+
+
+def cluster_error(scores, y, names):
+    """Error in percent when every example takes the class `names` [K] of its likeliest cluster. scores [N, K], y [N]."""
+    return (names[scores.argmax(1)] != y).float().mean().item() * 100
+
+
+def parzen_log_likelihood(x, samples, sigmas):
+    """Log density in nats of each x under a Gaussian Parzen window on the samples, for each width: float [len(sigmas), N].
+
+    x [N, d], samples [M, d] in the same units as sigmas. log p(x) = log 1/M sum_j N(x; sample_j, sigma^2 I), in blocks, so M may be a million."""
+    sigmas = torch.as_tensor(sigmas, dtype=x.dtype, device=x.device)
+    center = x.mean(0)                                    # smaller numbers, smaller rounding errors
+    x = x - center
+    total = torch.full((len(sigmas), len(x)), -math.inf, dtype=x.dtype, device=x.device)
+    for part in samples.split(10_000):
+        part = part.to(x) - center
+        norms = part.square().sum(1)
+        for begin in range(0, len(x), 1000):
+            rows = slice(begin, begin + 1000)
+            distance = torch.addmm(norms + x[rows].square().sum(1, keepdim=True), x[rows], part.t(), alpha=-2)
+            for k, sigma in enumerate(sigmas):
+                total[k, rows] = torch.logaddexp(total[k, rows], torch.logsumexp(distance * (-0.5 / sigma ** 2), 1))
+    return total - math.log(len(samples)) - x.shape[1] * (sigmas.log() + 0.5 * math.log(2 * math.pi))[:, None]
+
+
 class Judge(nn.Module):
     """Says which class an image shows: a small convolutional classifier, trained once and never together with a model.
 
@@ -860,6 +897,28 @@ def figure_curves(path, history, groups, title):
         axes.grid(alpha=.3)
         axes.legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def figure_scatter(path, codes, y, title, outline=(), marks=None):
+    """Two-dimensional codes [N, 2] as PNG, a colour for each class y [N], equal axes; outline: curves [n, 2] of the prior in grey.
+
+    marks: points [K, 2], drawn as crosses."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(5.4, 4.8), dpi=100)
+    codes, y = codes.cpu(), y.cpu()
+    for label in y.unique().tolist():
+        axes.plot(*codes[y == label].t(), ".", color=f"C{label}" if label < 10 else None, markersize=2.5, alpha=.6, label=str(label), zorder=1,
+                  markeredgewidth=0)
+    for curve in outline:
+        axes.plot(*curve.cpu().t(), color=".25", linewidth=.8, zorder=2)
+    if marks is not None:
+        axes.plot(*marks.cpu().t(), "kx", markersize=7, zorder=3)
+    axes.set_aspect("equal")
+    axes.legend(markerscale=5, fontsize=8, loc="center left", bbox_to_anchor=(1, .5), frameon=False)
+    axes.set_title(title, fontsize=10)
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)

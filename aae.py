@@ -1,0 +1,755 @@
+"""Adversarial autoencoders (Makhzani, Shlens, Jaitly, Goodfellow, Frey 2015, arXiv 1511.05644), beside the VAE and Wasserstein autoencoders.
+
+    python aae.py                                         # Figure 2: a two-dimensional code in the shape of a Gaussian, in two minutes
+    python aae.py --task semi --labels 100                # Table 2; the other tasks: likelihood, style, cluster, embed
+
+An encoder gives the code z of an image x, a decoder gives the image back; a discriminator compares the codes of a batch with samples of a
+prior p(z), and the encoder learns to fool it, until the aggregated posterior q(z), the codes of all images together, has the prior's shape.
+Samples of the prior are all it needs, no density. With a second, categorical code y (and a second discriminator) the same net classifies from
+few labels, or clusters without any.
+
+Where the paper's things are
+    Figure 1, section 2               Encoder, Decoder, Discriminator; reconstruction_phase, regularisation_phase
+    Figures 2, 3, 4                   --task prior [--prior mixture|swiss-roll] [--labels 10000]
+    Table 1, Figure 5                 --task likelihood
+    Figures 6, 7                      --task style
+    Table 2, Figure 8                 --task semi --labels 100|1000|60000; classification_phase
+    Table 3, Figure 9                 --task cluster --clusters 16|30
+    Figures 10, 11                    --task embed --labels 1000|100|0; ClusterHeads
+    compared with it                  --regularizer kl (VAE), mmd (WAE-MMD), wae-gan (Tolstikhin et al. 2018, arXiv 1711.01558)
+
+What makes WAE-GAN the AAE: it minimises  E c(x, G(z)) + lambda * D(q(z), p(z))  with c the squared error and D the same game. The AAE takes turns,
+a step on each term with an optimiser of its own; WAE-GAN takes one step on the sum, with an explicit lambda (--regularizer-weight).
+
+"""
+import math
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import common
+
+# -------------------------------------------------------------------------------------------------------- networks
+
+
+def mlp(inputs, hidden, batch_norm=False, dropout=0.0):
+    """Two hidden ReLU layers, as everywhere in the paper: [B, inputs] -> [B, hidden]."""
+    layers = []
+    for n in (inputs, hidden):
+        layers += [nn.Linear(n, hidden), nn.BatchNorm1d(hidden) if batch_norm else nn.Identity(), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers)
+
+
+class Encoder(nn.Module):
+    """q(y|x), q(z|x): images [B, ...] -> logits of y [B, classes] or None, mean of z [B, z_dim], log variance of z or None.
+
+    kind (section 2.1): "deterministic": z is the mean; "gaussian": N(mean, exp(logvar)); "universal": z = f(x, eta), eta ~ N(0, I) of ten numbers
+    beside the pixels. batch_norm: in all layers, the two heads included (the paper's for clustering). Uses mlp."""
+
+    def __init__(self, inputs=784, z_dim=8, classes=0, hidden=1000, kind="deterministic", batch_norm=False, dropout=0.0):
+        super().__init__()
+        self.noise = 10 if kind == "universal" else 0
+        self.body = mlp(inputs + self.noise, hidden, batch_norm, dropout)
+        head = lambda n: nn.Sequential(nn.Linear(hidden, n), nn.BatchNorm1d(n) if batch_norm else nn.Identity())  # noqa: E731
+        self.to_z = head(z_dim)
+        self.to_logvar = nn.Linear(hidden, z_dim) if kind == "gaussian" else None
+        self.to_y = head(classes) if classes else None
+
+    def forward(self, x):
+        x = x.flatten(1)
+        if self.noise:
+            x = torch.cat([x, torch.randn(len(x), self.noise, device=x.device)], 1)
+        h = self.body(x)
+        y, logvar = (head(h).float() if head else None for head in (self.to_y, self.to_logvar))
+        return y, self.to_z(h).float(), logvar
+
+
+class Decoder(nn.Module):
+    """p(x|code): code [B, code_dim] -> logits of the pixels [B, outputs]. The code is z, or y and z side by side, or their sum. Uses mlp."""
+
+    def __init__(self, code_dim=8, outputs=784, hidden=1000, dropout=0.0):
+        super().__init__()
+        self.net = nn.Sequential(mlp(code_dim, hidden, dropout=dropout), nn.Linear(hidden, outputs))
+
+    def forward(self, code):
+        return self.net(code).float()
+
+
+class Discriminator(nn.Module):
+    """Logit [B] that a code [B, inputs] is a sample of the prior. Uses mlp.
+
+    With labels (Figure 3) a one-hot of classes + 1 stands beside the code; the extra class says that the label is unknown."""
+
+    def __init__(self, inputs=8, hidden=1000):
+        super().__init__()
+        self.net = nn.Sequential(mlp(inputs, hidden), nn.Linear(hidden, 1))
+
+    def forward(self, code):
+        return self.net(code).float().squeeze(1)
+
+
+class ClusterHeads(nn.Module):
+    """Figure 10: the code W_C^T y + z [B, dim] of cluster probabilities y [B, clusters] and style z [B, dim]; row i of W_C is cluster i's head."""
+
+    def __init__(self, clusters=20, dim=2):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(clusters, dim) * 3)
+
+    def forward(self, y, z):
+        return y @ self.weight + z
+
+
+# ---------------------------------------------------------------------------------------------------------- losses
+
+
+def reconstruction_loss(reconstruction, x):
+    """Half the squared Euclidean error (appendix A.2), summed over pixels, mean over the batch. Both [B, D] in [0, 1]."""
+    return 0.5 * (reconstruction - x).square().sum(1).mean()
+
+
+def discriminator_loss(logits_prior, logits_code):
+    """-log D(z) - log(1 - D(q(x))), z ~ p(z): the prior is the positive class. Means over the batch; 2 log 2 at chance. Logits [B]."""
+    return F.softplus(-logits_prior).mean() + F.softplus(logits_code).mean()
+
+
+def encoder_loss(logits_code):
+    """-log D(q(x)), the non-saturating side of the generator, which the encoder is: mean over the batch; log 2 at chance. Logits [B]."""
+    return F.softplus(-logits_code).mean()
+
+
+def kl_loss(mu, logvar, std=1.0):
+    """KL(N(mu, exp(logvar)) || N(0, std^2 I)) in nats, summed over dimensions, mean over the batch: the VAE's regulariser. mu, logvar [B, d]."""
+    return 0.5 * ((mu.square() + logvar.exp()) / std ** 2 - 1 - logvar + 2 * math.log(std)).sum(1).mean()
+
+
+def sampled_kl_loss(z, mu, logvar, log_prior):
+    """The same for any prior with a density, from one sample z [B, d] of q(z|x): log q(z|x) - log p(z), mean over the batch. log_prior: [B]."""
+    log_q = -0.5 * ((z - mu).square() / logvar.exp() + logvar + math.log(2 * math.pi)).sum(1)
+    return (log_q - log_prior).mean()
+
+
+def mmd_loss(z, prior, std=1.0, scales=(1.0,)):
+    """WAE-MMD's penalty: the unbiased U-statistic of MMD^2(q(z), p(z)) from codes z [n, d] and as many samples of the prior [n, d] (Algorithm 2).
+
+    Kernel: inverse multiquadric C / (C + |a - b|^2), C = 2 d std^2 times each of `scales`, summed; the paper has the one scale, its code
+    (.1, .2, .5, 1, 2, 5, 10). Near 0 when the two agree, and then as often negative."""
+    n, d = z.shape
+    total = 0.
+    norms = lambda a, b: a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.t()  # noqa: E731
+    within_z, within_prior, across = norms(z, z), norms(prior, prior), norms(z, prior)
+    for scale in scales:
+        c = 2 * d * std ** 2 * scale
+        inner = sum((c / (c + square)).sum() - n for square in (within_z, within_prior))           # less the diagonal, where k = 1
+        total = total + inner / (n * (n - 1)) - 2 * (c / (c + across)).mean()
+    return total
+
+
+def head_distance_loss(heads, threshold):
+    """Pushes cluster heads [K, dim] apart: sum over pairs of max(0, threshold - distance) (Figure 10; linear below a threshold, zero above)."""
+    return (threshold - F.pdist(heads)).clamp(min=0).sum()
+
+
+# ---------------------------------------------------------------------------------------------------------- priors
+# Figures 2 and 4 show pictures of the priors, without formulas; the shapes here have the pictures' proportions.
+
+
+def gaussian(n, dim=2, std=5.0):
+    """Samples [n, dim] of N(0, std^2 I)."""
+    return std * torch.randn(n, dim)
+
+
+def petals(device="cpu"):
+    """The ten Gaussians of the mixture: means [10, 2], unit axes [10, 2, 2] (radial, tangential) and deviations [2] along them."""
+    angle = torch.arange(10, device=device) * 2 * math.pi / 10
+    radial = torch.stack([angle.cos(), angle.sin()], 1)
+    tangential = torch.stack([-angle.sin(), angle.cos()], 1)
+    return 10 * radial, torch.stack([radial, tangential], 1), torch.tensor([3., 0.7], device=device)
+
+
+def mixture(component):
+    """Samples [n, 2] of the mixture of ten Gaussians laid out like petals, each of its `component` int64 [n] in 0..9."""
+    mean, axes, std = petals()
+    return mean[component] + torch.einsum("nk,nkd->nd", torch.randn(len(component), 2) * std, axes[component])
+
+
+def mixture_log_density(z):
+    """log p(z, component) of the mixture: [n, 2] -> [n, 10]; its logsumexp is log p(z), its argmax the component that z lies in."""
+    mean, axes, std = petals(z.device)
+    along = torch.einsum("nkd,kad->nka", z[:, None] - mean, axes) / std
+    return -0.5 * along.square().sum(2) - std.log().sum() - math.log(2 * math.pi) - math.log(10)
+
+
+def swiss_roll(component, noise=0.3):
+    """Samples [n, 2] of a swiss roll of outer radius 15; `component` int64 [n] says which tenth of the roll."""
+    return roll_curve((component + torch.rand(len(component))) / 10) + noise * torch.randn(len(component), 2)
+
+
+def roll_curve(u):
+    """The middle of the roll at u in [0, 1]: [n] -> [n, 2]."""
+    radius, angle = 15 * u.sqrt(), 4 * math.pi * u.sqrt()
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
+
+
+def sample_prior(prior, component, dim=2, std=5.0):
+    """Samples [n, dim] of the prior named; component: int64 [n], heeded by those that have components."""
+    if prior == "gaussian":
+        return gaussian(len(component), dim, std)
+    return mixture(component) if prior == "mixture" else swiss_roll(component)
+
+
+def component_of(prior, z):
+    """The component int64 [n] of a two-dimensional prior that each code [n, 2] lies in: the likeliest, or the nearest tenth of the roll."""
+    if prior == "mixture":
+        return mixture_log_density(z).argmax(1)
+    u = (torch.arange(2000, device=z.device) + .5) / 2000
+    return torch.cat([torch.cdist(part, roll_curve(u)).argmin(1) for part in z.split(1000)]) // 200
+
+
+# -------------------------------------------------------------------------------------------------------- training
+
+
+def build(options, pixels):
+    """The networks of a run: enc, dec, disc (of z), disc_y (where there is a y, else None), heads (of `embed`, else None)."""
+    o = options
+    classes = {"semi": 10, "cluster": o.clusters, "embed": o.clusters}.get(o.task, 0)
+    code_dim = o.z_dim + (0 if o.task == "embed" else 10 if o.task == "style" else classes)
+    aware = 11 if o.task == "prior" and o.labels else 0
+    nets = SimpleNamespace(
+        enc=Encoder(pixels, o.z_dim, classes, o.hidden, o.encoder, o.batch_norm, o.dropout), dec=Decoder(code_dim, pixels, o.hidden, o.dropout),
+        disc=Discriminator(o.z_dim + aware, o.hidden), disc_y=Discriminator(classes, o.hidden) if classes else None,
+        heads=ClusterHeads(classes, o.z_dim) if o.task == "embed" else None)
+    if o.init_std:
+        for net in present(nets):
+            for layer in net.modules():
+                if isinstance(layer, nn.Linear):
+                    nn.init.normal_(layer.weight, std=o.init_std)
+                    nn.init.zeros_(layer.bias)
+    return nets
+
+
+def present(nets):
+    return [net for net in (nets.enc, nets.dec, nets.disc, nets.disc_y, nets.heads) if net is not None]
+
+
+def decoder_code(nets, y, z):
+    """What the decoder sees: z alone, or y (probabilities or one-hot) beside it, or W_C^T y + z."""
+    if y is None:
+        return z
+    return torch.cat([y, z], 1) if nets.heads is None else nets.heads(y, z)
+
+
+def corrupt(x, options):
+    """The encoder's input in training: Gaussian noise (appendix A.2) and dropped pixels (A.3); the target stays clean."""
+    if options.input_dropout:
+        x = F.dropout(x, options.input_dropout)
+    return x + options.noise * torch.randn_like(x) if options.noise else x
+
+
+def posterior(nets, x):
+    """Probabilities of y (or None), a sample of q(z|x), its mean and log variance (or None)."""
+    logits, mu, logvar = nets.enc(x)
+    z = mu if logvar is None else mu + torch.randn_like(mu) * (logvar / 2).exp()
+    return logits if logits is None else logits.softmax(1), z, mu, logvar
+
+
+def update(optimiser, loss):
+    """One step of `optimiser` on `loss`; the gradient reaches its own parameters and nothing else."""
+    loss.backward(inputs=[p for group in optimiser.param_groups for p in group["params"]])
+    optimiser.step()
+    optimiser.zero_grad()
+
+
+def reconstruction_phase(nets, optimiser, x, noisy, given, options):
+    """Enc, Dec (and heads): minimise  1/2 |x - Dec(y, z)|^2,  y, z from Enc(noisy x), or y the label where it is given (Figure 6).
+
+    The VAE and the WAEs add their regulariser here, times lambda, and have no other phase for the encoder. Returns loss and regulariser."""
+    y, z, mu, logvar = posterior(nets, noisy)
+    loss = reconstruction_loss(torch.sigmoid(nets.dec(decoder_code(nets, y if given is None else given, z))), x)
+    extra = loss.new_zeros(())
+    if options.regularizer == "kl" and options.prior == "mixture":
+        extra = sampled_kl_loss(z, mu, logvar, mixture_log_density(z).logsumexp(1))
+    elif options.regularizer == "kl":
+        extra = kl_loss(mu, logvar, options.prior_std)
+    elif options.regularizer == "mmd":
+        component = torch.randint(0, 10, (len(z),))
+        prior = sample_prior(options.prior, component, options.z_dim, options.prior_std).to(z)
+        extra = mmd_loss(z, prior, options.prior_std, (.1, .2, .5, 1, 2, 5, 10))
+    elif options.regularizer == "wae-gan":
+        extra = encoder_loss(nets.disc(z))
+    total = loss + options.regularizer_weight * extra
+    if nets.heads is not None:
+        total = total + options.head_weight * head_distance_loss(nets.heads.weight, options.head_distance)
+    update(optimiser, total)
+    return loss, extra
+
+
+def regularisation_phase(nets, optimiser_d, optimiser_e, noisy, ids, options):
+    """Disc: minimise  -log D(z) - log(1 - D(Enc(x))),  z ~ p(z);  then Enc: minimise  -log D(Enc(x)).  With a y the same game on y, p(y) uniform.
+
+    ids: class of each image, 10 where unknown, for the label-aware discriminator; else None. Returns both losses."""
+    y, z, _, _ = posterior(nets, noisy)
+    component = torch.randint(0, 10, (len(z),))
+    if ids is not None:                                   # a labelled image's positive is a sample of its own component
+        component = torch.where(ids.cpu() < 10, ids.cpu(), component)
+    prior = sample_prior(options.prior, component, options.z_dim, options.prior_std).to(z)
+    aware = (lambda code: code) if ids is None else (lambda code: torch.cat([code, F.one_hot(ids, 11).to(code)], 1))
+    loss_d = discriminator_loss(nets.disc(aware(prior)), nets.disc(aware(z.detach())))
+    if nets.disc_y is not None:
+        k = y.shape[1]
+        drawn = F.one_hot(torch.randint(0, k, (len(y),)), k).to(y)
+        loss_d = loss_d + discriminator_loss(nets.disc_y(drawn), nets.disc_y(y.detach()))
+    update(optimiser_d, loss_d)
+    if optimiser_e is None:                               # WAE-GAN: the encoder's side stands in the reconstruction phase
+        return loss_d, loss_d.new_zeros(())
+    loss_e = encoder_loss(nets.disc(aware(z)))            # the same codes, the new discriminator
+    if nets.disc_y is not None:
+        loss_e = loss_e + encoder_loss(nets.disc_y(y))
+    update(optimiser_e, loss_e)
+    return loss_d, loss_e
+
+
+def classification_phase(nets, optimiser, noisy, y):
+    """Enc: minimise  -log q(y|x)  on a labelled batch (section 5)."""
+    loss = F.cross_entropy(nets.enc(noisy)[0], y)
+    update(optimiser, loss)
+    return loss
+
+
+def make_optimiser(parameters, options, lr, momentum):
+    """Adam with beta1 = momentum, or the paper's SGD with it."""
+    parameters = list(parameters)
+    if options.optimiser == "sgd":
+        return torch.optim.SGD(parameters, lr, momentum=momentum)
+    return torch.optim.Adam(parameters, lr, betas=(momentum, 0.999), fused=parameters[0].device.type != "mps")
+
+
+def schedule(step, total, epoch, options):
+    """Share of the full rates. linear (ours): warm-up over 100 steps, constant to half the run, linear to 1 %; steps (paper): / 10 after epochs 50, 1000."""
+    if options.schedule == "steps":
+        return 0.1 ** ((epoch >= 50) + (epoch >= 1000))
+    return min(1, (step + 1) / min(100, total / 10)) * min(1, max(0.01, 2 * (1 - step / total)))
+
+
+def train(run, nets, data, labelled):
+    """Sections 2 and 5: the phases in turn on every batch. data: a common.Split on the device; labelled: indices of the images whose label is used."""
+    opt, device = run.options, run.device
+    for net in present(nets):
+        net.to(device).train()
+    autoencoder = [*nets.enc.parameters(), *nets.dec.parameters(), *(nets.heads.parameters() if nets.heads else ())]
+    judges = [*nets.disc.parameters(), *(nets.disc_y.parameters() if nets.disc_y else ())]
+    opt_r = make_optimiser(autoencoder, opt, opt.lr, 0.9)
+    opt_d = make_optimiser(judges, opt, opt.lr_adversary, opt.beta1)
+    opt_e = make_optimiser(nets.enc.parameters(), opt, opt.lr_encoder, opt.beta1) if opt.regularizer == "gan" else None
+    opt_c = make_optimiser(nets.enc.parameters(), opt, opt.lr_labels, 0.9) if supervised(opt) else None
+    rates = [(o, o.param_groups[0]["lr"]) for o in (opt_r, opt_d, opt_e, opt_c) if o is not None]
+    run.track(**{name: net for name, net in vars(nets).items() if net is not None},
+              **{f"optimiser_{k}": o for k, (o, _) in enumerate(rates)})
+    known = torch.full_like(data.y, 10)                   # the label, or 10 for one that the method must not see
+    known[labelled] = data.y[labelled]
+    pixels = data.x.flatten(1)
+    total = opt.epochs * math.ceil(len(data.y) / opt.batch_size)
+    zero = torch.zeros((), device=device)
+
+    for epoch in run.epochs():
+        for i in run.batches(torch.randperm(len(data.y)), opt.batch_size):
+            for optimiser, rate in rates:
+                optimiser.param_groups[0]["lr"] = rate * schedule(run.step, total, epoch, opt)
+            x = common.to_float(pixels[i])
+            noisy = corrupt(x, opt)
+            given = F.one_hot(known[i], 10).float() if opt.task == "style" else None
+            ids = known[i] if opt.task == "prior" and opt.labels else None
+            with run.autocast():
+                loss, extra = reconstruction_phase(nets, opt_r, x, noisy, given, opt)
+                loss_d = loss_e = loss_c = zero
+                if opt.regularizer in ("gan", "wae-gan"):
+                    loss_d, loss_e = regularisation_phase(nets, opt_d, opt_e, noisy, ids, opt)
+                if opt_c is not None:
+                    j = labelled[torch.randint(0, len(labelled), (opt.labelled_batch,), device=device)]
+                    loss_c = classification_phase(nets, opt_c, corrupt(common.to_float(pixels[j]), opt), known[j])
+            run.log(reconstruction=loss, regularizer=extra, discriminator=loss_d, encoder=loss_e, classification=loss_c)
+
+
+def supervised(options):
+    """Does this task have the classification phase?"""
+    return options.task in ("semi", "embed") and options.labels > 0
+
+
+def choose_labelled(y, count, seed):
+    """Indices of `count` training images, as many of every class, drawn by the seed; all images where count is at least their number."""
+    if count >= len(y):
+        return torch.arange(len(y), device=y.device)
+    rng = torch.Generator().manual_seed(seed)
+    of_class = [(y.cpu() == label).nonzero()[:, 0] for label in range(10)]
+    return torch.cat([index[torch.randperm(len(index), generator=rng)[:count // 10]] for index in of_class]).to(y.device)
+
+
+# ------------------------------------------------------------------------------------------------------ evaluation
+
+
+@torch.no_grad()
+def encode(nets, x, sample=False):
+    """Codes of uint8 images [N, C, H, W]: logits of y [N, classes] or None, and z [N, z_dim], its mean or, on request, a sample of q(z|x)."""
+    assert x.dtype == torch.uint8, "encode takes uint8 images; common.to_float is done here"
+    parts, device = [], next(nets.enc.parameters()).device
+    for part in x.split(1000):
+        logits, mu, logvar = nets.enc(common.to_float(part.to(device)))
+        parts.append((logits, mu if logvar is None or not sample else mu + torch.randn_like(mu) * (logvar / 2).exp()))
+    y, z = zip(*parts)
+    return None if y[0] is None else torch.cat(y), torch.cat(z)
+
+
+@torch.no_grad()
+def decode(nets, code):
+    """Images [N, pixels] in [0, 1] of decoder codes [N, code_dim] (`decoder_code` makes them of y and z)."""
+    return torch.cat([torch.sigmoid(nets.dec(part)) for part in code.split(1000)])
+
+
+def draw_prior(options, n, device, component=None):
+    component = torch.randint(0, 10, (n,)) if component is None else component
+    return sample_prior(options.prior, component, options.z_dim, options.prior_std).to(device)
+
+
+def prior_scores(nets, options, data, test):
+    """Does q(z) have the shape of p(z)? Codes of test images; samples of q(z|x) where it is not deterministic.
+
+    code_test: accuracy in percent (50 at best) of a two-layer classifier that tells codes from samples of the prior, trained on the training images'
+    codes; code_mmd: squared MMD of the first 5,000 codes against the prior, in units where its noise is code_mmd_prior (prior against prior);
+    component_accuracy: share of codes in the component of their label; reconstruction_mse: over pixels in [0, 1]."""
+    device = data.x.device
+    (_, z), (_, z_) = encode(nets, data.x, sample=True), encode(nets, test.x, sample=True)
+    prior, prior_ = draw_prior(options, len(z), device), draw_prior(options, len(z_), device)
+    which = lambda codes: torch.arange(2, device=device).repeat_interleave(len(codes))  # noqa: E731
+    error = common.probe(torch.cat([z, prior]), which(z), torch.cat([z_, prior_]), which(z_), epochs=1 if options.dry_run else 20)
+    mean = reconstructions(nets, test)
+    scores = {"code_test": 100 - error.item(), "reconstruction_mse": (mean - common.to_float(test.x).flatten(1)).square().mean().item(),
+              "code_mmd": mmd_loss(z_[:5000], prior_[:5000], options.prior_std).item(),
+              "code_mmd_prior": mmd_loss(draw_prior(options, len(z_[:5000]), device), prior_[:5000], options.prior_std).item()}
+    if options.prior != "gaussian":
+        scores["component_accuracy"] = (component_of(options.prior, z_) == test.y).float().mean().item() * 100
+    return scores
+
+
+def reconstructions(nets, test):
+    """Images [N, pixels] decoded from the test images' own codes."""
+    y, z = encode(nets, test.x)
+    return decode(nets, decoder_code(nets, None if y is None else y.softmax(1), z))
+
+
+def likelihood_scores(nets, options, held_out, test):
+    """Table 1: mean log-likelihood in nats of the test images under a Parzen window on decoded samples of the prior, with its standard error.
+
+    The width is chosen on held-out training images, for each number of samples anew: parzen_10k (.._sem, .._sigma) with 10,000 samples as in the
+    paper's first column, parzen_1m with a million (its second has ten). A larger number is a tighter lower bound; the measure is a poor one (the paper says so)."""
+    device = test.x.device
+    x, held = (common.to_float(part.x).flatten(1) for part in (test, held_out))
+    scores = {}
+    for name, parts, used in (("10k", 1, len(held)), ("1m", 100, 1000)):
+        parts, size = (min(parts, 2), 500) if options.dry_run else (parts, 10_000)
+
+        def density(images, sigmas):                      # samples are drawn in parts, the same ones at each call
+            rng = torch.random.get_rng_state()
+            each = [common.parzen_log_likelihood(images, decode(nets, draw_prior(options, size, device)), sigmas) for _ in range(parts)]
+            torch.random.set_rng_state(rng)
+            return torch.stack(each).logsumexp(0) - math.log(parts)
+        sigmas = [.08 * 1.06 ** k for k in range(24)] if parts == 1 else [scores["parzen_10k_sigma"] * 1.06 ** -k for k in range(10)]
+        sigma = sigmas[density(held[:used], sigmas).mean(1).argmax()]
+        log_p = density(x, [sigma])[0]
+        scores.update({f"parzen_{name}": log_p.mean().item(), f"parzen_{name}_sem": (log_p.std() / len(x) ** 0.5).item(), f"parzen_{name}_sigma": sigma})
+    return {**scores, "reconstruction_mse": (reconstructions(nets, test) - x).square().mean().item()}
+
+
+def style_scores(nets, options, judge, data, test):
+    """Figure 7 as numbers, percent. style_accuracy: Dec(y, z), z ~ p(z), shows the digit y (a judge reads it); z_error: what a probe misreads from z
+    (90 where z says nothing); reconstruction_mse: with the true label."""
+    y = torch.arange(10, device=test.x.device).repeat(1000)
+    images = decode(nets, torch.cat([F.one_hot(y, 10).float(), draw_prior(options, len(y), y.device)], 1)).view(-1, *test.x.shape[1:])
+    (_, z), (_, z_) = encode(nets, data.x), encode(nets, test.x)
+    own = decode(nets, torch.cat([F.one_hot(test.y, 10).float(), z_], 1))
+    return {"style_accuracy": (judge.classify(images) == y).float().mean().item() * 100,
+            "z_error": common.probe(z, data.y, z_, test.y, epochs=1 if options.dry_run else 20).item(),
+            "chance_error": common.chance_error(data.y, test.y).item(),
+            "reconstruction_mse": (own - common.to_float(test.x).flatten(1)).square().mean().item()}
+
+
+def baseline_error(run, data, test, labelled):
+    """Table 2's first row: the encoder alone, the same labels, noise and optimiser, no autoencoder. Test error in percent."""
+    opt = run.options
+    net = Encoder(data.x[0].numel(), 1, 10, opt.hidden, batch_norm=opt.batch_norm, dropout=opt.dropout).to(data.x.device)
+    optimiser = make_optimiser([*net.body.parameters(), *net.to_y.parameters()], opt, opt.lr_labels, 0.9)
+    total = 20 if opt.dry_run else 1000 if len(labelled) < len(data.y) else 10 * len(labelled) // opt.labelled_batch
+    for step in range(total):
+        optimiser.param_groups[0]["lr"] = opt.lr_labels * (1 - step / total)
+        j = labelled[torch.randint(0, len(labelled), (opt.labelled_batch,), device=data.x.device)]
+        with run.autocast():
+            classification_phase(SimpleNamespace(enc=net), optimiser, corrupt(common.to_float(data.x[j]).flatten(1), opt), data.y[j])
+    return (encode(SimpleNamespace(enc=net.eval()), test.x)[0].argmax(1) != test.y).float().mean().item() * 100
+
+
+def cluster_scores(nets, held_out, test):
+    """Table 3, percent: every cluster is named after the held-out image it is surest of (the paper's rule), and after the majority of its images."""
+    scores, scores_ = (F.log_softmax(encode(nets, part.x)[0].double(), 1) for part in (held_out, test))
+    errors = {word: common.cluster_error(scores_, test.y, common.name_clusters(scores, held_out.y, rule))
+              for word, rule in (("cluster_error", "exemplar"), ("cluster_error_majority", "majority"))}
+    return {**errors, "clusters_used": float((torch.bincount(scores_.argmax(1), minlength=scores_.shape[1]) > 0).sum())}
+
+
+# --------------------------------------------------------------------------------------------------------- figures
+
+
+def circles(center, std):
+    """Circles of one, two and three deviations around a point: curves for a scatter figure."""
+    t = torch.linspace(0, 2 * math.pi, 100)
+    return [center + k * std * torch.stack([t.cos(), t.sin()], 1) for k in (1, 2, 3)]
+
+
+def outline(options):
+    """Curves [n, 2] that show where a prior lies."""
+    if options.prior == "gaussian":
+        return circles(torch.zeros(2), options.prior_std)
+    if options.prior == "swiss-roll":
+        return [roll_curve(torch.linspace(0, 1, 400))]
+    mean, axes, std = petals()
+    ellipse = circles(torch.zeros(2), 1)[1]               # two deviations
+    return [m + (ellipse * std) @ a for m, a in zip(mean, axes)]
+
+
+def percentiles(n):
+    """The n numbers that cut a standard normal into parts of equal weight, from 5 to 95 percent."""
+    return torch.distributions.Normal(0., 1.).icdf(torch.linspace(.05, .95, n))
+
+
+def grid_of(a, b):
+    """All pairs of a [n] (right) and b [m] (up, as in the scatter): [m * n, 2], row by row from the top."""
+    return torch.stack([a.repeat(len(b)), b.flip(0).repeat_interleave(len(a))], 1)
+
+
+def figure_codes(nets, options, test, path, words):
+    """Figures 2(a-d), 4(a, c), 11: codes of the test images."""
+    y, z = encode(nets, test.x, sample=True)
+    if nets.heads is None:
+        return common.figure_scatter(path, z, test.y, words, outline(options))
+    heads = nets.heads.weight.detach().cpu()
+    codes = nets.heads(y.softmax(1), z).detach()
+    if codes.shape[1] > 2:                                # Figure 11(d): heads that are simplex corners, mapped onto a circle
+        angle = torch.arange(len(heads)) * 2 * math.pi / len(heads)
+        to_circle = torch.linalg.lstsq(heads, 10 * torch.stack([angle.cos(), angle.sin()], 1)).solution
+        return common.figure_scatter(path, codes.cpu() @ to_circle, test.y, words, marks=heads @ to_circle)
+    common.figure_scatter(path, codes, test.y, words, [c for head in heads for c in circles(head, options.prior_std)[1:2]], heads)
+
+
+def figure_manifold(nets, options, test, path):
+    """Figures 2(e) and 4(b, d): images along the prior's percentiles; of the first three components; along the roll."""
+    shape, device = test.x.shape[1:], test.x.device
+    if options.prior == "gaussian":
+        z, columns, words = options.prior_std * grid_of(percentiles(16), percentiles(16)), 16, "Images at the prior's percentiles (Fig. 2e)"
+    elif options.prior == "mixture":
+        mean, axes, std = petals()
+        square = grid_of(percentiles(10), percentiles(10)) * std
+        z = torch.stack([(m + square @ a).view(10, 10, 2) for m, a in zip(mean[:3], axes[:3])], 1).reshape(-1, 2)      # side by side
+        columns, words = 30, "Components 0, 1, 2: along the petal to the right, across it upwards (Fig. 4b)"
+    else:
+        z, columns, words = roll_curve((torch.arange(100) + .5) / 100), 20, "A walk along the roll, from its centre (Fig. 4d)"
+    common.figure_grid(path, decode(nets, z.to(device)).view(-1, *shape), columns, words)
+
+
+def figure_samples(nets, options, data, path, rows=8):
+    """Figure 5: samples; the last column is the training image nearest to the sample left of it (Euclidean)."""
+    shape = data.x.shape[1:]
+    images = decode(nets, draw_prior(options, rows * 10, data.x.device)).view(rows, 10, -1)
+    pixels = common.to_float(data.x).flatten(1)
+    near = pixels[common.nearest(images[:, -1], pixels)[:, 0]]
+    common.figure_grid(path, torch.cat([images, near[:, None]], 1).view(-1, *shape), 11, "Samples; right: the training image nearest to the last (Fig. 5)",
+                       after_column=9)
+
+
+def figure_style(nets, options, test, path, rows=10):
+    """Figure 7: a fixed z ~ p(z) a row, the label (or the category) along the columns."""
+    k = 10 if options.task == "style" else options.clusters
+    z = draw_prior(options, rows, test.x.device).repeat_interleave(k, 0)
+    code = decoder_code(nets, torch.eye(k, device=z.device).repeat(rows, 1), z)
+    common.figure_grid(path, decode(nets, code).view(-1, *test.x.shape[1:]), k, "Style and content (Fig. 7)", "y: the label", "z from the prior, one a row")
+
+
+def figure_clusters(nets, options, test, path, shown=14):
+    """Figure 9: a cluster a row; left its head (y one-hot, z = 0), then the first test images that fall into it, none for an empty place."""
+    logits, _ = encode(nets, test.x)
+    k, shape = options.clusters, test.x.shape[1:]
+    heads = decode(nets, decoder_code(nets, torch.eye(k, device=logits.device), torch.zeros(k, options.z_dim, device=logits.device))).view(k, 1, *shape)
+    members = torch.ones(k, shown, *shape, device=logits.device)
+    for cluster in range(k):
+        mine = common.to_float(test.x[logits.argmax(1) == cluster][:shown])
+        members[cluster, :len(mine)] = mine
+    common.figure_grid(path, torch.cat([heads, members], 1).flatten(0, 1), shown + 1, "Clusters (Fig. 9): the head, then test images of the cluster",
+                       after_column=0)
+
+
+def evaluate(run, nets, data, held_out, test, labelled):
+    """Scores and figures of a task. Returns the flat metrics and the rows of the printed table."""
+    opt, task = run.options, run.options.task
+    for net in present(nets):
+        net.eval()
+    at = lambda name: run.folder / f"{name}.png"  # noqa: E731
+    if task == "prior":
+        scores = prior_scores(nets, opt, data, test)
+        figure_codes(nets, opt, test, at("codes"), f"Codes of test images, {opt.regularizer}, prior: {opt.prior} (Fig. 2, 4)")
+        figure_manifold(nets, opt, test, at("manifold"))
+        rows = [("codes told from the prior, accuracy in %", "code_test", "-", "50 at best"),
+                ("squared MMD of codes and prior", "code_mmd", "-", f"prior and prior {scores['code_mmd_prior']:.2g}"),
+                ("reconstruction MSE", "reconstruction_mse", "-", "")]
+        if "component_accuracy" in scores:
+            rows.insert(0, ("code in its label's component, %", "component_accuracy", "-", "unaware of labels: about 10"))
+    elif task == "likelihood":
+        scores = likelihood_scores(nets, opt, held_out, test)
+        figure_samples(nets, opt, data, at("samples"))
+        ours = opt.regularizer == "gan"
+        rows = [("Parzen log-likelihood, 10K samples, nats", "parzen_10k", "340 +- 2" if ours else "-", f"standard error {scores['parzen_10k_sem']:.1f}"),
+                ("Parzen log-likelihood, 1M samples, nats", "parzen_1m", "427 (10M)" if ours else "-", f"standard error {scores['parzen_1m_sem']:.1f}"),
+                ("reconstruction MSE", "reconstruction_mse", "-", "")]
+    elif task == "style":
+        scores = style_scores(nets, opt, common.load_judge(opt.dataset, opt.data, run.device, quick=opt.dry_run), data, test)
+        figure_style(nets, opt, test, at("style"))
+        rows = [("image shows the label asked for, z ~ prior, %", "style_accuracy", "-", "100 at best"),
+                ("error of the probe on z, %", "z_error", "-", f"commonest label {scores['chance_error']:.1f}"),
+                ("reconstruction MSE", "reconstruction_mse", "-", "")]
+    elif supervised(opt):
+        logits, _ = encode(nets, test.x)
+        scores = {"test_error": (logits.argmax(1) != test.y).float().mean().item() * 100,
+                  "baseline_error": baseline_error(run, data, test, labelled)}
+        paper, plain = ({100: 1.90, 1000: 1.60, 60000: 0.85}, {100: 25.80, 1000: 8.73, 60000: 1.25}) if task == "semi" else ({1000: 4.20, 100: 6.08}, {})
+        rows = [("test error, %", "test_error", paper.get(opt.labels, "-"), ""),
+                ("the encoder alone on the same labels, %", "baseline_error", plain.get(opt.labels, "-"), "")]
+    else:
+        scores = cluster_scores(nets, held_out, test)
+        if task == "embed":
+            scores["test_error"] = scores["cluster_error"]
+        paper = {16: "9.55 +- 2.05", 30: "4.10 +- 1.13"}.get(opt.clusters, "-") if task == "cluster" else 13.46
+        rows = [("error, clusters named by their surest image, %", "cluster_error", paper, ""),
+                ("error, clusters named by majority, %", "cluster_error_majority", "-", f"clusters in use {scores['clusters_used']:.0f}")]
+        figure_clusters(nets, opt, test, at("clusters"))
+    if task == "embed":
+        figure_codes(nets, opt, test, at("codes"), f"Codes W_C^T y + z of test images, {opt.labels or 'no'} labels (Fig. 11)")
+    if task == "semi":
+        figure_style(nets, opt, test, at("style"))
+    common.figure_curves(at("losses"), run.history, [
+        ("reconstruction", ("reconstruction",), "half squared error, summed over pixels"), ("regulariser", ("regularizer",), "as weighted by lambda"),
+        ("adversaries", ("discriminator", "encoder"), "nats"), ("labels", ("classification",), "nats")], "Training losses")
+    return scores, rows
+
+
+def load(run_dir, device="cpu"):
+    """Trained networks of a run folder in eval mode: enc, dec, disc, disc_y, heads (None where the task has none), and options.
+
+    For notebooks: nets = load("runs/aae/semi-100-seed0"); logits, z = encode(nets, images)."""
+    options = SimpleNamespace(**common.read_config(run_dir)["settings"])
+    state = common.read_checkpoint(run_dir, "aae", device)["states"]
+    nets = build(options, state["dec"]["net.1.weight"].shape[0])
+    for name, net in vars(nets).items():
+        if net is not None:
+            net.load_state_dict(state[name])
+            net.to(device).eval()
+    nets.options = options
+    return nets
+
+
+# ------------------------------------------------------------------------------------------------------------ main
+
+OURS = dict(optimiser="adam", lr=1e-3, lr_adversary=3e-4, lr_encoder=3e-4, lr_labels=1e-3, beta1=0.5, schedule="linear", init_std=0.0, hidden=1000,
+            batch_size=200, batch_norm=False, dropout=0.0, noise=0.0, input_dropout=0.0, prior="gaussian", prior_std=1.0, labels=0, clusters=10,
+            encoder="deterministic", regularizer_weight=1.0)
+OURS_BY_TASK = {
+    "prior": dict(epochs=20, z_dim=2, prior_std=5.0),
+    "likelihood": dict(epochs=50, z_dim=8, prior_std=5.0),
+    "style": dict(epochs=20, z_dim=15),
+    "semi": dict(epochs=40, z_dim=10, labels=100, noise=0.3),
+    "cluster": dict(epochs=40, z_dim=5, clusters=16, batch_norm=True, input_dropout=0.2),
+    "embed": dict(epochs=40, z_dim=2, labels=1000, noise=0.3),
+}
+PAPER = dict(optimiser="sgd", lr=0.01, lr_adversary=0.1, lr_encoder=0.1, lr_labels=0.1, beta1=0.1, schedule="steps", init_std=0.01, batch_size=100)
+PAPER_BY_TASK = {"prior": dict(epochs=1000), "likelihood": dict(epochs=1000), "style": dict(epochs=5000), "semi": dict(epochs=5000, noise=0.3),
+                 "cluster": dict(epochs=1500, hidden=3000, batch_norm=True, input_dropout=0.2), "embed": dict(epochs=5000)}
+
+
+def make_parser():
+    cli = common.Parser(__doc__.split("\n\n")[0], epochs=None, batch_size=None)
+    add = cli.add_argument
+    add("--task", choices=tuple(OURS_BY_TASK), default="prior", help="which of the paper's experiments")
+    add("--recipe", choices=("ours", "paper"), default="ours", help="paper: SGD, rates, initial weights, batch and epochs of its appendix")
+    add("--prior", choices=("gaussian", "mixture", "swiss-roll"), default=None, help="shape of p(z); the last two need two dimensions")
+    add("--labels", type=common._number(int, 0, 10 ** 9, "a whole number of at least 0"), default=None,
+        help="labelled training images, balanced over the classes; 60000: all. prior 0, semi 100, embed 1000 (0: unsupervised)")
+    add("--clusters", type=common.count, default=None, help="values of y; cluster 16, embed 20 without labels")
+    add("--regularizer", choices=("gan", "kl", "mmd", "wae-gan"), default="gan", help="gan: the AAE; kl: a VAE; mmd, wae-gan: Wasserstein autoencoders")
+    add("--regularizer-weight", type=common.weight, default=None, help="lambda, for kl, mmd and wae-gan")
+    add("--encoder", choices=("deterministic", "gaussian", "universal"), default=None, help="q(z|x), section 2.1")
+    add("--z-dim", type=common.count, default=None)
+    add("--prior-std", type=common.positive, default=None)
+    add("--hidden", type=common.count, default=None)
+    add("--optimiser", choices=("adam", "sgd"), default=None)
+    add("--lr", type=common.positive, default=None)
+    add("--lr-adversary", type=common.positive, default=None)
+    add("--lr-encoder", type=common.positive, default=None)
+    add("--lr-labels", type=common.positive, default=None)
+    add("--beta1", type=common.below_one, default=None)
+    add("--schedule", choices=("linear", "steps"), default=None)
+    add("--init-std", type=common.weight, default=None)
+    add("--noise", type=common.weight, default=None)
+    add("--input-dropout", type=common.below_one, default=None)
+    add("--dropout", type=common.below_one, default=None)
+    add("--batch-norm", type=int, default=None)
+    add("--labelled-batch", type=common.count, default=100)
+    add("--head-distance", type=common.weight, default=8.0)
+    add("--head-weight", type=common.weight, default=1.0)
+    return cli
+
+
+def resolve(options):
+    """Fill in what depends on the task and the recipe; refuse what cannot be."""
+    o = options
+    defaults = {**OURS, **OURS_BY_TASK[o.task], **({**PAPER, **PAPER_BY_TASK[o.task]} if o.recipe == "paper" else {})}
+    if o.task == "embed" and o.labels == 0:
+        defaults.update(OURS_BY_TASK["cluster"], clusters=20, z_dim=2)
+    if o.regularizer == "kl":
+        defaults["encoder"] = "gaussian"
+    for name, value in defaults.items():
+        if getattr(o, name) is None:
+            setattr(o, name, value)
+    if o.prior != "gaussian" and (o.task != "prior" or o.z_dim != 2):
+        raise common.UserError("--prior mixture and swiss-roll are for --task prior with --z-dim 2")
+    if o.regularizer == "kl" and (o.prior == "swiss-roll" or o.encoder != "gaussian"):
+        raise common.UserError("--regularizer kl needs a prior with a density and --encoder gaussian: that is what the paper does without")
+    if o.dry_run:
+        o.epochs = min(o.epochs, 2)
+    return o
+
+
+def run_name(options):
+    """Name of a run's folder: semi-100, cluster-30, likelihood, likelihood-mmd, prior-mixture-10000, ..."""
+    o = options
+    parts = [o.task, *([o.prior] if o.task == "prior" else []), *([o.clusters] if o.task == "cluster" else []),
+             *([o.labels] if o.task in ("semi", "embed") or o.labels else []), *([o.regularizer] if o.regularizer != "gan" else []),
+             *([o.dataset] if o.dataset != "mnist" else [])]
+    return "-".join(map(str, parts))
+
+
+def main(options):
+    options = resolve(options)
+    data, test = common.load_dataset(options.dataset, options.data, options.validation)
+    if options.dry_run:
+        data, test = (part.take(torch.arange(len(part.y)) < n) for part, n in ((data, 1200), (test, 500)))
+    held_out = None
+    if options.task not in ("semi", "style") and not supervised(options):
+        count = len(data.y) // 6                          # 10,000 of MNIST's 60,000: names the clusters, chooses the Parzen width
+        held_out, data = data.take(slice(-count, None)), data.take(slice(None, -count))
+    run = common.Run("aae", options, run_name(options))
+    data, test = data.to(run.device), test.to(run.device)
+    held_out = held_out and held_out.to(run.device)
+    labelled = choose_labelled(data.y, options.labels if options.task != "style" else len(data.y), options.seed)
+    nets = build(options, data.x[0].numel())
+    train(run, nets, data, labelled)
+    run.finish(*evaluate(run, nets, data, held_out, test, labelled))
+
+
+if __name__ == "__main__":
+    common.run_main(main, make_parser())
