@@ -22,6 +22,7 @@ What makes WAE-GAN the AAE: it minimises  E c(x, G(z)) + lambda * D(q(z), p(z)) 
 a step on each term with an optimiser of its own; WAE-GAN takes one step on the sum, with an explicit lambda (--regularizer-weight).
 
 """
+import argparse
 import math
 from types import SimpleNamespace
 
@@ -38,7 +39,7 @@ def mlp(inputs, hidden, batch_norm=False, dropout=0.0):
     """Two hidden ReLU layers, as everywhere in the paper: [B, inputs] -> [B, hidden]."""
     layers = []
     for n in (inputs, hidden):
-        layers += [nn.Linear(n, hidden), nn.BatchNorm1d(hidden) if batch_norm else nn.Identity(), nn.ReLU(), nn.Dropout(dropout)]
+        layers += [nn.Linear(n, hidden), *([nn.BatchNorm1d(hidden)] if batch_norm else []), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
     return nn.Sequential(*layers)
 
 
@@ -46,13 +47,13 @@ class Encoder(nn.Module):
     """q(y|x), q(z|x): images [B, ...] -> logits of y [B, classes] or None, mean of z [B, z_dim], log variance of z or None.
 
     kind (section 2.1): "deterministic": z is the mean; "gaussian": N(mean, exp(logvar)); "universal": z = f(x, eta), eta ~ N(0, I) of ten numbers
-    beside the pixels. batch_norm: in all layers, the two heads included (the paper's for clustering). Uses mlp."""
+    beside the pixels. batch_norm: "none", "hidden" layers, or "all", the two heads included (the paper's for clustering). Uses mlp."""
 
-    def __init__(self, inputs=784, z_dim=8, classes=0, hidden=1000, kind="deterministic", batch_norm=False, dropout=0.0):
+    def __init__(self, inputs=784, z_dim=8, classes=0, hidden=1000, kind="deterministic", batch_norm="none", dropout=0.0):
         super().__init__()
         self.noise = 10 if kind == "universal" else 0
-        self.body = mlp(inputs + self.noise, hidden, batch_norm, dropout)
-        head = lambda n: nn.Sequential(nn.Linear(hidden, n), nn.BatchNorm1d(n) if batch_norm else nn.Identity())  # noqa: E731
+        self.body = mlp(inputs + self.noise, hidden, batch_norm != "none", dropout)
+        head = lambda n: nn.Sequential(nn.Linear(hidden, n), *([nn.BatchNorm1d(n)] if batch_norm == "all" else []))  # noqa: E731
         self.to_z = head(z_dim)
         self.to_logvar = nn.Linear(hidden, z_dim) if kind == "gaussian" else None
         self.to_y = head(classes) if classes else None
@@ -215,10 +216,10 @@ def build(options, pixels):
     o = options
     classes = {"semi": 10, "cluster": o.clusters, "embed": o.clusters}.get(o.task, 0)
     code_dim = o.z_dim + (0 if o.task == "embed" else 10 if o.task == "style" else classes)
-    aware = 11 if o.task == "prior" and o.labels else 0
+    beside = 11 if o.task == "prior" and o.labels else classes if o.joint else 0
     nets = SimpleNamespace(
         enc=Encoder(pixels, o.z_dim, classes, o.hidden, o.encoder, o.batch_norm, o.dropout), dec=Decoder(code_dim, pixels, o.hidden, o.dropout),
-        disc=Discriminator(o.z_dim + aware, o.hidden), disc_y=Discriminator(classes, o.hidden) if classes else None,
+        disc=Discriminator(o.z_dim + beside, o.hidden), disc_y=Discriminator(classes, o.hidden) if classes else None,
         heads=ClusterHeads(classes, o.z_dim) if o.task == "embed" else None)
     if o.init_std:
         for net in present(nets):
@@ -294,18 +295,24 @@ def regularisation_phase(nets, optimiser_d, optimiser_e, noisy, ids, options):
     if ids is not None:                                   # a labelled image's positive is a sample of its own component
         component = torch.where(ids.cpu() < 10, ids.cpu(), component)
     prior = sample_prior(options.prior, component, options.z_dim, options.prior_std).to(z)
-    aware = (lambda code: code) if ids is None else (lambda code: torch.cat([code, F.one_hot(ids, 11).to(code)], 1))
-    loss_d = discriminator_loss(nets.disc(aware(prior)), nets.disc(aware(z.detach())))
-    if nets.disc_y is not None:
-        k = y.shape[1]
-        drawn = F.one_hot(torch.randint(0, k, (len(y),)), k).to(y)
-        loss_d = loss_d + discriminator_loss(nets.disc_y(drawn), nets.disc_y(y.detach()))
+    beside = beside_prior = None                          # what the discriminator sees beside z
+    if y is not None:
+        drawn = F.one_hot(torch.randint(0, y.shape[1], (len(y),), device=y.device), y.shape[1]).to(y)
+    if ids is not None:
+        beside = beside_prior = F.one_hot(ids, 11).to(z)
+    elif y is not None and options.joint:                 # difference 3
+        beside, beside_prior = y, drawn
+    see = lambda z, more: nets.disc(z if more is None else torch.cat([z, more], 1))  # noqa: E731
+    loss_d = discriminator_loss(see(prior, beside_prior), see(z.detach(), None if beside is None else beside.detach()))
+    if y is not None:
+        blur = lambda y: y + options.code_noise * torch.randn_like(y) if options.code_noise else y  # noqa: E731
+        loss_d = loss_d + discriminator_loss(nets.disc_y(blur(drawn)), nets.disc_y(blur(y.detach())))
     update(optimiser_d, loss_d)
     if optimiser_e is None:                               # WAE-GAN: the encoder's side stands in the reconstruction phase
         return loss_d, loss_d.new_zeros(())
-    loss_e = encoder_loss(nets.disc(aware(z)))            # the same codes, the new discriminator
-    if nets.disc_y is not None:
-        loss_e = loss_e + encoder_loss(nets.disc_y(y))
+    loss_e = encoder_loss(see(z, beside))              # the same codes, the new discriminator
+    if y is not None:
+        loss_e = loss_e + encoder_loss(nets.disc_y(blur(y)))
     update(optimiser_e, loss_e)
     return loss_d, loss_e
 
@@ -656,58 +663,88 @@ def load(run_dir, device="cpu"):
 # ------------------------------------------------------------------------------------------------------------ main
 
 OURS = dict(optimiser="adam", lr=1e-3, lr_adversary=3e-4, lr_encoder=3e-4, lr_labels=1e-3, beta1=0.5, schedule="linear", init_std=0.0, hidden=1000,
-            batch_size=200, batch_norm=False, dropout=0.0, noise=0.0, input_dropout=0.0, prior="gaussian", prior_std=1.0, labels=0, clusters=10,
-            encoder="deterministic", regularizer_weight=1.0)
+            batch_size=200, batch_norm="none", joint=True, dropout=0.0, noise=0.0, input_dropout=0.0, prior="gaussian", prior_std=1.0, labels=0, clusters=10,
+            encoder="deterministic", code_noise=0.0)
+LAMBDA = {"kl": 1.0, "mmd": 100.0, "wae-gan": 1.0}
 OURS_BY_TASK = {
     "prior": dict(epochs=20, z_dim=2, prior_std=5.0),
     "likelihood": dict(epochs=50, z_dim=8, prior_std=5.0),
     "style": dict(epochs=20, z_dim=15),
     "semi": dict(epochs=40, z_dim=10, labels=100, noise=0.3),
-    "cluster": dict(epochs=40, z_dim=5, clusters=16, batch_norm=True, input_dropout=0.2),
+    "cluster": dict(epochs=40, z_dim=5, clusters=16, batch_norm="all", input_dropout=0.2),
     "embed": dict(epochs=40, z_dim=2, labels=1000, noise=0.3),
 }
-PAPER = dict(optimiser="sgd", lr=0.01, lr_adversary=0.1, lr_encoder=0.1, lr_labels=0.1, beta1=0.1, schedule="steps", init_std=0.01, batch_size=100)
+PAPER = dict(optimiser="sgd", lr=0.01, lr_adversary=0.1, lr_encoder=0.1, lr_labels=0.1, beta1=0.1, schedule="steps", init_std=0.01, batch_size=100, joint=False,
+             batch_norm="none", dropout=0.0, noise=0.0, code_noise=0.0, input_dropout=0.0)
 PAPER_BY_TASK = {"prior": dict(epochs=1000), "likelihood": dict(epochs=1000), "style": dict(epochs=5000), "semi": dict(epochs=5000, noise=0.3),
-                 "cluster": dict(epochs=1500, hidden=3000, batch_norm=True, input_dropout=0.2), "embed": dict(epochs=5000)}
+                 "cluster": dict(epochs=1500, hidden=3000, batch_norm="all", input_dropout=0.2), "embed": dict(epochs=5000)}
+
+
+def defaults_of(task, recipe="ours"):
+    """What `resolve` fills in where no flag says otherwise."""
+    return {**OURS, **OURS_BY_TASK[task], **({**PAPER, **PAPER_BY_TASK[task]} if recipe == "paper" else {})}
 
 
 def make_parser():
+    def by_task(name):                                    # the defaults in words: the commonest value, then the tasks that differ
+        words = []
+        for recipe in ("ours", "paper"):
+            values = {task: defaults_of(task, recipe)[name] for task in OURS_BY_TASK}
+            common_value = max(values.values(), key=list(values.values()).count)
+            words.append(", ".join([str(common_value), *(f"{task} {value}" for task, value in values.items() if value != common_value)]))
+        return f"None is {words[0]}" + (f"; --recipe paper: {words[1]}" if words[1] != words[0] else "")
+
     cli = common.Parser(__doc__.split("\n\n")[0], epochs=None, batch_size=None)
-    add = cli.add_argument
-    add("--task", choices=tuple(OURS_BY_TASK), default="prior", help="which of the paper's experiments")
-    add("--recipe", choices=("ours", "paper"), default="ours", help="paper: SGD, rates, initial weights, batch and epochs of its appendix")
-    add("--prior", choices=("gaussian", "mixture", "swiss-roll"), default=None, help="shape of p(z); the last two need two dimensions")
-    add("--labels", type=common._number(int, 0, 10 ** 9, "a whole number of at least 0"), default=None,
-        help="labelled training images, balanced over the classes; 60000: all. prior 0, semi 100, embed 1000 (0: unsupervised)")
-    add("--clusters", type=common.count, default=None, help="values of y; cluster 16, embed 20 without labels")
-    add("--regularizer", choices=("gan", "kl", "mmd", "wae-gan"), default="gan", help="gan: the AAE; kl: a VAE; mmd, wae-gan: Wasserstein autoencoders")
-    add("--regularizer-weight", type=common.weight, default=None, help="lambda, for kl, mmd and wae-gan")
-    add("--encoder", choices=("deterministic", "gaussian", "universal"), default=None, help="q(z|x), section 2.1")
-    add("--z-dim", type=common.count, default=None)
-    add("--prior-std", type=common.positive, default=None)
-    add("--hidden", type=common.count, default=None)
-    add("--optimiser", choices=("adam", "sgd"), default=None)
-    add("--lr", type=common.positive, default=None)
-    add("--lr-adversary", type=common.positive, default=None)
-    add("--lr-encoder", type=common.positive, default=None)
-    add("--lr-labels", type=common.positive, default=None)
-    add("--beta1", type=common.below_one, default=None)
-    add("--schedule", choices=("linear", "steps"), default=None)
-    add("--init-std", type=common.weight, default=None)
-    add("--noise", type=common.weight, default=None)
-    add("--input-dropout", type=common.below_one, default=None)
-    add("--dropout", type=common.below_one, default=None)
-    add("--batch-norm", type=int, default=None)
-    add("--labelled-batch", type=common.count, default=100)
-    add("--head-distance", type=common.weight, default=8.0)
-    add("--head-weight", type=common.weight, default=1.0)
+    for action in cli._actions:
+        if action.dest in ("epochs", "batch_size"):
+            action.help += f"; {by_task(action.dest)}"
+
+    def add(flag, words, **more):
+        name = flag[2:].replace("-", "_")
+        if name in OURS or name == "z_dim":
+            words += f"; {by_task(name)}"
+        cli.add_argument(flag, default=more.pop("default", None), help=words, **more)
+    add("--task", "which of the paper's experiments: Figures 2 and 4, Table 1, Figure 7, Table 2, Table 3, Figure 11", choices=tuple(OURS_BY_TASK), default="prior")
+    add("--recipe", "paper: the optimiser, rates, schedule, initial weights, batch and epochs of the paper's appendix; flags beside it still count",
+        choices=("ours", "paper"), default="ours")
+    add("--prior", "shape of p(z); the last two are for --task prior", choices=("gaussian", "mixture", "swiss-roll"))
+    add("--labels", "labelled training images, as many of each class, 60000 for all; prior: known to the discriminator; embed 0: no labels, 20 clusters",
+        type=common._number(int, 0, 10 ** 9, "a whole number of at least 0"))
+    add("--clusters", "values of y in --task cluster and in embed without labels (there None is 20)", type=common.count)
+    add("--regularizer", "gan: the AAE; in prior and likelihood also kl: a VAE, mmd and wae-gan: Wasserstein autoencoders",
+        choices=("gan", "kl", "mmd", "wae-gan"), default="gan")
+    add("--regularizer-weight", "lambda of kl, mmd and wae-gan beside half the squared error; None is "
+        + ", ".join(f"{value} for {name}" for name, value in LAMBDA.items()), type=common.weight)
+    add("--encoder", "q(z|x), section 2.1; kl has gaussian", choices=("deterministic", "gaussian", "universal"))
+    add("--z-dim", "size of z", type=common.count)
+    add("--prior-std", "standard deviation of the Gaussian prior", type=common.positive)
+    add("--hidden", "units of every hidden layer", type=common.count)
+    add("--joint", "the discriminator of z sees y beside it (difference 3)", action=argparse.BooleanOptionalAction)
+    add("--batch-norm", "in the encoder's hidden layers, or in all with the heads", choices=("none", "hidden", "all"))
+    add("--noise", "standard deviation of the Gaussian noise on the encoder's input", type=common.weight)
+    add("--code-noise", "standard deviation of the noise on what the discriminator of y sees (difference 4)", type=common.weight)
+    add("--input-dropout", "share of the encoder's input pixels that are dropped", type=common.below_one)
+    add("--dropout", "share of the hidden units that are dropped, encoder and decoder", type=common.below_one)
+    add("--optimiser", "of every phase", choices=("adam", "sgd"))
+    add("--lr", "rate of the reconstruction phase", type=common.positive)
+    add("--lr-adversary", "rate of the discriminators", type=common.positive)
+    add("--lr-encoder", "rate of the encoder against them", type=common.positive)
+    add("--lr-labels", "rate of the classification phase", type=common.positive)
+    add("--beta1", "beta1 or momentum of the adversaries; the other phases have 0.9", type=common.below_one)
+    add("--schedule", "linear: constant for half the run, then down to 1 %%; steps: / 10 after epochs 50 and 1000", choices=("linear", "steps"))
+    add("--init-std", "of Gaussian initial weights; 0 leaves PyTorch's", type=common.weight)
+    add("--labelled-batch", "labelled images in a step, drawn with replacement", type=common.count, default=100)
+    add("--head-distance", "cluster heads nearer than this are pushed apart (Figure 10; the paper gives no number)", type=common.weight, default=8.0)
+    add("--head-weight", "of that push", type=common.weight, default=1.0)
     return cli
 
 
 def resolve(options):
     """Fill in what depends on the task and the recipe; refuse what cannot be."""
     o = options
-    defaults = {**OURS, **OURS_BY_TASK[o.task], **({**PAPER, **PAPER_BY_TASK[o.task]} if o.recipe == "paper" else {})}
+    if o.dataset == "sprites":
+        raise common.UserError("sprites do not have ten classes: choose another --dataset for aae.py")
+    defaults = {**defaults_of(o.task, o.recipe), "regularizer_weight": LAMBDA.get(o.regularizer, 0.0)}
     if o.task == "embed" and o.labels == 0:
         defaults.update(OURS_BY_TASK["cluster"], clusters=20, z_dim=2)
     if o.regularizer == "kl":
@@ -715,8 +752,18 @@ def resolve(options):
     for name, value in defaults.items():
         if getattr(o, name) is None:
             setattr(o, name, value)
+    if o.task in ("semi", "embed") and o.labels:
+        o.clusters = 10
     if o.prior != "gaussian" and (o.task != "prior" or o.z_dim != 2):
         raise common.UserError("--prior mixture and swiss-roll are for --task prior with --z-dim 2")
+    if o.labels and (o.labels % 10 or o.task in ("likelihood", "style", "cluster")):
+        raise common.UserError("--labels must be a multiple of 10, and is for --task prior, semi and embed")
+    if o.task == "semi" and not o.labels:
+        raise common.UserError("--task semi needs --labels of at least 10; without labels it is --task cluster")
+    if o.task == "prior" and o.labels and o.prior == "gaussian":
+        raise common.UserError("--labels needs a prior with components: --prior mixture or swiss-roll")
+    if o.regularizer != "gan" and (o.task not in ("prior", "likelihood") or o.labels):
+        raise common.UserError(f"--regularizer {o.regularizer} is for --task prior or likelihood, without labels")
     if o.regularizer == "kl" and (o.prior == "swiss-roll" or o.encoder != "gaussian"):
         raise common.UserError("--regularizer kl needs a prior with a density and --encoder gaussian: that is what the paper does without")
     if o.dry_run:

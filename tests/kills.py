@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMAND = [sys.executable, str(ROOT / "mathieu.py"), "--dry-run", "--device", "cpu", "--batch-size", "32", "--z-dim", "4"]
+COMMAND = ["mathieu.py", "--dry-run", "--device", "cpu", "--batch-size", "32", "--z-dim", "4"]
 
 
 def same(a, b):
@@ -35,20 +35,25 @@ def outcome(folder):
             "metrics": {k: v for k, v in metrics.items() if k not in ("seconds", "images_per_second")}}
 
 
-def run(folder, *more):
-    subprocess.run([*COMMAND, "--out", str(folder), *more], check=True, capture_output=True)
+def words(command):
+    """A script and its arguments as the words of a process."""
+    return [sys.executable, str(ROOT / command[0]), *command[1:]]
 
 
-def kill_and_resume(folder, times, rng, tell=lambda words: None):
+def run(command, folder, *more):
+    subprocess.run([*words(command), "--out", str(folder), *more], check=True, capture_output=True)
+
+
+def kill_and_resume(folder, times, rng, tell=lambda line: None, command=COMMAND):
     """Raises AssertionError when a killed and resumed run differs from the whole one."""
     folder = Path(folder)
     begun = time.time()
-    run(folder / "whole")
+    run(command, folder / "whole")
     length = time.time() - begun
     truth = outcome(folder / "whole")
     for number in range(times):
         place = folder / f"killed-{number}"
-        process = subprocess.Popen([*COMMAND, "--out", str(place)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen([*words(command), "--out", str(place)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.time() + 100
         if number % 2:                                    # at a write: the moment a checkpoint's temporary file is there, or soon after
             while not list(place.glob("checkpoint.pt*")) and time.time() < deadline:
@@ -63,10 +68,10 @@ def kill_and_resume(folder, times, rng, tell=lambda words: None):
         saved = (place / "checkpoint.pt").exists()
         epoch = torch.load(place / "checkpoint.pt", weights_only=True)["epoch"] if saved else 0      # what is there must load
         if saved:
-            run(place, "--resume")
+            run(command, place, "--resume")
         else:                                             # killed before anything was saved: begin again elsewhere
             place = folder / f"killed-{number}-again"
-            run(place)
+            run(command, place)
         assert same(truth, outcome(place)), f"kill {number} after epoch {epoch}"
         tell(f"kill {number + 1}: after {epoch} epochs saved, resumed, identical")
 

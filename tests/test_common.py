@@ -211,6 +211,53 @@ def test_nearest_against_brute_force():
     assert (common.nearest(many, many, 2, exclude_self=True) != itself).all() and torch.equal(common.nearest(many, many, 1), itself)
 
 
+def test_clusters_are_named_by_both_rules():
+    torch.manual_seed(0)
+    scores, y = torch.randn(60, 7), torch.randint(0, 4, (60,))
+    for rule in ("exemplar", "majority"):
+        names = []
+        for k in range(7):
+            members = [n for n in range(60) if scores[n].argmax() == k]
+            surest = max(range(60), key=lambda n: scores[n, k].item())
+            votes = [sum(y[n] == c for n in members) for c in range(4)]
+            names.append(votes.index(max(votes)) if rule == "majority" and members else y[surest].item())
+        assert common.name_clusters(scores, y, rule).tolist() == names
+        wrong = sum(names[scores[n].argmax()] != y[n] for n in range(60))
+        assert math.isclose(common.cluster_error(scores, y, torch.tensor(names)), 100 * wrong / 60, rel_tol=1e-5)
+
+
+def test_the_two_rules_differ_where_the_surest_example_is_an_exception():
+    scores = torch.tensor([[.9, .1], [.8, .2], [.99, .01], [.1, .9]]).log()
+    y = torch.tensor([3, 3, 5, 1])
+    assert common.name_clusters(scores, y, "exemplar").tolist() == [5, 1] and common.name_clusters(scores, y, "majority").tolist() == [3, 1]
+    assert common.cluster_error(scores, y, torch.tensor([5, 1])) == 50 and common.cluster_error(scores, y, torch.tensor([3, 1])) == 25
+    empty = torch.tensor([[.9, .1], [.8, .2]]).log()      # nobody falls into cluster 1: its exemplar names it, for what it is worth
+    assert common.name_clusters(empty, torch.tensor([2, 4]), "majority").tolist()[1] == 4
+
+
+def test_parzen_against_a_naive_double_loop():
+    torch.manual_seed(0)
+    x, samples, sigma = torch.rand(5, 3, dtype=torch.float64), torch.rand(11, 3, dtype=torch.float64), 0.3
+    truth = [math.log(sum(math.exp(-sum((a - b) ** 2 for a, b in zip(p, q)) / 2 / sigma ** 2) / (2 * math.pi * sigma ** 2) ** 1.5
+                          for q in samples.tolist()) / 11) for p in x.tolist()]
+    ours = common.parzen_log_likelihood(x, samples, [0.1, sigma])
+    assert ours.shape == (2, 5) and torch.allclose(ours[1], torch.tensor(truth, dtype=torch.float64), rtol=1e-10)
+    big, many = torch.rand(1500, 784), torch.rand(10_500, 784)                                       # more than a block of each, in float32
+    ours = common.parzen_log_likelihood(big, many, [0.2])[0, [0, 1200]]
+    rows = big[[0, 1200]].double()
+    distance = (rows[:, None] - many.double()[None]).square().sum(2)
+    truth = (-distance / 2 / 0.04).logsumexp(1) - math.log(10_500) - 392 * math.log(2 * math.pi * 0.04)
+    assert torch.allclose(ours.double(), truth, atol=0.02)
+
+
+def test_parzen_of_a_gaussian_has_a_known_answer():
+    """Samples of N(0, s^2) under a window of width h estimate N(0, s^2 + h^2)."""
+    torch.manual_seed(0)
+    x, samples = torch.randn(50, 2).double(), 1.5 * torch.randn(200_000, 2).double()
+    truth = torch.distributions.Normal(0., math.hypot(1.5, 0.4)).log_prob(x).sum(1)
+    assert torch.allclose(common.parzen_log_likelihood(x, samples, [0.4])[0], truth, atol=0.05)
+
+
 def test_judge_is_good_enough_to_judge():
     judge, test = common.load_judge("mnist"), common.load_dataset("mnist")[1]
     right = (judge.classify(common.to_float(test.x)) == test.y).float().mean().item()
