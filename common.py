@@ -754,14 +754,16 @@ def parzen_log_likelihood(x, samples, sigmas):
     center = x.mean(0)                                    # smaller numbers, smaller rounding errors
     x = x - center
     total = torch.full((len(sigmas), len(x)), -math.inf, dtype=x.dtype, device=x.device)
-    for part in samples.split(10_000):
+    for part in samples.split(2000):                      # small blocks stay in the processor's cache
         part = part.to(x) - center
         norms = part.square().sum(1)
-        for begin in range(0, len(x), 1000):
-            rows = slice(begin, begin + 1000)
-            distance = torch.addmm(norms + x[rows].square().sum(1, keepdim=True), x[rows], part.t(), alpha=-2)
-            for k, sigma in enumerate(sigmas):
-                total[k, rows] = torch.logaddexp(total[k, rows], torch.logsumexp(distance * (-0.5 / sigma ** 2), 1))
+        for begin in range(0, len(x), 500):
+            rows = x[begin:begin + 500]
+            distance = torch.addmm(norms + rows.square().sum(1, keepdim=True), rows, part.t(), alpha=-2)
+            least = distance.amin(1, keepdim=True)
+            for k, sigma in enumerate(sigmas.tolist()):
+                mass = ((least - distance) * (0.5 / sigma ** 2)).exp_().sum(1).log() - least[:, 0] * (0.5 / sigma ** 2)
+                total[k, begin:begin + 500] = torch.logaddexp(total[k, begin:begin + 500], mass)
     return total - math.log(len(samples)) - x.shape[1] * (sigmas.log() + 0.5 * math.log(2 * math.pi))[:, None]
 
 

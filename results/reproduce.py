@@ -26,10 +26,32 @@ ROWS = {
     "mathieu/mnist-no-prior-term": "--epochs 4 --prior-weight 0 --code-prior-weight 0",
     "mathieu/mnist-no-code-adversary": "--epochs 4 --code-weight 0 --code-prior-weight 0 --dead-zone 0",
     "mathieu/mnist-pretrained-s": "--epochs 4 --pretrained-s",
+    "aae/prior-gaussian": "",
+    "aae/prior-gaussian-kl": "--regularizer kl",
+    "aae/prior-gaussian-mmd": "--regularizer mmd",
+    "aae/prior-mixture-10000": "--prior mixture --labels 10000",
+    "aae/prior-swiss-roll-10000": "--prior swiss-roll --labels 10000",
+    "aae/likelihood": "--task likelihood",
+    "aae/likelihood-kl": "--task likelihood --regularizer kl",
+    "aae/likelihood-wae-gan": "--task likelihood --regularizer wae-gan",
+    "aae/likelihood-mmd": "--task likelihood --regularizer mmd",
+    "aae/style": "--task style",
+    "aae/semi-100": "--task semi --labels 100",
+    "aae/semi-1000": "--task semi --labels 1000",
+    "aae/semi-60000": "--task semi --labels 60000",
+    "aae/cluster-16": "--task cluster --clusters 16",
+    "aae/cluster-30": "--task cluster --clusters 30",
+    "aae/embed-1000": "--task embed --labels 1000",
+    "aae/embed-100": "--task embed --labels 100",
+    "aae/embed-0": "--task embed --labels 0",
 }
 FIGURES = {"mathieu/mnist": ("swap", "interpolation", "generation", "retrieval", "losses"),
            "mathieu/sprites": ("swap", "generation", "retrieval"),
-           "mathieu/mnist-weak-kl-no-adversary": ("swap",), "mathieu/mnist-pretrained-s": ("swap",)}
+           "mathieu/mnist-weak-kl-no-adversary": ("swap",), "mathieu/mnist-pretrained-s": ("swap",),
+           "aae/prior-gaussian": ("codes", "manifold"), "aae/prior-gaussian-kl": ("codes",), "aae/prior-mixture-10000": ("codes", "manifold"),
+           "aae/prior-swiss-roll-10000": ("codes", "manifold"), "aae/likelihood": ("samples",), "aae/style": ("style",),
+           "aae/cluster-16": ("clusters",), "aae/cluster-30": ("clusters",),
+           **{f"aae/embed-{labels}": ("codes",) for labels in (1000, 100, 0)}}
 
 
 def read(row):
@@ -55,7 +77,7 @@ def collect(row, seed, folder):
 
 
 def command(row, seed):
-    return f"python {row.split('/')[0]}.py {ROWS[row]} --seed {seed}"
+    return " ".join(["python", f"{row.split('/')[0]}.py", *ROWS[row].split(), "--seed", str(seed)])
 
 
 def reproduce(row, seed):
@@ -136,14 +158,46 @@ def ablation_table():
                   for row, words in names.items()])
 
 
+def aae_table():
+    lines = [
+        ("Fig. 2a: a 2-D Gaussian; codes told from the prior, % (50 at best)", "prior-gaussian", "code_test", 1, "figure"),
+        ("the same of a VAE", "prior-gaussian-kl", "code_test", 1, "figure"),
+        ("the same of a WAE-MMD", "prior-gaussian-mmd", "code_test", 1, "–"),
+        ("Fig. 4a: mixture of ten, 10,000 labels; code in its label's component, %", "prior-mixture-10000", "component_accuracy", 1, "figure"),
+        ("Fig. 4c: swiss roll, 10,000 labels; code in its label's tenth, %", "prior-swiss-roll-10000", "component_accuracy", 1, "figure"),
+        ("Table 1: Parzen log-likelihood, nats, 10,000 samples", "likelihood", "parzen_10k", 1, "340 ± 2"),
+        ("the same, 1,000,000 samples", "likelihood", "parzen_1m", 1, "427 (10M)"),
+        ("10,000 samples, VAE", "likelihood-kl", "parzen_10k", 1, "–"),
+        ("10,000 samples, WAE-GAN", "likelihood-wae-gan", "parzen_10k", 1, "–"),
+        ("10,000 samples, WAE-MMD", "likelihood-mmd", "parzen_10k", 1, "–"),
+        ("Fig. 7: image shows the label asked for, z from the prior, %", "style", "style_accuracy", 2, "figure"),
+        ("error of a probe on z, % (commonest label 88.7)", "style", "z_error", 1, "–"),
+        ("Table 2: test error with 100 labels, %", "semi-100", "test_error", 2, "1.90 ± 0.10"),
+        ("the encoder alone", "semi-100", "baseline_error", 2, "25.80"),
+        ("Table 2: 1,000 labels", "semi-1000", "test_error", 2, "1.60 ± 0.08"),
+        ("the encoder alone", "semi-1000", "baseline_error", 2, "8.73"),
+        ("Table 2: all labels", "semi-60000", "test_error", 2, "0.85 ± 0.02"),
+        ("the encoder alone", "semi-60000", "baseline_error", 2, "1.25"),
+        ("Table 3: 16 clusters, error, %", "cluster-16", "cluster_error", 2, "9.55 ± 2.05"),
+        ("clusters named by majority", "cluster-16", "cluster_error_majority", 2, "–"),
+        ("Table 3: 30 clusters, error, %", "cluster-30", "cluster_error", 2, "4.10 ± 1.13"),
+        ("clusters named by majority", "cluster-30", "cluster_error_majority", 2, "–"),
+        ("Fig. 11: 2-D, 1,000 labels, error, %", "embed-1000", "test_error", 2, "4.20"),
+        ("Fig. 11: 2-D, 100 labels, error, %", "embed-100", "test_error", 2, "6.08"),
+        ("Fig. 11: 2-D, no labels, 20 clusters, error, %", "embed-0", "test_error", 2, "13.46")]
+    return table(["MNIST, test set", "paper", "ours (mean ± std)", "seeds", "minutes", "command"],
+                 [[words, paper, ours(f"aae/{row}", metric, digits), seeds(f"aae/{row}"), minutes(f"aae/{row}"), f"`python aae.py {ROWS['aae/' + row]}`".replace(" `", "`")]
+                  for words, row, metric, digits, paper in lines])
+
+
 def hardware():
     """Machines, versions and minutes behind the tables, in a sentence."""
-    entries = [e for row in ROWS for e in read(row)]
+    entries = [e for row in ROWS for e in read(row)]      # of every script
     machines = sorted({f"{e['hardware']}, {e['precision']}, torch {e['versions']['torch']}" for e in entries})
     return f"Measured on {'; '.join(machines)}. MNIST: {minutes('mathieu/mnist')} minutes a seed, sprites: {minutes('mathieu/sprites')}, evaluation included."
 
 
-PARTS = {"mnist": mnist_table, "sprites": sprites_table, "ablations": ablation_table, "hardware": hardware}
+PARTS = {"mnist": mnist_table, "sprites": sprites_table, "ablations": ablation_table, "aae": aae_table, "hardware": hardware}
 
 
 def rendered(text):

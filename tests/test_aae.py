@@ -96,6 +96,30 @@ def aae_kernel_mean():
     return (4 / (4 + (a - b).square().sum(1))).mean().item()
 
 
+def test_smoothness_finds_the_direction_that_changes_the_answer_most():
+    """For softmax(w x) with two classes the worst direction is known: along w_1 - w_0, to one side or the other."""
+    torch.manual_seed(0)
+    weight = torch.randn(2, 6, dtype=torch.float64)
+    classify = lambda x: x @ weight.t()  # noqa: E731
+    x = torch.randn(40, 6, dtype=torch.float64)
+    along = F.normalize(weight[1] - weight[0], dim=0)
+    kl = lambda r: (classify(x).softmax(1) * (classify(x).log_softmax(1) - classify(x + r).log_softmax(1))).sum(1)  # noqa: E731
+    low, high = torch.minimum(kl(.5 * along), kl(-.5 * along)).mean(), torch.maximum(kl(.5 * along), kl(-.5 * along)).mean()
+    found = aae.smoothness_loss(classify, x, radius=.5, probe=1e-3)
+    assert low - 1e-9 <= found <= high + 1e-9 and found > 3 * kl(.5 * F.normalize(torch.randn(40, 6).double(), dim=1)).mean() / 2
+    assert aae.smoothness_loss(lambda x: torch.zeros(len(x), 3, dtype=torch.float64) + 0 * x[:, :3], x) == 0
+    w = weight.clone().requires_grad_(True)               # the target is fixed: the gradient is that of -sum p log q alone
+    torch.manual_seed(1)
+    gradient, = torch.autograd.grad(aae.smoothness_loss(lambda x: x @ w.t(), x, .5), w)
+    torch.manual_seed(1)
+    d = F.normalize(torch.randn_like(x), dim=1).requires_grad_()
+    p = classify(x).softmax(1)
+    g, = torch.autograd.grad(-(p * classify(x + d).log_softmax(1)).sum(1).mean(), d)
+    moved = x + .5 * F.normalize(g, dim=1)
+    truth = ((moved @ weight.t()).softmax(1) - p).t() @ moved / len(x)
+    assert torch.allclose(gradient, truth, atol=1e-9)
+
+
 def test_head_distances_are_pushed_apart_below_the_threshold_only():
     heads = torch.tensor([[0., 0.], [3., 0.], [0., 10.]], dtype=torch.float64, requires_grad=True)
     pairs = [math.dist(a, b) for a, b in itertools.combinations(heads.tolist(), 2)]
@@ -218,7 +242,7 @@ def mnist(n, part=0):
 
 
 CASES = [["--task", "prior"], ["--task", "prior", "--prior", "mixture", "--labels", 20], ["--task", "likelihood"], ["--task", "style"],
-         ["--task", "semi", "--labels", 20, "--joint"], ["--task", "semi", "--labels", 20, "--no-joint"], ["--task", "cluster", "--no-joint"],
+         ["--task", "semi", "--labels", 20, "--joint"], ["--task", "semi", "--labels", 20, "--no-joint", "--smooth-weight", 0], ["--task", "semi", "--labels", 20, "--smooth-weight", .5], ["--task", "cluster", "--no-joint"],
          ["--task", "embed", "--labels", 20, "--no-joint"], ["--task", "embed", "--labels", 0, "--joint"],
          ["--task", "prior", "--regularizer", "kl"], ["--task", "prior", "--prior", "mixture", "--regularizer", "kl"],
          ["--task", "likelihood", "--regularizer", "mmd", "--regularizer-weight", 3],
@@ -348,7 +372,11 @@ def by_hand(opt, nets, data, labelled):
         j = labelled[torch.randint(0, len(labelled), (opt.labelled_batch,))]
         logits = nets.enc(x[j] + 0.1)[0]
         told["classification"] = -(logits - logits.exp().sum(1, keepdim=True).log())[torch.arange(len(j)), data.y[j]].mean()
-        step(.07, told["classification"], "enc")
+    if nets.disc_y is not None:
+        told["smoothness"] = opt.smooth_weight and aae.smoothness_loss(lambda x: nets.enc(x)[0], x, opt.smooth_radius)
+        total = told.get("classification", 0.) + opt.smooth_weight * told["smoothness"]
+        if torch.is_tensor(total):
+            step(.07, total, "enc")
     nets.players = used
     return {name: float(torch.as_tensor(value).detach()) for name, value in told.items()}
 
@@ -368,7 +396,7 @@ def test_each_phase_touches_only_its_own_networks(task):
               (lambda: aae.regularisation_phase(nets, judges, optimiser["enc"], x, None, opt), {"enc", "disc", "disc_y"} & set(networks)),
               (lambda: aae.regularisation_phase(nets, judges, None, x, None, opt), {"disc", "disc_y"} & set(networks))]
     if task != "prior":
-        phases.append((lambda: aae.classification_phase(nets, optimiser["enc"], x, data.y), {"enc"}))
+        phases.append((lambda: aae.classification_phase(nets, optimiser["enc"], x, data.y, x, opt), {"enc"}))
     for phase, expected in phases:
         before = aae_state(nets)
         phase()
@@ -722,7 +750,7 @@ def test_a_checkpoint_of_another_script_is_refused():
 
 
 def test_a_training_that_breaks_says_where(command):
-    done = command("aae.py", "--dry-run", "--lr", "1e12", "--precision", "fp32", "--out", "run")
+    done = command("aae.py", "--dry-run", "--lr", "1e9", "--precision", "fp32", "--out", "run")
     assert done.returncode == 2 and "is not finite at step" in done.stderr and "Traceback" not in done.stderr
     assert not common.Path("run/metrics.json").exists()
 

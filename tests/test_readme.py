@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+import aae
 import mathieu
 from conftest import ROOT
 
@@ -15,15 +16,17 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_commands_are_accepted():
-    commands = re.findall(r"python (mathieu)\.py([^`\n|]*)", README)
-    assert len(commands) >= 4
+    scripts = {"aae": aae, "mathieu": mathieu}
+    commands = re.findall(r"python (mathieu|aae)\.py([^`\n|]*)", README)
+    assert len(commands) >= 20
     for script in re.findall(r"python ((?:\w+/)*\w+\.py)", README):
         assert (ROOT / script).exists(), script
     for script, arguments in commands:
         if "--help" not in arguments:
-            {"mathieu": mathieu}[script].make_parser().parse_args(arguments.split())
+            scripts[script].make_parser().parse_args(arguments.replace("NAME", "semi").split())
     for row, arguments in reproduce.ROWS.items():
-        mathieu.make_parser().parse_args(arguments.split())
+        script = scripts[row.split("/")[0]]
+        script.resolve(script.make_parser().parse_args(arguments.split()))
 
 
 def test_snippet_runs_as_printed():
@@ -38,14 +41,19 @@ def test_tables_are_what_results_say():
     assert reproduce.rendered(README) == README, "run python results/reproduce.py --readme"
 
 
-@pytest.mark.parametrize("row", ["mathieu/mnist", "mathieu/sprites"])
+@pytest.mark.parametrize("row", [row for row in reproduce.ROWS if reproduce.read(row)])
 def test_results_say_how_they_were_made(row):
     entries = reproduce.read(row)
-    assert entries
     for entry in entries:
         assert {"seed", "command", "metrics", "seconds", "images_per_second", "device", "hardware", "versions", "commit"} <= set(entry)
-        assert entry["command"] == reproduce.command(row, entry["seed"]) and entry["metrics"]["epochs"] == 50
+        assert entry["command"] == reproduce.command(row, entry["seed"])
     assert len({e["seed"] for e in entries}) == len(entries)
+
+
+def test_headlines_are_on_file():
+    for row in ("mathieu/mnist", "mathieu/sprites", "aae/prior-gaussian", "aae/likelihood", "aae/semi-100", "aae/cluster-30"):
+        assert reproduce.read(row), row
+    assert all(entry["metrics"]["epochs"] == 50 for row in ("mathieu/mnist", "mathieu/sprites") for entry in reproduce.read(row))
 
 
 def test_linked_files_exist():
@@ -53,8 +61,9 @@ def test_linked_files_exist():
         assert (ROOT / target).exists(), target
 
 
-def test_log_legend_names_every_column():
-    source = (ROOT / "mathieu.py").read_text()
+@pytest.mark.parametrize("script, count", [("mathieu", 9), ("aae", 6)])
+def test_log_legend_names_every_column(script, count):
+    source = (ROOT / f"{script}.py").read_text()
     logged = re.findall(r"(\w+)=", source.split("run.log(")[1].split("\n\n")[0])
-    legend = README.split("| in log.csv")[1].split("\n\n")[0]
-    assert len(logged) == 9 and all(name in legend for name in logged)
+    legend = README.split(f"| in log.csv of {script}.py")[1].split("\n\n")[0]
+    assert len(logged) == count and all(name in legend for name in logged)
