@@ -95,7 +95,7 @@ class Decoder(nn.Module):
 class Discriminator(nn.Module):
     """Logit [B] that a code [B, inputs] is a sample of the prior. Uses mlp.
 
-    With labels (Figure 3) a one-hot of classes + 1 stands beside the code; the extra class says that the label is unknown."""
+    Beside a code the caller may put the label as a one-hot of classes + 1, the extra class for an unknown one (Figure 3), or y (difference 3)."""
 
     def __init__(self, inputs=8, hidden=1000):
         super().__init__()
@@ -106,11 +106,14 @@ class Discriminator(nn.Module):
 
 
 class ClusterHeads(nn.Module):
-    """Figure 10: the code W_C^T y + z [B, dim] of cluster probabilities y [B, clusters] and style z [B, dim]; row i of W_C is cluster i's head."""
+    """Figure 10: the code W_C^T y + z [B, dim] of cluster probabilities y [B, clusters] and style z [B, dim]; row i of W_C is cluster i's head.
+
+    W_C is learned, or, with as many dimensions as clusters, fixed at 10 I, the corners of a simplex (Figure 11d)."""
 
     def __init__(self, clusters=20, dim=2):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(clusters, dim) * 3)
+        fixed = dim == clusters
+        self.weight = nn.Parameter(10 * torch.eye(dim) if fixed else 3 * torch.randn(clusters, dim), requires_grad=not fixed)
 
     def forward(self, y, z):
         return y @ self.weight + z
@@ -152,13 +155,19 @@ def mmd_loss(z, prior, std=1.0, scales=(1.0,)):
     (.1, .2, .5, 1, 2, 5, 10). Near 0 when the two agree, and then as often negative."""
     n, d = z.shape
     total = 0.
-    norms = lambda a, b: a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.t()  # noqa: E731
-    within_z, within_prior, across = norms(z, z), norms(prior, prior), norms(z, prior)
+    square = lambda a, b: (a[:, None] - b).square().sum(2)  # noqa: E731       (not by a product, which bf16 would round)
+    within_z, within_prior, across = square(z, z), square(prior, prior), square(z, prior)
     for scale in scales:
         c = 2 * d * std ** 2 * scale
-        inner = sum((c / (c + square)).sum() - n for square in (within_z, within_prior))           # less the diagonal, where k = 1
+        inner = sum((c / (c + distance)).sum() - n for distance in (within_z, within_prior))       # less the diagonal, where k = 1
         total = total + inner / (n * (n - 1)) - 2 * (c / (c + across)).mean()
     return total
+
+
+def invariance_loss(target, logits):
+    """KL(softmax(target) || softmax(logits)), mean over the batch: an image's answer [B, K] against that to a changed copy. The target gets no gradient."""
+    target = target.detach()
+    return (target.softmax(1) * (target.log_softmax(1) - logits.log_softmax(1))).sum(1).mean()
 
 
 def smoothness_loss(classify, x, radius=2.0, probe=1.0):
@@ -168,10 +177,10 @@ def smoothness_loss(classify, x, radius=2.0, probe=1.0):
     No gradient goes through the target q(y|x)."""
     with torch.no_grad():
         target = classify(x)
-    kl = lambda logits: (target.softmax(1) * (target.log_softmax(1) - logits.log_softmax(1))).sum(1).mean()  # noqa: E731
     direction = (probe * F.normalize(torch.randn_like(x), dim=1)).requires_grad_()
-    gradient, = torch.autograd.grad(kl(classify(x + direction)), direction)
-    return kl(classify(x + radius * F.normalize(gradient, dim=1)))
+    gradient, = torch.autograd.grad(len(x) * invariance_loss(target, classify(x + direction)), direction)
+    gradient = gradient / (gradient.abs().amax(1, keepdim=True) + 1e-30)     # some are too small for normalize alone
+    return invariance_loss(target, classify(x + radius * F.normalize(gradient, dim=1)))
 
 
 def head_distance_loss(heads, threshold):
@@ -183,9 +192,9 @@ def head_distance_loss(heads, threshold):
 # Figures 2 and 4 show pictures of the priors, without formulas; the shapes here have the pictures' proportions.
 
 
-def gaussian(n, dim=2, std=5.0):
+def gaussian(n, dim=2, std=5.0, device="cpu"):
     """Samples [n, dim] of N(0, std^2 I)."""
-    return std * torch.randn(n, dim)
+    return std * torch.randn(n, dim, device=device)
 
 
 def petals(device="cpu"):
@@ -198,20 +207,22 @@ def petals(device="cpu"):
 
 def mixture(component):
     """Samples [n, 2] of the mixture of ten Gaussians laid out like petals, each of its `component` int64 [n] in 0..9."""
-    mean, axes, std = petals()
-    return mean[component] + torch.einsum("nk,nkd->nd", torch.randn(len(component), 2) * std, axes[component])
+    mean, axes, std = petals(component.device)
+    along = torch.randn(len(component), 2, device=component.device) * std
+    return mean[component] + (along[:, :, None] * axes[component]).sum(1)
 
 
 def mixture_log_density(z):
     """log p(z, component) of the mixture: [n, 2] -> [n, 10]; its logsumexp is log p(z), its argmax the component that z lies in."""
     mean, axes, std = petals(z.device)
-    along = torch.einsum("nkd,kad->nka", z[:, None] - mean, axes) / std
+    along = ((z[:, None] - mean)[:, :, None] * axes).sum(3) / std            # [n, 10, 2]
     return -0.5 * along.square().sum(2) - std.log().sum() - math.log(2 * math.pi) - math.log(10)
 
 
 def swiss_roll(component, noise=0.3):
     """Samples [n, 2] of a swiss roll of outer radius 15; `component` int64 [n] says which tenth of the roll."""
-    return roll_curve((component + torch.rand(len(component))) / 10) + noise * torch.randn(len(component), 2)
+    u = (component + torch.rand(len(component), device=component.device)) / 10
+    return roll_curve(u) + noise * torch.randn(len(component), 2, device=component.device)
 
 
 def roll_curve(u):
@@ -221,9 +232,9 @@ def roll_curve(u):
 
 
 def sample_prior(prior, component, dim=2, std=5.0):
-    """Samples [n, dim] of the prior named; component: int64 [n], heeded by those that have components."""
+    """Samples [n, dim] of the prior named, on the device of `component`: int64 [n], heeded by the priors that have components."""
     if prior == "gaussian":
-        return gaussian(len(component), dim, std)
+        return gaussian(len(component), dim, std, component.device)
     return mixture(component) if prior == "mixture" else swiss_roll(component)
 
 
@@ -275,6 +286,16 @@ def corrupt(x, options):
     return x + options.noise * torch.randn_like(x) if options.noise else x
 
 
+def warp(x, amount=1.0):
+    """Small random affine maps, another for each image [B, C, H, W]: up to 9 degrees, 10 % of the size, a shear of 0.2 and a pixel in 14, times amount."""
+    n, device = len(x), x.device
+    angle, size, shear = (amount * c * (2 * torch.rand(n, device=device) - 1) for c in (0.15, 0.1, 0.2))
+    cos, sin, size = angle.cos(), angle.sin(), 1 + size
+    linear = torch.stack([torch.stack([size * cos, shear - size * sin], 1), torch.stack([size * sin, size * cos], 1)], 1)
+    shift = amount / 14 * (2 * torch.rand(n, 2, 1, device=device) - 1)
+    return F.grid_sample(x, F.affine_grid(torch.cat([linear, shift], 2), x.shape, align_corners=False), align_corners=False)
+
+
 def posterior(nets, x):
     """Probabilities of y (or None), a sample of q(z|x), its mean and log variance (or None)."""
     logits, mu, logvar = nets.enc(x)
@@ -301,9 +322,7 @@ def reconstruction_phase(nets, optimiser, x, noisy, given, options):
     elif options.regularizer == "kl":
         extra = kl_loss(mu, logvar, options.prior_std)
     elif options.regularizer == "mmd":
-        component = torch.randint(0, 10, (len(z),))
-        prior = sample_prior(options.prior, component, options.z_dim, options.prior_std).to(z)
-        extra = mmd_loss(z, prior, options.prior_std, (.1, .2, .5, 1, 2, 5, 10))
+        extra = mmd_loss(z, draw_prior(options, len(z), z.device), options.prior_std, (.1, .2, .5, 1, 2, 5, 10))
     elif options.regularizer == "wae-gan":
         extra = encoder_loss(nets.disc(z))
     total = loss + options.regularizer_weight * extra
@@ -314,48 +333,58 @@ def reconstruction_phase(nets, optimiser, x, noisy, given, options):
 
 
 def regularisation_phase(nets, optimiser_d, optimiser_e, noisy, ids, options):
-    """Disc: minimise  -log D(z) - log(1 - D(Enc(x))),  z ~ p(z);  then Enc: minimise  -log D(Enc(x)).  With a y the same game on y, p(y) uniform.
+    """Disc: minimise  -log D(z) - log(1 - D(Enc(x))),  z ~ p(z);  then Enc: minimise  -log D(Enc(x)).  With a y the same game on y, p(y) uniform,
+    weighed by --y-weight for the encoder.
 
     ids: class of each image, 10 where unknown, for the label-aware discriminator; else None. Returns both losses."""
-    y, z, _, _ = posterior(nets, noisy)
-    component = torch.randint(0, 10, (len(z),))
+    with torch.set_grad_enabled(optimiser_e is not None):
+        y, z, _, _ = posterior(nets, noisy)
+    component = torch.randint(0, 10, (len(z),), device=z.device)
     if ids is not None:                                   # a labelled image's positive is a sample of its own component
-        component = torch.where(ids.cpu() < 10, ids.cpu(), component)
-    prior = sample_prior(options.prior, component, options.z_dim, options.prior_std).to(z)
-    beside = beside_prior = None                          # what the discriminator sees beside z
+        component = torch.where(ids < 10, ids, component)
+    prior = draw_prior(options, len(z), z.device, component)
+    real, fake = prior, z
     if y is not None:
-        drawn = F.one_hot(torch.randint(0, y.shape[1], (len(y),), device=y.device), y.shape[1]).to(y)
-    if ids is not None:
-        beside = beside_prior = F.one_hot(ids, 11).to(z)
+        real_y, fake_y = F.one_hot(torch.randint(0, y.shape[1], (len(y),), device=y.device), y.shape[1]).to(y), y
+        if options.code_noise:                            # difference 5
+            real_y, fake_y = (code + options.code_noise * torch.randn_like(code) for code in (real_y, fake_y))
+    if ids is not None:                                   # Figure 3: the label, or the extra class, beside the code
+        real, fake = (torch.cat([code, F.one_hot(ids, 11).to(z)], 1) for code in (prior, z))
     elif y is not None and options.joint:                 # difference 3
-        beside, beside_prior = y, drawn
-    see = lambda z, more: nets.disc(z if more is None else torch.cat([z, more], 1))  # noqa: E731
-    loss_d = discriminator_loss(see(prior, beside_prior), see(z.detach(), None if beside is None else beside.detach()))
+        real, fake = torch.cat([prior, real_y], 1), torch.cat([z, fake_y], 1)
+
+    loss_d = discriminator_loss(*nets.disc(torch.cat([real, fake.detach()])).chunk(2))
     if y is not None:
-        blur = lambda y: y + options.code_noise * torch.randn_like(y) if options.code_noise else y  # noqa: E731
-        loss_d = loss_d + discriminator_loss(nets.disc_y(blur(drawn)), nets.disc_y(blur(y.detach())))
+        loss_d = loss_d + discriminator_loss(*nets.disc_y(torch.cat([real_y, fake_y.detach()])).chunk(2))
     update(optimiser_d, loss_d)
     if optimiser_e is None:                               # WAE-GAN: the encoder's side stands in the reconstruction phase
         return loss_d, loss_d.new_zeros(())
-    loss_e = encoder_loss(see(z, beside))              # the same codes, the new discriminator
+    loss_e = encoder_loss(nets.disc(fake))                # the same codes, the new discriminator
     if y is not None:
-        loss_e = loss_e + encoder_loss(nets.disc_y(blur(y)))
+        loss_e = loss_e + options.y_weight * encoder_loss(nets.disc_y(fake_y))
     update(optimiser_e, loss_e)
     return loss_d, loss_e
 
 
-def classification_phase(nets, optimiser, noisy, y, x, options):
-    """Enc: minimise  -log q(y|x)  on a labelled batch (section 5), where there is one, and make q(y|x) smooth around the unlabelled x (difference 4)."""
+def classification_phase(nets, optimiser, few, y, x, noisy, again, options):
+    """Enc: minimise  -log q(y|x)  on a labelled batch (section 5), where there is one; and difference 4: q(y|x) of unlabelled images must bear the
+    perturbation it bears least, and be the same for `noisy` and `again`, two noisy warps of the same images. Returns the loss and the two additions."""
     zero = torch.zeros((), device=x.device)
-    loss = zero if y is None else F.cross_entropy(nets.enc(noisy)[0], y)
-    smooth = smoothness_loss(lambda x: nets.enc(x)[0], x, options.smooth_radius) if options.smooth_weight else zero
-    update(optimiser, loss + options.smooth_weight * smooth)
-    return loss, smooth
+    classify = lambda x: nets.enc(x)[0]  # noqa: E731
+    loss = zero if y is None else F.cross_entropy(classify(few), y)
+    smooth = smoothness_loss(classify, x, options.smooth_radius) if options.smooth_weight else zero
+    same = zero
+    if options.warp_weight:
+        with torch.no_grad():
+            target = classify(noisy)
+        same = invariance_loss(target, classify(again))
+    update(optimiser, loss + options.smooth_weight * smooth + options.warp_weight * same)
+    return loss, smooth, same
 
 
 def make_optimiser(parameters, options, lr, momentum):
     """Adam with beta1 = momentum, or the paper's SGD with it."""
-    parameters = list(parameters)
+    parameters = [p for p in parameters if p.requires_grad]
     if options.optimiser == "sgd":
         return torch.optim.SGD(parameters, lr, momentum=momentum)
     return torch.optim.Adam(parameters, lr, betas=(momentum, 0.999), fused=parameters[0].device.type != "mps")
@@ -364,7 +393,7 @@ def make_optimiser(parameters, options, lr, momentum):
 def schedule(step, total, epoch, options):
     """Share of the full rates. linear (ours): warm-up over 100 steps, constant to half the run, linear to 1 %; steps (paper): / 10 after epochs 50, 1000."""
     if options.schedule == "steps":
-        return 0.1 ** ((epoch >= 50) + (epoch >= 1000))
+        return 0.1 ** ((epoch >= 50) + (epoch >= 1000 and options.task != "cluster"))
     return min(1, (step + 1) / min(100, total / 10)) * min(1, max(0.01, 2 * (1 - step / total)))
 
 
@@ -378,13 +407,12 @@ def train(run, nets, data, labelled):
     opt_r = make_optimiser(autoencoder, opt, opt.lr, 0.9)
     opt_d = make_optimiser(judges, opt, opt.lr_adversary, opt.beta1)
     opt_e = make_optimiser(nets.enc.parameters(), opt, opt.lr_encoder, opt.beta1) if opt.regularizer == "gan" else None
-    opt_c = make_optimiser(nets.enc.parameters(), opt, opt.lr_labels, 0.9) if supervised(opt) or nets.disc_y and opt.smooth_weight else None
+    opt_c = make_optimiser(nets.enc.parameters(), opt, opt.lr_labels, 0.9) if supervised(opt) or nets.disc_y and (opt.smooth_weight or opt.warp_weight) else None
     rates = [(o, o.param_groups[0]["lr"]) for o in (opt_r, opt_d, opt_e, opt_c) if o is not None]
     run.track(**{name: net for name, net in vars(nets).items() if net is not None},
               **{f"optimiser_{k}": o for k, (o, _) in enumerate(rates)})
     known = torch.full_like(data.y, 10)                   # the label, or 10 for one that the method must not see
     known[labelled] = data.y[labelled]
-    pixels = data.x.flatten(1)
     total = opt.epochs * math.ceil(len(data.y) / opt.batch_size)
     zero = torch.zeros((), device=device)
 
@@ -392,36 +420,45 @@ def train(run, nets, data, labelled):
         for i in run.batches(torch.randperm(len(data.y)), opt.batch_size):
             for optimiser, rate in rates:
                 optimiser.param_groups[0]["lr"] = rate * schedule(run.step, total, epoch, opt)
-            x = common.to_float(pixels[i])
+            x = image = common.to_float(data.x[i])
+            if opt.warp:
+                x = warp(image, opt.warp)
+            x = x.flatten(1)
             noisy = corrupt(x, opt)
             given = F.one_hot(known[i], 10).float() if opt.task == "style" else None
             ids = known[i] if opt.task == "prior" and opt.labels else None
             with run.autocast():
                 loss, extra = reconstruction_phase(nets, opt_r, x, noisy, given, opt)
-                loss_d = loss_e = loss_c = smooth = zero
+                loss_d = loss_e = loss_c = smooth = same = zero
                 if opt.regularizer in ("gan", "wae-gan"):
                     loss_d, loss_e = regularisation_phase(nets, opt_d, opt_e, noisy, ids, opt)
                 if opt_c is not None:
-                    j = labelled[torch.randint(0, len(labelled), (opt.labelled_batch,), device=device)] if supervised(opt) else i[:0]
-                    few = (corrupt(common.to_float(pixels[j]), opt), known[j]) if len(j) else (None, None)
-                    loss_c, smooth = classification_phase(nets, opt_c, *few, x, opt)
-            run.log(reconstruction=loss, regularizer=extra, discriminator=loss_d, encoder=loss_e, classification=loss_c, smoothness=smooth)
-    settle_batch_norm(nets.enc, pixels)
+                    few = y = None
+                    if supervised(opt):
+                        j = labelled[torch.randint(0, len(labelled), (opt.labelled_batch,), device=device)]
+                        few, y = common.to_float(data.x[j]), known[j]
+                        few = corrupt((warp(few, opt.warp) if opt.warp else few).flatten(1), opt)
+                    again = corrupt(warp(image, opt.warp).flatten(1), opt) if opt.warp_weight else None
+                    loss_c, smooth, same = classification_phase(nets, opt_c, few, y, x, noisy, again, opt)
+            run.log(reconstruction=loss, regularizer=extra, discriminator=loss_d, encoder=loss_e, classification=loss_c, smoothness=smooth, invariance=same)
+    settle_batch_norm(nets.enc, data.x)
     run.save()
 
 
 @torch.no_grad()
 def settle_batch_norm(enc, x, batch_size=500):
-    """Batch norm's statistics anew, from clean images: in training they mix clean, noisy and perturbed ones. x: uint8 [N, ...]."""
-    norms = [m for m in enc.modules() if isinstance(m, nn.BatchNorm1d)]
+    """Batch norm's statistics anew, from clean images: in training they mix clean, noisy and perturbed ones. x: uint8 [N, ...]. Leaves it in eval mode."""
+    norms = [m for m in enc.eval().modules() if isinstance(m, nn.BatchNorm1d)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None                              # a plain average over the batches
+        norm.train()
     with torch.random.fork_rng():
         for part in x[:20_000].split(batch_size) if norms else ():
             enc(common.to_float(part))
     for norm in norms:
         norm.momentum = 0.1
+    enc.eval()
 
 
 def supervised(options):
@@ -433,6 +470,8 @@ def choose_labelled(y, count, seed):
     """Indices of `count` training images, as many of every class, drawn by the seed; all images where count is at least their number."""
     if count >= len(y):
         return torch.arange(len(y), device=y.device)
+    if count // 10 > torch.bincount(y).min():
+        raise common.UserError(f"--labels {count} asks for more of a class than there are: the smallest has {int(torch.bincount(y).min())}; for all say {len(y)}")
     rng = torch.Generator().manual_seed(seed)
     of_class = [(y.cpu() == label).nonzero()[:, 0] for label in range(10)]
     return torch.cat([index[torch.randperm(len(index), generator=rng)[:count // 10]] for index in of_class]).to(y.device)
@@ -460,15 +499,15 @@ def decode(nets, code):
 
 
 def draw_prior(options, n, device, component=None):
-    component = torch.randint(0, 10, (n,)) if component is None else component
-    return sample_prior(options.prior, component, options.z_dim, options.prior_std).to(device)
+    component = torch.randint(0, 10, (n,), device=device) if component is None else component
+    return sample_prior(options.prior, component, options.z_dim, options.prior_std)
 
 
 def prior_scores(nets, options, data, test):
     """Does q(z) have the shape of p(z)? Codes of test images; samples of q(z|x) where it is not deterministic.
 
     code_test: accuracy in percent (50 at best) of a two-layer classifier that tells codes from samples of the prior, trained on the training images'
-    codes; code_mmd: squared MMD of the first 5,000 codes against the prior, in units where its noise is code_mmd_prior (prior against prior);
+    codes; code_mmd: squared MMD of the first 5,000 codes against the prior; code_mmd_prior: of one more draw of the prior against it;
     component_accuracy: share of codes in the component of their label; reconstruction_mse: over pixels in [0, 1]."""
     device = data.x.device
     (_, z), (_, z_) = encode(nets, data.x, sample=True), encode(nets, test.x, sample=True)
@@ -506,7 +545,7 @@ def likelihood_scores(nets, options, held_out, test):
             each = [common.parzen_log_likelihood(images, decode(nets, draw_prior(options, size, device)), sigmas) for _ in range(parts)]
             torch.random.set_rng_state(rng)
             return torch.stack(each).logsumexp(0) - math.log(parts)
-        sigmas = [.08 * 1.06 ** k for k in range(24)] if parts == 1 else [scores["parzen_10k_sigma"] * 1.06 ** -k for k in range(7)]
+        sigmas = [.08 * 1.06 ** k for k in range(24)] if parts == 1 else [scores["parzen_10k_sigma"] * 1.06 ** -k for k in range(10)]
         sigma = sigmas[density(held[:used], sigmas).mean(1).argmax()]
         log_p = density(x, [sigma])[0]
         scores.update({f"parzen_{name}": log_p.mean().item(), f"parzen_{name}_sem": (log_p.std() / len(x) ** 0.5).item(), f"parzen_{name}_sigma": sigma})
@@ -537,7 +576,8 @@ def baseline_error(run, data, test, labelled):
         j = labelled[torch.randint(0, len(labelled), (opt.labelled_batch,), device=data.x.device)]
         with run.autocast():
             update(optimiser, F.cross_entropy(net(corrupt(common.to_float(data.x[j]).flatten(1), opt))[0], data.y[j]))
-    return (encode(SimpleNamespace(enc=net.eval()), test.x)[0].argmax(1) != test.y).float().mean().item() * 100
+    settle_batch_norm(net, data.x.flatten(1))
+    return (encode(SimpleNamespace(enc=net), test.x)[0].argmax(1) != test.y).float().mean().item() * 100
 
 
 def cluster_scores(nets, held_out, test):
@@ -656,7 +696,7 @@ def evaluate(run, nets, data, held_out, test, labelled):
     elif task == "likelihood":
         scores = likelihood_scores(nets, opt, held_out, test)
         figure_samples(nets, opt, data, at("samples"))
-        ours = opt.regularizer == "gan"
+        ours = opt.regularizer == "gan" and opt.dataset == "mnist"
         rows = [("Parzen log-likelihood, 10K samples, nats", "parzen_10k", "340 +- 2" if ours else "-", f"standard error {scores['parzen_10k_sem']:.1f}"),
                 ("Parzen log-likelihood, 1M samples, nats", "parzen_1m", "427 (10M)" if ours else "-", f"standard error {scores['parzen_1m_sem']:.1f}"),
                 ("reconstruction MSE", "reconstruction_mse", "-", "")]
@@ -670,14 +710,15 @@ def evaluate(run, nets, data, held_out, test, labelled):
         logits, _ = encode(nets, test.x)
         scores = {"test_error": (logits.argmax(1) != test.y).float().mean().item() * 100,
                   "baseline_error": baseline_error(run, data, test, labelled)}
-        paper, plain = ({100: 1.90, 1000: 1.60, 60000: 0.85}, {100: 25.80, 1000: 8.73, 60000: 1.25}) if task == "semi" else ({1000: 4.20, 100: 6.08}, {})
+        paper, plain = ({}, {}) if opt.dataset != "mnist" or task == "embed" and opt.z_dim != 2 else ({100: 1.90, 1000: 1.60, 60000: 0.85}, {100: 25.80, 1000: 8.73, 60000: 1.25}) if task == "semi" else ({1000: 4.20, 100: 6.08}, {})
         rows = [("test error, %", "test_error", paper.get(opt.labels, "-"), ""),
                 ("the encoder alone on the same labels, %", "baseline_error", plain.get(opt.labels, "-"), "")]
     else:
         scores = cluster_scores(nets, held_out, test)
         if task == "embed":
             scores["test_error"] = scores["cluster_error"]
-        paper = {16: "9.55 +- 2.05", 30: "4.10 +- 1.13"}.get(opt.clusters, "-") if task == "cluster" else 13.46
+        table3 = {("cluster", 16, 5): "9.55 +- 2.05", ("cluster", 30, 5): "4.10 +- 1.13", ("embed", 20, 2): 13.46}
+        paper = table3.get((task, opt.clusters, opt.z_dim), "-") if opt.dataset == "mnist" else "-"
         rows = [("error, clusters named by their surest image, %", "cluster_error", paper, ""),
                 ("error, clusters named by majority, %", "cluster_error_majority", "-", f"clusters in use {scores['clusters_used']:.0f}")]
         figure_clusters(nets, opt, test, at("clusters"))
@@ -686,7 +727,7 @@ def evaluate(run, nets, data, held_out, test, labelled):
     if task == "semi":
         figure_style(nets, opt, test, at("style"))
     common.figure_curves(at("losses"), run.history, [
-        ("reconstruction", ("reconstruction",), "half squared error, summed over pixels"), ("regulariser", ("regularizer",), "as weighted by lambda"),
+        ("reconstruction", ("reconstruction",), "half squared error, summed over pixels"), ("regulariser", ("regularizer",), "before its weight lambda"),
         ("adversaries", ("discriminator", "encoder"), "nats"), ("labels", ("classification",), "nats")], "Training losses")
     return scores, rows
 
@@ -710,7 +751,7 @@ def load(run_dir, device="cpu"):
 
 OURS = dict(optimiser="adam", lr=1e-3, lr_adversary=3e-4, lr_encoder=3e-4, lr_labels=1e-3, beta1=0.5, schedule="linear", init_std=0.0, hidden=1000,
             batch_size=200, batch_norm="none", joint=True, dropout=0.0, noise=0.0, input_dropout=0.0, prior="gaussian", prior_std=1.0, labels=0, clusters=10,
-            encoder="deterministic", code_noise=0.0, smooth_weight=0.0, smooth_radius=2.0)
+            encoder="deterministic", code_noise=0.0, smooth_weight=0.0, smooth_radius=2.0, warp=0.0, warp_weight=0.0, y_weight=1.0)
 LAMBDA = {"kl": 1.0, "mmd": 100.0, "wae-gan": 1.0}
 OURS_BY_TASK = {
     "prior": dict(epochs=20, z_dim=2, prior_std=5.0),
@@ -722,9 +763,10 @@ OURS_BY_TASK = {
 }
 PAPER = dict(optimiser="sgd", lr=0.01, lr_adversary=0.1, lr_encoder=0.1, lr_labels=0.1, beta1=0.1, schedule="steps", init_std=0.01, batch_size=100, joint=False,
              batch_norm="none", dropout=0.0, noise=0.0, code_noise=0.0, input_dropout=0.0,
-             smooth_weight=0.0)
-PAPER_BY_TASK = {"prior": dict(epochs=1000), "likelihood": dict(epochs=1000), "style": dict(epochs=5000), "semi": dict(epochs=5000, noise=0.3),
-                 "cluster": dict(epochs=1500, hidden=3000, batch_norm="all", input_dropout=0.2), "embed": dict(epochs=5000)}
+             smooth_weight=0.0, warp=0.0, warp_weight=0.0, y_weight=1.0)
+PAPER_BY_TASK = {"prior": dict(epochs=1000), "likelihood": dict(epochs=1000),               # the two numbers of epochs are ours: not given
+                 "style": dict(epochs=5000, noise=0.3), "semi": dict(epochs=5000, noise=0.3),
+                 "cluster": dict(epochs=1500, hidden=3000, batch_norm="all", input_dropout=0.2), "embed": dict(epochs=5000, noise=0.3)}
 
 
 def defaults_of(task, recipe="ours"):
@@ -752,7 +794,7 @@ def make_parser():
             words += f"; {by_task(name)}"
         cli.add_argument(flag, default=more.pop("default", None), help=words, **more)
     add("--task", "which of the paper's experiments: Figures 2 and 4, Table 1, Figure 7, Table 2, Table 3, Figure 11", choices=tuple(OURS_BY_TASK), default="prior")
-    add("--recipe", "paper: the optimiser, rates, schedule, initial weights, batch and epochs of the paper's appendix; flags beside it still count",
+    add("--recipe", "paper: the optimiser, rates, schedule, initial weights, batch and epochs, noise, sizes of the paper's appendix; flags beside it still count",
         choices=("ours", "paper"), default="ours")
     add("--prior", "shape of p(z); the last two are for --task prior", choices=("gaussian", "mixture", "swiss-roll"))
     add("--labels", "labelled training images, as many of each class, 60000 for all; prior: known to the discriminator; embed 0: no labels, 20 clusters",
@@ -769,9 +811,12 @@ def make_parser():
     add("--joint", "the discriminator of z sees y beside it (difference 3)", action=argparse.BooleanOptionalAction)
     add("--batch-norm", "in the encoder's hidden layers, or in all with the heads", choices=("none", "hidden", "all"))
     add("--noise", "standard deviation of the Gaussian noise on the encoder's input", type=common.weight)
-    add("--code-noise", "standard deviation of the noise on what the discriminator of y sees (difference 4)", type=common.weight)
+    add("--code-noise", "standard deviation of the noise on what the discriminator of y sees (difference 5)", type=common.weight)
+    add("--y-weight", "of fooling the discriminator of y beside that of z", type=common.weight)
     add("--smooth-weight", "of the smoothness of q(y|x) in the classification phase (difference 4)", type=common.weight)
     add("--smooth-radius", "length of the perturbations that q(y|x) must bear, in pixel values", type=common.positive)
+    add("--warp", "size of the random affine maps of the training images, a share of those in `warp` (difference 4); 0: none", type=common.weight)
+    add("--warp-weight", "of q(y|x) being the same for two warps of an image (difference 4)", type=common.weight)
     add("--input-dropout", "share of the encoder's input pixels that are dropped", type=common.below_one)
     add("--dropout", "share of the hidden units that are dropped, encoder and decoder", type=common.below_one)
     add("--optimiser", "of every phase", choices=("adam", "sgd"))
@@ -793,9 +838,8 @@ def resolve(options):
     o = options
     if o.dataset == "sprites":
         raise common.UserError("sprites do not have ten classes: choose another --dataset for aae.py")
-    defaults = {**defaults_of(o.task, o.recipe), "regularizer_weight": LAMBDA.get(o.regularizer, 0.0)}
-    if o.task == "embed" and o.labels == 0:
-        defaults.update(OURS_BY_TASK["cluster"], clusters=20, z_dim=2)
+    unsupervised = dict(clusters=20, z_dim=2) if o.task == "embed" and o.labels == 0 else {}         # trained as a clustering is
+    defaults = {**defaults_of("cluster" if unsupervised else o.task, o.recipe), **unsupervised, "regularizer_weight": LAMBDA.get(o.regularizer, 0.0)}
     if o.regularizer == "kl":
         defaults["encoder"] = "gaussian"
     for name, value in defaults.items():
@@ -803,8 +847,12 @@ def resolve(options):
             setattr(o, name, value)
     if o.task in ("semi", "embed") and o.labels:
         o.clusters = 10
-    if o.prior != "gaussian" and (o.task != "prior" or o.z_dim != 2):
-        raise common.UserError("--prior mixture and swiss-roll are for --task prior with --z-dim 2")
+    if o.prior != "gaussian" and o.task != "prior":
+        raise common.UserError("--prior mixture and swiss-roll are for --task prior")
+    if o.task == "prior" and o.z_dim != 2 or o.task == "embed" and o.z_dim < 2:
+        raise common.UserError("the figures of --task prior and embed need --z-dim 2 (embed: or more)")
+    if o.batch_size < 2 or o.labelled_batch < 2:
+        raise common.UserError("a batch needs at least 2 images")
     if o.labels and (o.labels % 10 or o.task in ("likelihood", "style", "cluster")):
         raise common.UserError("--labels must be a multiple of 10, and is for --task prior, semi and embed")
     if o.task == "semi" and not o.labels:
@@ -838,10 +886,10 @@ def main(options):
     if options.task not in ("semi", "style") and not supervised(options):
         count = len(data.y) // 6                          # 10,000 of MNIST's 60,000: names the clusters, chooses the Parzen width
         held_out, data = data.take(slice(-count, None)), data.take(slice(None, -count))
-    run = common.Run("aae", options, run_name(options))
-    data, test = data.to(run.device), test.to(run.device)
-    held_out = held_out and held_out.to(run.device)
     labelled = choose_labelled(data.y, options.labels if options.task != "style" else len(data.y), options.seed)
+    run = common.Run("aae", options, run_name(options))
+    data, test, labelled = data.to(run.device), test.to(run.device), labelled.to(run.device)
+    held_out = held_out and held_out.to(run.device)
     nets = build(options, data.x[0].numel())
     train(run, nets, data, labelled)
     run.finish(*evaluate(run, nets, data, held_out, test, labelled))

@@ -1,6 +1,8 @@
 """Speed of each script's training step, beside the machine's own matrix-product rate measured in the same run.
 
-    python tests/benchmark.py mathieu
+    python tests/benchmark.py mathieu aae aae-semi aae-small        # all of them without a name
+
+aae is its default run, aae-semi Table 2's, aae-small the sizes of PyTorch-GAN's aae.py (512 hidden units, batches of 64, a Gaussian encoder).
 
 A step's floor is its multiply-adds over the rate of a 2048 x 2048 matrix product in the same precision. No test asserts a time.
 """
@@ -14,6 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import aae
 import common
 import mathieu
 
@@ -63,14 +66,36 @@ def time_mathieu(precision, steps=60):
         return seconds, counter.get_total_flops() / counted.step, opt.batch_size, run.device
 
 
+AAE = {"aae": [], "aae-semi": ["--task", "semi"], "aae-small": ["--encoder", "gaussian", "--z-dim", "10", "--hidden", "512", "--batch-size", "64"]}
+
+
+def time_aae(name, precision, steps=200):
+    """The same for aae.py; images are counted without the labelled ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        opt = aae.resolve(aae.make_parser().parse_args([*AAE[name], "--epochs", "1", "--precision", precision]))
+
+        def train(images, place):
+            opt.out = f"{folder}/{place}"
+            data = common.load_dataset("mnist")[0].take(torch.arange(images))
+            run = common.Run("aae", opt)
+            data = data.to(run.device)
+            aae.train(run, aae.build(opt, 784), data, aae.choose_labelled(data.y, opt.labels, 0))
+            return run
+        train(20 * opt.batch_size, "warm")
+        run = train(steps * opt.batch_size, "timed")
+        with FlopCounterMode(display=False) as counter:
+            counted = train(4 * opt.batch_size, "counted")
+        return run.train_seconds / run.step, counter.get_total_flops() / counted.step, opt.batch_size, run.device
+
+
 def main(names):
     for name in names:
         for precision in ("fp32", "bf16"):
-            seconds, flops, images, device = {"mathieu": time_mathieu}[name](precision)
+            seconds, flops, images, device = time_mathieu(precision) if name == "mathieu" else time_aae(name, precision)
             rate = matmul_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
             print(f"{name} {precision}: {images / seconds:.0f} images/s, {seconds * 1e3:.1f} ms a step of {images}; {flops / 1e9:.2f} GFLOP a step, "
                   f"{flops / seconds / 1e9:.0f} GFLOP/s; matmul {rate / 1e9:.0f} GFLOP/s; ratio {flops / seconds / rate:.2f}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["mathieu"])
+    main(sys.argv[1:] or ["mathieu", *AAE])

@@ -120,6 +120,29 @@ def test_smoothness_finds_the_direction_that_changes_the_answer_most():
     assert torch.allclose(gradient, truth, atol=1e-9)
 
 
+def test_invariance_is_a_kl_whose_target_is_fixed():
+    torch.manual_seed(0)
+    a, b = (torch.randn(6, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    q = [torch.distributions.Categorical(logits=t) for t in (a, b)]
+    assert torch.allclose(aae.invariance_loss(a, b), torch.distributions.kl_divergence(*q).mean())
+    assert torch.autograd.grad(aae.invariance_loss(a, b), a, allow_unused=True)[0] is None
+    gradient, = torch.autograd.grad(aae.invariance_loss(a, b), b)
+    assert torch.allclose(gradient, (b.softmax(1) - a.softmax(1)) / 6)
+
+
+def test_warps_are_small_and_each_image_has_its_own():
+    torch.manual_seed(0)
+    x = common.to_float(mnist(300).x)
+    assert torch.allclose(aae.warp(x, 0.), x, atol=1e-5)
+    same = aae.warp(x[:1].expand(300, 1, 28, 28), 1.)
+    assert same.shape == (300, 1, 28, 28) and not torch.allclose(same[0], same[1], atol=1e-2)
+    grid = torch.arange(28.) - 13.5
+    mass = same.sum((1, 2, 3))
+    center = torch.stack([(same[:, 0] * grid).sum((1, 2)), (same[:, 0] * grid[:, None]).sum((1, 2))], 1) / mass[:, None]
+    assert 0.3 < (center - center.mean(0)).std() < 1.5    # pixels
+    assert (common.load_judge("mnist").classify(aae.warp(x, 1.)) == mnist(300).y).float().mean() > 0.97          # it stays the digit it was
+
+
 def test_head_distances_are_pushed_apart_below_the_threshold_only():
     heads = torch.tensor([[0., 0.], [3., 0.], [0., 10.]], dtype=torch.float64, requires_grad=True)
     pairs = [math.dist(a, b) for a, b in itertools.combinations(heads.tolist(), 2)]
@@ -205,6 +228,28 @@ def test_the_three_posteriors():
     assert torch.allclose(many.mean(0), mu, atol=0.05) and torch.allclose(many.std(0), (logvar / 2).exp(), atol=0.03)
 
 
+def test_mmd_is_not_rounded_under_autocast():
+    torch.manual_seed(0)
+    a, b = 30 + 5 * torch.randn(64, 2), 5 * torch.randn(64, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = aae.mmd_loss(a, b, 5., (.1, 1.))
+    assert math.isclose(low.item(), aae.mmd_loss(a.double(), b.double(), 5., (.1, 1.)).item(), rel_tol=1e-4)
+
+
+def test_batch_norm_is_settled_on_clean_images():
+    torch.manual_seed(0)
+    enc = aae.Encoder(hidden=20, batch_norm="hidden", dropout=0.5)
+    x = mnist(1000).x.flatten(1)
+    for _ in range(5):
+        enc(torch.randn(50, 784))
+    aae.settle_batch_norm(enc, x, batch_size=1000)
+    h = enc.body[0](common.to_float(x))
+    assert not enc.training and torch.allclose(enc.body[1].running_mean, h.mean(0), atol=1e-4)
+    assert torch.allclose(enc.body[1].running_var, h.var(0), rtol=1e-3)
+    h = enc.body[4](torch.relu(enc.body[1](h)))           # the second layer sees no dropout
+    assert torch.allclose(enc.body[5].running_mean, h.mean(0), atol=1e-2)
+
+
 @pytest.mark.parametrize("kind, count", [("none", 0), ("hidden", 2), ("all", 4)])
 def test_batch_norm_where_asked(kind, count):
     enc = aae.Encoder(classes=10, batch_norm=kind)
@@ -242,7 +287,8 @@ def mnist(n, part=0):
 
 
 CASES = [["--task", "prior"], ["--task", "prior", "--prior", "mixture", "--labels", 20], ["--task", "likelihood"], ["--task", "style"],
-         ["--task", "semi", "--labels", 20, "--joint"], ["--task", "semi", "--labels", 20, "--no-joint", "--smooth-weight", 0], ["--task", "semi", "--labels", 20, "--smooth-weight", .5], ["--task", "cluster", "--no-joint"],
+         ["--task", "semi", "--labels", 20, "--joint"], ["--task", "semi", "--labels", 20, "--no-joint", "--smooth-weight", 0], ["--task", "semi", "--labels", 20, "--smooth-weight", .5],
+         ["--task", "semi", "--labels", 20, "--smooth-weight", 0, "--warp", 1, "--warp-weight", 2], ["--task", "cluster", "--smooth-weight", 0, "--warp", 1, "--warp-weight", 2], ["--task", "cluster", "--no-joint"],
          ["--task", "embed", "--labels", 20, "--no-joint"], ["--task", "embed", "--labels", 0, "--joint"],
          ["--task", "prior", "--regularizer", "kl"], ["--task", "prior", "--prior", "mixture", "--regularizer", "kl"],
          ["--task", "likelihood", "--regularizer", "mmd", "--regularizer-weight", 3],
@@ -262,11 +308,13 @@ def test_a_step_is_the_papers(monkeypatch, arguments):
     mine = copy.deepcopy(nets)
 
     def seeded(x, options):                               # the step's draws follow from here
-        if len(x) == n:
+        if len(x) == n and not warped.count(n) == 2:
             torch.manual_seed(5)
         return x + 0.1
     monkeypatch.setattr(aae, "corrupt", seeded)
     monkeypatch.setattr(torch, "randperm", torch.arange)
+    warped = []
+    monkeypatch.setattr(aae, "warp", lambda x, amount: warped.append(len(x)) or (x * 0.5 if warped.count(n) == 2 and len(x) == n else x))
     run = common.Run("aae", opt)
     aae.train(run, nets, data, labelled)
     monkeypatch.undo()
@@ -374,7 +422,11 @@ def by_hand(opt, nets, data, labelled):
         told["classification"] = -(logits - logits.exp().sum(1, keepdim=True).log())[torch.arange(len(j)), data.y[j]].mean()
     if nets.disc_y is not None:
         told["smoothness"] = opt.smooth_weight and aae.smoothness_loss(lambda x: nets.enc(x)[0], x, opt.smooth_radius)
-        total = told.get("classification", 0.) + opt.smooth_weight * told["smoothness"]
+        told["invariance"] = 0.
+        if opt.warp_weight:
+            p, q = torch.softmax(nets.enc(noisy)[0].detach(), 1), torch.softmax(nets.enc(x * 0.5 + 0.1)[0], 1)
+            told["invariance"] = (p * torch.log(p / q)).sum() / n
+        total = told.get("classification", 0.) + opt.smooth_weight * told["smoothness"] + opt.warp_weight * told["invariance"]
         if torch.is_tensor(total):
             step(.07, total, "enc")
     nets.players = used
@@ -396,7 +448,7 @@ def test_each_phase_touches_only_its_own_networks(task):
               (lambda: aae.regularisation_phase(nets, judges, optimiser["enc"], x, None, opt), {"enc", "disc", "disc_y"} & set(networks)),
               (lambda: aae.regularisation_phase(nets, judges, None, x, None, opt), {"disc", "disc_y"} & set(networks))]
     if task != "prior":
-        phases.append((lambda: aae.classification_phase(nets, optimiser["enc"], x, data.y, x, opt), {"enc"}))
+        phases.append((lambda: aae.classification_phase(nets, optimiser["enc"], x, data.y, x, x, x, opt), {"enc"}))
     for phase, expected in phases:
         before = aae_state(nets)
         phase()
@@ -650,7 +702,8 @@ def test_codes_are_drawn_where_they_are(monkeypatch):
     logits = 50 * F.one_hot(torch.arange(100) % 20, 20).float()
     aae.figure_codes(types.SimpleNamespace(enc=Oracle(logits), heads=heads), opt, test, "x", "")
     assert torch.allclose(seen["codes"], heads.weight[torch.arange(100) % 20], atol=1e-4) and torch.equal(seen["marks"], heads.weight.detach())
-    flat = aae.ClusterHeads(10, 10)                       # Figure 11(d): ten heads evenly on a circle
+    flat = aae.ClusterHeads(10, 10)                       # Figure 11(d): ten fixed corners, evenly on a circle in the picture
+    assert torch.equal(flat.weight, 10 * torch.eye(10)) and not flat.weight.requires_grad
     aae.figure_codes(types.SimpleNamespace(enc=Oracle(logits[:, :10], 10), heads=flat), opt, test, "x", "")
     assert torch.allclose(seen["marks"].norm(dim=1), torch.full((10,), 10.), atol=1e-2)
     gaps = (seen["marks"] - seen["marks"].roll(1, 0)).norm(dim=1)
@@ -724,7 +777,8 @@ def test_kill_at_random_moments_then_resume_is_bit_identical(tmp_path):
     kill_and_resume(tmp_path, times=2, rng=random.Random(0), command=["aae.py", "--dry-run", "--task", "semi", "--device", "cpu", "--batch-size", "32", "--hidden", "100"])
 
 
-MISTAKES = [(["--prior", "mixture", "--task", "semi"], "are for --task prior"), (["--prior", "mixture", "--z-dim", "3"], "--z-dim 2"),
+MISTAKES = [(["--prior", "mixture", "--task", "semi"], "are for --task prior"), (["--prior", "mixture", "--z-dim", "3"], "--z-dim 2"), (["--batch-size", "1"], "at least 2"),
+            (["--task", "semi", "--labels", "1190"], "more of a class than there are"),
             (["--prior", "swiss-roll", "--regularizer", "kl"], "needs a prior with a density"), (["--regularizer", "kl", "--encoder", "deterministic"], "needs"),
             (["--task", "semi", "--labels", "55"], "multiple of 10"), (["--task", "semi", "--labels", "0"], "at least 10"),
             (["--task", "semi", "--labels", "-1"], "at least 0"), (["--task", "nothing"], "invalid choice"), (["--dropout", "1"], "below 1"),

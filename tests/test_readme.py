@@ -61,7 +61,7 @@ def test_linked_files_exist():
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("script, count", [("mathieu", 9), ("aae", 6)])
+@pytest.mark.parametrize("script, count", [("mathieu", 9), ("aae", 7)])
 def test_log_legend_names_every_column(script, count):
     source = (ROOT / f"{script}.py").read_text()
     logged = re.findall(r"(\w+)=", source.split("run.log(")[1].split("\n\n")[0])
