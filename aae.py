@@ -332,11 +332,12 @@ def reconstruction_phase(nets, optimiser, x, noisy, given, options):
     return loss, extra
 
 
-def regularisation_phase(nets, optimiser_d, optimiser_e, noisy, ids, options):
+def regularisation_phase(nets, optimiser_d, optimiser_e, noisy, ids, views, options):
     """Disc: minimise  -log D(z) - log(1 - D(Enc(x))),  z ~ p(z);  then Enc: minimise  -log D(Enc(x)).  With a y the same game on y, p(y) uniform,
-    weighed by --y-weight for the encoder.
+    weighed by --y-weight for the encoder, which keeps q(y|x) steady here (difference 4) where no classification phase does.
 
-    ids: class of each image, 10 where unknown, for the label-aware discriminator; else None. Returns both losses."""
+    ids: class of each image, 10 where unknown, for the label-aware discriminator; else None. views: see steadiness.
+    Returns the losses of Disc and Enc, smoothness and invariance."""
     with torch.set_grad_enabled(optimiser_e is not None):
         y, z, _, _ = posterior(nets, noisy)
     component = torch.randint(0, 10, (len(z),), device=z.device)
@@ -358,26 +359,34 @@ def regularisation_phase(nets, optimiser_d, optimiser_e, noisy, ids, options):
         loss_d = loss_d + discriminator_loss(*nets.disc_y(torch.cat([real_y, fake_y.detach()])).chunk(2))
     update(optimiser_d, loss_d)
     if optimiser_e is None:                               # WAE-GAN: the encoder's side stands in the reconstruction phase
-        return loss_d, loss_d.new_zeros(())
+        return loss_d, *3 * [loss_d.new_zeros(())]
     loss_e = encoder_loss(nets.disc(fake))                # the same codes, the new discriminator
     if y is not None:
         loss_e = loss_e + options.y_weight * encoder_loss(nets.disc_y(fake_y))
-    update(optimiser_e, loss_e)
-    return loss_d, loss_e
+    smooth, same = steadiness(nets, views, options)
+    update(optimiser_e, loss_e + options.smooth_weight * smooth + options.warp_weight * same)
+    return loss_d, loss_e, smooth, same
 
 
-def classification_phase(nets, optimiser, few, y, x, noisy, again, options):
-    """Enc: minimise  -log q(y|x)  on a labelled batch (section 5), where there is one; and difference 4: q(y|x) of unlabelled images must bear the
-    perturbation it bears least, and be the same for `noisy` and `again`, two noisy warps of the same images. Returns the loss and the two additions."""
-    zero = torch.zeros((), device=x.device)
+def steadiness(nets, views, options):
+    """Difference 4: q(y|x) must bear the perturbation of x it bears least, and be the same for two noisy warps of an image.
+
+    views: images x, and two noisy warps of them [B, D] each, or None for no such terms. Returns both terms."""
+    smooth = same = torch.zeros((), device=next(nets.enc.parameters()).device)
     classify = lambda x: nets.enc(x)[0]  # noqa: E731
-    loss = zero if y is None else F.cross_entropy(classify(few), y)
-    smooth = smoothness_loss(classify, x, options.smooth_radius) if options.smooth_weight else zero
-    same = zero
-    if options.warp_weight:
+    if views is not None and options.smooth_weight:
+        smooth = smoothness_loss(classify, views[0], options.smooth_radius)
+    if views is not None and options.warp_weight:
         with torch.no_grad():
-            target = classify(noisy)
-        same = invariance_loss(target, classify(again))
+            target = classify(views[1])
+        same = invariance_loss(target, classify(views[2]))
+    return smooth, same
+
+
+def classification_phase(nets, optimiser, x, y, views, options):
+    """Enc: minimise  -log q(y|x)  on a labelled batch (section 5), and keep q(y|x) steady (difference 4). Returns loss, smoothness, invariance."""
+    loss = F.cross_entropy(nets.enc(x)[0], y)
+    smooth, same = steadiness(nets, views, options)
     update(optimiser, loss + options.smooth_weight * smooth + options.warp_weight * same)
     return loss, smooth, same
 
@@ -407,7 +416,7 @@ def train(run, nets, data, labelled):
     opt_r = make_optimiser(autoencoder, opt, opt.lr, 0.9)
     opt_d = make_optimiser(judges, opt, opt.lr_adversary, opt.beta1)
     opt_e = make_optimiser(nets.enc.parameters(), opt, opt.lr_encoder, opt.beta1) if opt.regularizer == "gan" else None
-    opt_c = make_optimiser(nets.enc.parameters(), opt, opt.lr_labels, 0.9) if supervised(opt) or nets.disc_y and (opt.smooth_weight or opt.warp_weight) else None
+    opt_c = make_optimiser(nets.enc.parameters(), opt, opt.lr_labels, 0.9) if supervised(opt) else None
     rates = [(o, o.param_groups[0]["lr"]) for o in (opt_r, opt_d, opt_e, opt_c) if o is not None]
     run.track(**{name: net for name, net in vars(nets).items() if net is not None},
               **{f"optimiser_{k}": o for k, (o, _) in enumerate(rates)})
@@ -427,19 +436,19 @@ def train(run, nets, data, labelled):
             noisy = corrupt(x, opt)
             given = F.one_hot(known[i], 10).float() if opt.task == "style" else None
             ids = known[i] if opt.task == "prior" and opt.labels else None
+            views = None
+            if nets.disc_y is not None:
+                views = x, noisy, corrupt(warp(image, opt.warp).flatten(1), opt) if opt.warp_weight else noisy
             with run.autocast():
                 loss, extra = reconstruction_phase(nets, opt_r, x, noisy, given, opt)
                 loss_d = loss_e = loss_c = smooth = same = zero
                 if opt.regularizer in ("gan", "wae-gan"):
-                    loss_d, loss_e = regularisation_phase(nets, opt_d, opt_e, noisy, ids, opt)
-                if opt_c is not None:
-                    few = y = None
-                    if supervised(opt):
-                        j = labelled[torch.randint(0, len(labelled), (opt.labelled_batch,), device=device)]
-                        few, y = common.to_float(data.x[j]), known[j]
-                        few = corrupt((warp(few, opt.warp) if opt.warp else few).flatten(1), opt)
-                    again = corrupt(warp(image, opt.warp).flatten(1), opt) if opt.warp_weight else None
-                    loss_c, smooth, same = classification_phase(nets, opt_c, few, y, x, noisy, again, opt)
+                    loss_d, loss_e, smooth, same = regularisation_phase(nets, opt_d, opt_e, noisy, ids, None if supervised(opt) else views, opt)
+                if supervised(opt):
+                    j = labelled[torch.randint(0, len(labelled), (opt.labelled_batch,), device=device)]
+                    few = common.to_float(data.x[j])
+                    few = corrupt((warp(few, opt.warp) if opt.warp else few).flatten(1), opt)
+                    loss_c, smooth, same = classification_phase(nets, opt_c, few, known[j], views, opt)
             run.log(reconstruction=loss, regularizer=extra, discriminator=loss_d, encoder=loss_e, classification=loss_c, smoothness=smooth, invariance=same)
     settle_batch_norm(nets.enc, data.x)
     run.save()

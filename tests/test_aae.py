@@ -288,8 +288,8 @@ def mnist(n, part=0):
 
 CASES = [["--task", "prior"], ["--task", "prior", "--prior", "mixture", "--labels", 20], ["--task", "likelihood"], ["--task", "style"],
          ["--task", "semi", "--labels", 20, "--joint"], ["--task", "semi", "--labels", 20, "--no-joint", "--smooth-weight", 0], ["--task", "semi", "--labels", 20, "--smooth-weight", .5],
-         ["--task", "semi", "--labels", 20, "--smooth-weight", 0, "--warp", 1, "--warp-weight", 2], ["--task", "cluster", "--smooth-weight", 0, "--warp", 1, "--warp-weight", 2], ["--task", "cluster", "--no-joint"],
-         ["--task", "embed", "--labels", 20, "--no-joint"], ["--task", "embed", "--labels", 0, "--joint"],
+         ["--task", "semi", "--labels", 20, "--smooth-weight", 0, "--warp", 1, "--warp-weight", 2], ["--task", "cluster", "--code-noise", 0, "--smooth-weight", 0, "--warp", 1, "--warp-weight", 2], ["--task", "cluster", "--no-joint", "--code-noise", 0, "--y-weight", 3], ["--task", "cluster", "--joint", "--code-noise", 0, "--smooth-weight", 1],
+         ["--task", "embed", "--labels", 20, "--no-joint"], ["--task", "embed", "--labels", 0, "--joint", "--code-noise", 0],
          ["--task", "prior", "--regularizer", "kl"], ["--task", "prior", "--prior", "mixture", "--regularizer", "kl"],
          ["--task", "likelihood", "--regularizer", "mmd", "--regularizer-weight", 3],
          ["--task", "likelihood", "--regularizer", "wae-gan", "--regularizer-weight", 2]]
@@ -410,25 +410,25 @@ def by_hand(opt, nets, data, labelled):
             loss = loss - torch.log(D(nets.disc_y, drawn)).mean() - torch.log(1 - D(nets.disc_y, y.detach())).mean()
         told["discriminator"] = loss
         step(.02, loss, "disc", *(["disc_y"] if y is not None else []))
-    if opt.regularizer == "gan":
-        loss = -torch.log(D(nets.disc, *fake)).mean()     # with the new discriminator
-        if y is not None:
-            loss = loss - torch.log(D(nets.disc_y, y)).mean()
-        told["encoder"] = loss
-        step(.05, loss, "enc")
-    if opt.task in ("semi", "embed") and opt.labels:
-        j = labelled[torch.randint(0, len(labelled), (opt.labelled_batch,))]
-        logits = nets.enc(x[j] + 0.1)[0]
-        told["classification"] = -(logits - logits.exp().sum(1, keepdim=True).log())[torch.arange(len(j)), data.y[j]].mean()
-    if nets.disc_y is not None:
+    def steady():                                         # difference 4, on two copies of the images that the test has made
         told["smoothness"] = opt.smooth_weight and aae.smoothness_loss(lambda x: nets.enc(x)[0], x, opt.smooth_radius)
         told["invariance"] = 0.
         if opt.warp_weight:
             p, q = torch.softmax(nets.enc(noisy)[0].detach(), 1), torch.softmax(nets.enc(x * 0.5 + 0.1)[0], 1)
             told["invariance"] = (p * torch.log(p / q)).sum() / n
-        total = told.get("classification", 0.) + opt.smooth_weight * told["smoothness"] + opt.warp_weight * told["invariance"]
-        if torch.is_tensor(total):
-            step(.07, total, "enc")
+        return opt.smooth_weight * told["smoothness"] + opt.warp_weight * told["invariance"]
+    labels = opt.task in ("semi", "embed") and opt.labels
+    if opt.regularizer == "gan":
+        loss = -torch.log(D(nets.disc, *fake)).mean()     # with the new discriminator
+        if y is not None:
+            loss = loss - opt.y_weight * torch.log(D(nets.disc_y, y)).mean()
+        told["encoder"] = loss
+        step(.05, loss + (steady() if y is not None and not labels else 0), "enc")
+    if labels:
+        j = labelled[torch.randint(0, len(labelled), (opt.labelled_batch,))]
+        logits = nets.enc(x[j] + 0.1)[0]
+        told["classification"] = -(logits - logits.exp().sum(1, keepdim=True).log())[torch.arange(len(j)), data.y[j]].mean()
+        step(.07, told["classification"] + steady(), "enc")
     nets.players = used
     return {name: float(torch.as_tensor(value).detach()) for name, value in told.items()}
 
@@ -445,10 +445,10 @@ def test_each_phase_touches_only_its_own_networks(task):
     both = torch.optim.SGD([*nets.enc.parameters(), *nets.dec.parameters(), *(nets.heads.parameters() if nets.heads else ())], 0.1)
     judges = torch.optim.SGD([*nets.disc.parameters(), *(nets.disc_y.parameters() if nets.disc_y else ())], 0.1)
     phases = [(lambda: aae.reconstruction_phase(nets, both, x, x, None, opt), {"enc", "dec", "heads"} & set(networks)),
-              (lambda: aae.regularisation_phase(nets, judges, optimiser["enc"], x, None, opt), {"enc", "disc", "disc_y"} & set(networks)),
-              (lambda: aae.regularisation_phase(nets, judges, None, x, None, opt), {"disc", "disc_y"} & set(networks))]
+              (lambda: aae.regularisation_phase(nets, judges, optimiser["enc"], x, None, (x, x, x), opt), {"enc", "disc", "disc_y"} & set(networks)),
+              (lambda: aae.regularisation_phase(nets, judges, None, x, None, None, opt), {"disc", "disc_y"} & set(networks))]
     if task != "prior":
-        phases.append((lambda: aae.classification_phase(nets, optimiser["enc"], x, data.y, x, x, x, opt), {"enc"}))
+        phases.append((lambda: aae.classification_phase(nets, optimiser["enc"], x, data.y, (x, x, x), opt), {"enc"}))
     for phase, expected in phases:
         before = aae_state(nets)
         phase()
@@ -463,16 +463,16 @@ def test_the_encoder_learns_to_fool_and_the_discriminator_to_tell():
     nets = aae.build(opt, 784)
     x = common.to_float(mnist(200).x).flatten(1)
     judges = torch.optim.Adam(nets.disc.parameters(), 1e-3)
-    first = aae.regularisation_phase(nets, judges, None, x, None, opt)[0]
+    first = aae.regularisation_phase(nets, judges, None, x, None, None, opt)[0]
     for _ in range(250):
-        last = aae.regularisation_phase(nets, judges, None, x, None, opt)[0]
+        last = aae.regularisation_phase(nets, judges, None, x, None, None, opt)[0]
     assert last < 0.3 < 1.0 < first                       # codes of an untrained encoder are easily told from N(0, 25 I)
     frozen = torch.optim.SGD(nets.disc.parameters(), 0.)
     encoder = torch.optim.Adam(nets.enc.parameters(), 1e-3)
     with torch.no_grad():
         begin = nets.disc(nets.enc(x)[1]).mean()
     for _ in range(30):
-        aae.regularisation_phase(nets, frozen, encoder, x, None, opt)
+        aae.regularisation_phase(nets, frozen, encoder, x, None, None, opt)
     assert nets.disc(nets.enc(x)[1]).mean() > begin + 2
 
 
