@@ -324,7 +324,7 @@ def reconstruction_phase(nets, optimiser, x, noisy, given, options):
     elif options.regularizer == "mmd":
         extra = mmd_loss(z, draw_prior(options, len(z), z.device), options.prior_std, (.1, .2, .5, 1, 2, 5, 10))
     elif options.regularizer == "wae-gan":
-        extra = encoder_loss(nets.disc(z))
+        extra = encoder_loss(nets.disc(z / options.prior_std))
     total = loss + options.regularizer_weight * extra
     if nets.heads is not None:
         total = total + options.head_weight * head_distance_loss(nets.heads.weight, options.head_distance)
@@ -344,15 +344,15 @@ def regularisation_phase(nets, optimiser_d, optimiser_e, noisy, ids, views, opti
     if ids is not None:                                   # a labelled image's positive is a sample of its own component
         component = torch.where(ids < 10, ids, component)
     prior = draw_prior(options, len(z), z.device, component)
-    real, fake = prior, z
+    real, fake = prior / options.prior_std, z / options.prior_std            # numbers of about 1 beside a one-hot
     if y is not None:
         real_y, fake_y = F.one_hot(torch.randint(0, y.shape[1], (len(y),), device=y.device), y.shape[1]).to(y), y
         if options.code_noise:                            # difference 5
             real_y, fake_y = (code + options.code_noise * torch.randn_like(code) for code in (real_y, fake_y))
     if ids is not None:                                   # Figure 3: the label, or the extra class, beside the code
-        real, fake = (torch.cat([code, F.one_hot(ids, 11).to(z)], 1) for code in (prior, z))
+        real, fake = (torch.cat([code, F.one_hot(ids, 11).to(z)], 1) for code in (real, fake))
     elif y is not None and options.joint:                 # difference 3
-        real, fake = torch.cat([prior, real_y], 1), torch.cat([z, fake_y], 1)
+        real, fake = torch.cat([real, real_y], 1), torch.cat([fake, fake_y], 1)
 
     loss_d = discriminator_loss(*nets.disc(torch.cat([real, fake.detach()])).chunk(2))
     if y is not None:
