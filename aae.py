@@ -27,24 +27,21 @@ Differences from the paper
     -log D; the paper prints the minimax only.
  2. Batch norm in the encoder's hidden layers in `semi`, `cluster` and `embed`; the paper found no use for it with labels, and for clustering has it
     in the heads too (`--batch-norm all`). Its statistics are re-estimated on clean training images after training.
- 3. The discriminator of z sees y beside it in `semi` and `embed`: z must have the prior's shape within every y, or it could hold the class
-    (`--joint`). The discriminator of y alone is there as in the paper.
- 4. In `semi`, `cluster` and `embed` q(y|x) is kept steady by two terms in the encoder's step: it must bear small perturbations of an unlabelled
+ 3. In `semi`, `cluster` and `embed` q(y|x) is kept steady by two terms in the encoder's step: it must bear small perturbations of an unlabelled
     image (smoothness_loss, Miyato et al. 2015), and be the same for two small affine maps of it (warp). The training images are warped
     too, so this is no longer permutation-invariant as the paper is; `--warp 0 --warp-weight 0` is, `--smooth-weight 0` leaves out the other.
- 5. In `cluster` noise is added to what the discriminator of y sees, one-hots and probabilities alike, which it tells apart too easily otherwise,
-    and fooling it weighs 4. Discriminators see codes divided by the prior's deviation.
- 6. `likelihood` has a Gaussian encoder and dropout; the paper reports a deterministic one and no dropout (`--encoder deterministic --dropout 0`).
- 7. The priors of Figures 2 and 4 are given as pictures: their formulas are ours. So are the threshold of Figure 10's penalty and its weight.
- 8. The last 10,000 training images are held out where something is chosen on them (the Parzen width, the names of clusters), and in `prior`.
+ 4. Noise is added to what the discriminator of y sees, one-hots and probabilities alike, which it tells apart too easily otherwise, and fooling
+    it weighs 4. Discriminators see codes divided by the prior's deviation.
+ 5. `likelihood` has a Gaussian encoder and dropout; the paper reports a deterministic one and no dropout (`--encoder deterministic --dropout 0`).
+ 6. The priors of Figures 2 and 4 are given as pictures: their formulas are ours. So are the threshold of Figure 10's penalty and its weight.
+ 7. The last 10,000 training images are held out where something is chosen on them (the Parzen width, the names of clusters), and in `prior`.
     Table 1 is computed with a million samples where the paper has ten. TFD and SVHN's own networks are left out. Figure 9 shows the
     first test images of a cluster.
- 9. The VAE's decoder is a Gaussian whose variance is lambda; WAE-MMD sums the kernel over seven scales as its released code does (its paper
+ 8. The VAE's decoder is a Gaussian whose variance is lambda; WAE-MMD sums the kernel over seven scales as its released code does (its paper
     has one), and lambda stands beside half the squared error. Both have this file's networks instead of convolutions.
 
 The authors released no code.
 """
-import argparse
 import math
 from types import SimpleNamespace
 
@@ -103,7 +100,7 @@ class Decoder(nn.Module):
 class Discriminator(nn.Module):
     """Logit [B] that a code [B, inputs] is a sample of the prior. Uses mlp.
 
-    Beside a code the caller may put the label as a one-hot of classes + 1, the extra class for an unknown one (Figure 3), or y (difference 3)."""
+    Beside a code the caller may put the label as a one-hot of classes + 1, the extra class for an unknown one (Figure 3)."""
 
     def __init__(self, inputs=8, hidden=1000):
         super().__init__()
@@ -262,7 +259,7 @@ def build(options, pixels):
     o = options
     classes = {"semi": 10, "cluster": o.clusters, "embed": o.clusters}.get(o.task, 0)
     code_dim = o.z_dim + (0 if o.task == "embed" else 10 if o.task == "style" else classes)
-    beside = 11 if o.task == "prior" and o.labels else classes if o.joint else 0
+    beside = 11 if o.task == "prior" and o.labels else 0
     nets = SimpleNamespace(
         enc=Encoder(pixels, o.z_dim, classes, o.hidden, o.encoder, o.batch_norm, o.dropout), dec=Decoder(code_dim, pixels, o.hidden, o.dropout),
         disc=Discriminator(o.z_dim + beside, o.hidden), disc_y=Discriminator(classes, o.hidden) if classes else None,
@@ -342,7 +339,7 @@ def reconstruction_phase(nets, optimiser, x, noisy, given, options):
 
 def regularisation_phase(nets, optimiser_d, optimiser_e, noisy, ids, views, options):
     """Disc: minimise  -log D(z) - log(1 - D(Enc(x))),  z ~ p(z);  then Enc: minimise  -log D(Enc(x)).  With a y the same game on y, p(y) uniform,
-    weighed by --y-weight for the encoder, which keeps q(y|x) steady here (difference 4) where no classification phase does.
+    weighed by --y-weight for the encoder, which keeps q(y|x) steady here (difference 3) where no classification phase does.
 
     ids: class of each image, 10 where unknown, for the label-aware discriminator; else None. views: see steadiness.
     Returns the losses of Disc and Enc, smoothness and invariance."""
@@ -355,12 +352,10 @@ def regularisation_phase(nets, optimiser_d, optimiser_e, noisy, ids, views, opti
     real, fake = prior / options.prior_std, z / options.prior_std            # numbers of about 1 beside a one-hot
     if y is not None:
         real_y, fake_y = F.one_hot(torch.randint(0, y.shape[1], (len(y),), device=y.device), y.shape[1]).to(y), y
-        if options.code_noise:                            # difference 5
+        if options.code_noise:                            # difference 4
             real_y, fake_y = (code + options.code_noise * torch.randn_like(code) for code in (real_y, fake_y))
     if ids is not None:                                   # Figure 3: the label, or the extra class, beside the code
         real, fake = (torch.cat([code, F.one_hot(ids, 11).to(z)], 1) for code in (real, fake))
-    elif y is not None and options.joint:                 # difference 3
-        real, fake = torch.cat([real, real_y], 1), torch.cat([fake, fake_y], 1)
 
     loss_d = discriminator_loss(*nets.disc(torch.cat([real, fake.detach()])).chunk(2))
     if y is not None:
@@ -377,7 +372,7 @@ def regularisation_phase(nets, optimiser_d, optimiser_e, noisy, ids, views, opti
 
 
 def steadiness(nets, views, options):
-    """Difference 4: q(y|x) must bear the perturbation of x it bears least, and be the same for two noisy warps of an image.
+    """Difference 3: q(y|x) must bear the perturbation of x it bears least, and be the same for two noisy warps of an image.
 
     views: images x, and two noisy warps of them [B, D] each, or None for no such terms. Returns both terms."""
     smooth = same = torch.zeros((), device=next(nets.enc.parameters()).device)
@@ -392,7 +387,7 @@ def steadiness(nets, views, options):
 
 
 def classification_phase(nets, optimiser, x, y, views, options):
-    """Enc: minimise  -log q(y|x)  on a labelled batch (section 5), and keep q(y|x) steady (difference 4). Returns loss, smoothness, invariance."""
+    """Enc: minimise  -log q(y|x)  on a labelled batch (section 5), and keep q(y|x) steady (difference 3). Returns loss, smoothness, invariance."""
     loss = F.cross_entropy(nets.enc(x)[0], y)
     smooth, same = steadiness(nets, views, options)
     update(optimiser, loss + options.smooth_weight * smooth + options.warp_weight * same)
@@ -768,19 +763,19 @@ def load(run_dir, device="cpu"):
 # ------------------------------------------------------------------------------------------------------------ main
 
 OURS = dict(optimiser="adam", lr=1e-3, lr_adversary=3e-4, lr_encoder=3e-4, lr_labels=1e-3, beta1=0.5, schedule="linear", init_std=0.0, hidden=1000,
-            batch_size=200, batch_norm="none", joint=False, dropout=0.0, noise=0.0, input_dropout=0.0, prior="gaussian", prior_std=1.0, labels=0, clusters=10,
+            batch_size=200, batch_norm="none", dropout=0.0, noise=0.0, input_dropout=0.0, prior="gaussian", prior_std=1.0, labels=0, clusters=10,
             encoder="deterministic", code_noise=0.0, smooth_weight=0.0, smooth_radius=2.0, warp=0.0, warp_weight=0.0, y_weight=1.0)
 LAMBDA = {"kl": 1.0, "mmd": 100.0, "wae-gan": 1.0}
+Y_GAME = dict(noise=0.1, batch_norm="hidden", smooth_weight=1.0, warp=1.0, warp_weight=4.0, y_weight=4.0, code_noise=0.3, lr_encoder=1e-3)
 OURS_BY_TASK = {
     "prior": dict(epochs=15, z_dim=2, prior_std=5.0, lr_adversary=1e-3, lr_encoder=6e-4),
     "likelihood": dict(epochs=20, z_dim=8, prior_std=5.0, encoder="gaussian", dropout=0.2),
     "style": dict(epochs=15, z_dim=15),
-    "semi": dict(epochs=20, z_dim=10, labels=100, noise=0.3, joint=True, batch_norm="hidden", smooth_weight=1.0, warp=1.0, warp_weight=4.0),
-    "cluster": dict(epochs=25, z_dim=5, clusters=16, noise=0.1, batch_norm="hidden", smooth_weight=1.0, warp=1.0, warp_weight=4.0, y_weight=4.0,
-                    code_noise=0.3, lr_encoder=1e-3),
-    "embed": dict(epochs=12, z_dim=2, labels=1000, noise=0.3, joint=True, batch_norm="hidden", smooth_weight=1.0, warp=1.0, warp_weight=4.0),
+    "semi": dict(epochs=20, z_dim=10, labels=100, **Y_GAME),
+    "cluster": dict(epochs=25, z_dim=5, clusters=16, **Y_GAME),
+    "embed": dict(epochs=12, z_dim=2, labels=1000, **Y_GAME),
 }
-PAPER = dict(optimiser="sgd", lr=0.01, lr_adversary=0.1, lr_encoder=0.1, lr_labels=0.1, beta1=0.1, schedule="steps", init_std=0.01, batch_size=100, joint=False,
+PAPER = dict(optimiser="sgd", lr=0.01, lr_adversary=0.1, lr_encoder=0.1, lr_labels=0.1, beta1=0.1, schedule="steps", init_std=0.01, batch_size=100,
              batch_norm="none", dropout=0.0, noise=0.0, code_noise=0.0, input_dropout=0.0, encoder="deterministic",
              smooth_weight=0.0, warp=0.0, warp_weight=0.0, y_weight=1.0)
 PAPER_BY_TASK = {"prior": dict(epochs=1000), "likelihood": dict(epochs=1000),               # the two numbers of epochs are ours: not given
@@ -827,15 +822,14 @@ def make_parser():
     add("--z-dim", "size of z", type=common.count)
     add("--prior-std", "standard deviation of the Gaussian prior", type=common.positive)
     add("--hidden", "units of every hidden layer", type=common.count)
-    add("--joint", "the discriminator of z sees y beside it (difference 3)", action=argparse.BooleanOptionalAction)
     add("--batch-norm", "in the encoder's hidden layers, or in all with the heads", choices=("none", "hidden", "all"))
     add("--noise", "standard deviation of the Gaussian noise on the encoder's input", type=common.weight)
-    add("--code-noise", "standard deviation of the noise on what the discriminator of y sees (difference 5)", type=common.weight)
+    add("--code-noise", "standard deviation of the noise on what the discriminator of y sees (difference 4)", type=common.weight)
     add("--y-weight", "of fooling the discriminator of y beside that of z", type=common.weight)
-    add("--smooth-weight", "of the smoothness of q(y|x) in the classification phase (difference 4)", type=common.weight)
+    add("--smooth-weight", "of the smoothness of q(y|x) in the classification phase (difference 3)", type=common.weight)
     add("--smooth-radius", "length of the perturbations that q(y|x) must bear, in pixel values", type=common.positive)
-    add("--warp", "size of the random affine maps of the training images, a share of those in `warp` (difference 4); 0: none", type=common.weight)
-    add("--warp-weight", "of q(y|x) being the same for two warps of an image (difference 4)", type=common.weight)
+    add("--warp", "size of the random affine maps of the training images, a share of those in `warp` (difference 3); 0: none", type=common.weight)
+    add("--warp-weight", "of q(y|x) being the same for two warps of an image (difference 3)", type=common.weight)
     add("--input-dropout", "share of the encoder's input pixels that are dropped", type=common.below_one)
     add("--dropout", "share of the hidden units that are dropped, encoder and decoder", type=common.below_one)
     add("--optimiser", "of every phase", choices=("adam", "sgd"))

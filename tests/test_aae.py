@@ -286,10 +286,11 @@ def mnist(n, part=0):
     return common.load_dataset("mnist")[part].take(torch.arange(n))
 
 
+PLAIN = ["--smooth-weight", 0, "--warp", 0, "--warp-weight", 0, "--y-weight", 1, "--code-noise", 0]
 CASES = [["--task", "prior"], ["--task", "prior", "--prior", "mixture", "--labels", 20], ["--task", "likelihood"], ["--task", "style"],
-         ["--task", "semi", "--labels", 20, "--joint"], ["--task", "semi", "--labels", 20, "--no-joint", "--smooth-weight", 0], ["--task", "semi", "--labels", 20, "--smooth-weight", .5],
-         ["--task", "semi", "--labels", 20, "--smooth-weight", 0, "--warp", 1, "--warp-weight", 2], ["--task", "cluster", "--code-noise", 0, "--smooth-weight", 0, "--warp", 1, "--warp-weight", 2], ["--task", "cluster", "--no-joint", "--code-noise", 0, "--y-weight", 3], ["--task", "cluster", "--joint", "--code-noise", 0, "--smooth-weight", 1],
-         ["--task", "embed", "--labels", 20, "--no-joint"], ["--task", "embed", "--labels", 0, "--joint", "--code-noise", 0],
+         ["--task", "semi", "--labels", 20], ["--task", "semi", "--labels", 20, *PLAIN], ["--task", "semi", "--labels", 20, "--smooth-weight", .5],
+         ["--task", "cluster"], ["--task", "cluster", *PLAIN], ["--task", "cluster", "--warp-weight", 0], ["--task", "embed", "--labels", 20],
+         ["--task", "embed", "--labels", 0],
          ["--task", "prior", "--regularizer", "kl"], ["--task", "prior", "--prior", "mixture", "--regularizer", "kl"],
          ["--task", "likelihood", "--regularizer", "mmd", "--regularizer-weight", 3],
          ["--task", "likelihood", "--regularizer", "wae-gan", "--regularizer-weight", 2]]
@@ -399,18 +400,21 @@ def by_hand(opt, nets, data, labelled):
         component = positives()
         sample, z = prior(component) / opt.prior_std, z / opt.prior_std
         drawn = torch.eye(k)[torch.randint(0, k, (n,))] if y is not None else None
+        if y is not None and opt.code_noise:
+            drawn = drawn + opt.code_noise * torch.randn(drawn.shape)
+            y = y + opt.code_noise * torch.randn(y.shape)
         label = torch.eye(11)[hidden_label]
         if opt.task == "prior" and opt.labels:
             assert (component[:20] == data.y[:20]).all() and (label[20:, 10] == 1).all() and (label[:20, 10] == 0).all()
             fake, real = (z, label), (sample, label)
         else:
-            fake, real = ((z, y), (sample, drawn)) if y is not None and opt.joint else ((z,), (sample,))
+            fake, real = (z,), (sample,)
         loss = -torch.log(D(nets.disc, *real)).mean() - torch.log(1 - D(nets.disc, *(t.detach() for t in fake))).mean()
         if y is not None:
             loss = loss - torch.log(D(nets.disc_y, drawn)).mean() - torch.log(1 - D(nets.disc_y, y.detach())).mean()
         told["discriminator"] = loss
         step(.02, loss, "disc", *(["disc_y"] if y is not None else []))
-    def steady():                                         # difference 4, on two copies of the images that the test has made
+    def steady():                                         # difference 3, on two copies of the images that the test has made
         told["smoothness"] = opt.smooth_weight and aae.smoothness_loss(lambda x: nets.enc(x)[0], x, opt.smooth_radius)
         told["invariance"] = 0.
         if opt.warp_weight:
@@ -514,8 +518,8 @@ def test_schedules():
 def test_the_papers_recipe():
     semi = options("--task", "semi", "--recipe", "paper", "--epochs", 5000)
     assert (semi.optimiser, semi.lr, semi.lr_adversary, semi.lr_encoder, semi.lr_labels, semi.beta1) == ("sgd", .01, .1, .1, .1, .1)
-    assert (semi.batch_size, semi.noise, semi.init_std, semi.schedule, semi.joint, semi.batch_norm, semi.hidden, semi.z_dim) == \
-        (100, .3, .01, "steps", False, "none", 1000, 10)
+    assert (semi.batch_size, semi.noise, semi.init_std, semi.schedule, semi.warp, semi.batch_norm, semi.hidden, semi.z_dim) == \
+        (100, .3, .01, "steps", 0, "none", 1000, 10)
     cluster = options("--task", "cluster", "--recipe", "paper", "--clusters", 30)
     assert (cluster.hidden, cluster.batch_norm, cluster.input_dropout, cluster.z_dim, cluster.clusters, cluster.noise) == (3000, "all", .2, 5, 30, 0)
     nets = aae.build(cluster, 784)
