@@ -33,6 +33,8 @@ Differences from the paper
  4. Noise is added to what the discriminator of y sees, one-hots and probabilities alike, which it tells apart too easily otherwise, and fooling
     it weighs 4. Discriminators see codes divided by the prior's deviation.
  5. `likelihood` has a Gaussian encoder and dropout; the paper reports a deterministic one and no dropout (`--encoder deterministic --dropout 0`).
+    In `style` the discriminator sees the label beside z, as in Figure 3, so that z must have the prior's shape within every class. With labels,
+    `prior` trains on warped images and has batch norm.
  6. The priors of Figures 2 and 4 are given as pictures: their formulas are ours. So are the threshold of Figure 10's penalty and its weight.
  7. The last 10,000 training images are held out where something is chosen on them (the Parzen width, the names of clusters), and in `prior`.
     Table 1 is computed with a million samples where the paper has ten. TFD and SVHN's own networks are left out. Figure 9 shows the
@@ -259,7 +261,7 @@ def build(options, pixels):
     o = options
     classes = {"semi": 10, "cluster": o.clusters, "embed": o.clusters}.get(o.task, 0)
     code_dim = o.z_dim + (0 if o.task == "embed" else 10 if o.task == "style" else classes)
-    beside = 11 if o.task == "prior" and o.labels else 0
+    beside = 11 if sees_labels(o) else 0
     nets = SimpleNamespace(
         enc=Encoder(pixels, o.z_dim, classes, o.hidden, o.encoder, o.batch_norm, o.dropout), dec=Decoder(code_dim, pixels, o.hidden, o.dropout),
         disc=Discriminator(o.z_dim + beside, o.hidden), disc_y=Discriminator(classes, o.hidden) if classes else None,
@@ -438,7 +440,7 @@ def train(run, nets, data, labelled):
             x = x.flatten(1)
             noisy = corrupt(x, opt)
             given = F.one_hot(known[i], 10).float() if opt.task == "style" else None
-            ids = known[i] if opt.task == "prior" and opt.labels else None
+            ids = known[i] if sees_labels(opt) else None
             views = None
             if nets.disc_y is not None:
                 views = x, noisy, corrupt(warp(image, opt.warp).flatten(1), opt) if opt.warp_weight else noisy
@@ -471,6 +473,11 @@ def settle_batch_norm(enc, x, batch_size=500):
     for norm in norms:
         norm.momentum = 0.1
     enc.eval()
+
+
+def sees_labels(options):
+    """Does the discriminator of z see labels? In Figure 4, and in `style` (difference 5)."""
+    return options.task == "style" or options.task == "prior" and options.labels > 0
 
 
 def supervised(options):
@@ -678,16 +685,17 @@ def figure_style(nets, options, test, path, rows=10):
 
 
 def figure_clusters(nets, options, test, path, shown=14):
-    """Figure 9: a cluster a row; left its head (y one-hot, z = 0), then the first test images that fall into it, none for an empty place."""
+    """Figure 9: a cluster a row; left its head (y one-hot, z = 0), then the first test images that fall into it. Clusters without any are left out."""
     logits, _ = encode(nets, test.x)
     k, shape = options.clusters, test.x.shape[1:]
     heads = decode(nets, decoder_code(nets, torch.eye(k, device=logits.device), torch.zeros(k, options.z_dim, device=logits.device))).view(k, 1, *shape)
     members = torch.ones(k, shown, *shape, device=logits.device)
-    for cluster in range(k):
+    used = logits.argmax(1).unique()
+    for cluster in used:
         mine = common.to_float(test.x[logits.argmax(1) == cluster][:shown])
         members[cluster, :len(mine)] = mine
-    common.figure_grid(path, torch.cat([heads, members], 1).flatten(0, 1), shown + 1, "Clusters (Fig. 9): the head, then test images of the cluster",
-                       after_column=0)
+    common.figure_grid(path, torch.cat([heads, members], 1)[used].flatten(0, 1), shown + 1,
+                       f"Clusters (Fig. 9), {len(used)} of {k} in use: the head, then test images", after_column=0)
 
 
 def evaluate(run, nets, data, held_out, test, labelled):
@@ -739,9 +747,14 @@ def evaluate(run, nets, data, held_out, test, labelled):
         figure_codes(nets, opt, test, at("codes"), f"Codes W_C^T y + z of test images, {opt.labels or 'no'} labels (Fig. 11)")
     if task == "semi":
         figure_style(nets, opt, test, at("style"))
-    common.figure_curves(at("losses"), run.history, [
-        ("reconstruction", ("reconstruction",), "half squared error, summed over pixels"), ("regulariser", ("regularizer",), "before its weight lambda"),
-        ("adversaries", ("discriminator", "encoder"), "nats"), ("labels", ("classification",), "nats")], "Training losses")
+    panels = [("reconstruction", ("reconstruction",), "half squared error, summed over pixels")]
+    if opt.regularizer != "gan":
+        panels.append(("regulariser", ("regularizer",), "before its weight lambda"))
+    if "gan" in opt.regularizer:
+        panels.append(("adversaries", ("discriminator", "encoder"), "nats"))
+    if nets.disc_y is not None:
+        panels.append(("labels and steadiness of y", (*(["classification"] if supervised(opt) else []), "smoothness", "invariance"), "nats"))
+    common.figure_curves(at("losses"), run.history, panels, "Training losses")
     return scores, rows
 
 
