@@ -25,7 +25,7 @@ Differences from the paper
  1. Adam for SGD, 12 to 25 epochs for thousands (rates warm up over 100 steps, stay for half the run, then fall), batches of 200, PyTorch's initial
     weights, 1000 hidden units also for clustering. `--recipe paper` takes the appendix's. The encoder's adversarial loss is the non-saturating
     -log D; the paper prints the minimax only.
- 2. Batch norm in the encoder's hidden layers in `semi`, `cluster` and `embed`; the paper found no use for it with labels, and for clustering has it
+ 2. Batch norm in the encoder's hidden layers but in `likelihood` and in `prior` without labels; the paper found no use for it with labels, and for clustering has it
     in the heads too (`--batch-norm all`). Its statistics are re-estimated on 20,000 clean training images after training.
  3. In `semi`, `cluster` and `embed` q(y|x) is kept steady by two terms in the step of the encoder that labels, or else the adversary, call for: it must bear small perturbations of an unlabelled
     image (smoothness_loss, Miyato et al. 2015), and be the same for two small affine maps of it (warp). The training images are warped
@@ -33,8 +33,8 @@ Differences from the paper
  4. Noise is added to what the discriminator of y sees, one-hots and probabilities alike, which it tells apart too easily otherwise, and fooling
     it weighs 4. The discriminator of z sees codes divided by `--prior-std`.
  5. `likelihood` has a Gaussian encoder and dropout; the paper reports a deterministic one and no dropout (`--encoder deterministic --dropout 0`).
-    In `style` the discriminator sees the label beside z, as in Figure 3, so that z must have the prior's shape within every class. With labels,
-    `prior` trains on warped images and has batch norm.
+    In `style` the discriminator sees the label beside z, as in Figure 3, so that z must have the prior's shape within every class. With labels
+    `prior` trains on warped images.
  6. The priors of Figures 2 and 4 are given as pictures: their formulas are ours. So are the threshold of Figure 10's penalty and its weight.
  7. The last 10,000 training images are held out where something is chosen on them (the Parzen width, the names of clusters), and in `prior`.
     Table 1 is computed with a million samples where the paper has ten. TFD and SVHN's own networks are left out. Figure 9 shows the
@@ -794,16 +794,17 @@ def load(run_dir, device="cpu"):
 OURS = dict(optimiser="adam", lr=1e-3, lr_adversary=3e-4, lr_encoder=3e-4, lr_labels=1e-3, beta1=0.5, schedule="linear", init_std=0.0, hidden=1000,
             batch_size=200, batch_norm="none", dropout=0.0, noise=0.0, input_dropout=0.0, prior="gaussian", prior_std=1.0, labels=0, clusters=10,
             encoder="deterministic", code_noise=0.0, smooth_weight=0.0, smooth_radius=2.0, warp=0.0, warp_weight=0.0, y_weight=1.0)
-LAMBDA = {"kl": 1.0, "mmd": 100.0, "wae-gan": 1.0}
+LAMBDA = {"kl": 0.1, "mmd": 100.0, "wae-gan": 1.0}
 Y_GAME = dict(noise=0.1, batch_norm="hidden", smooth_weight=1.0, warp=1.0, warp_weight=4.0, y_weight=4.0, code_noise=0.3, lr_encoder=1e-3)
 OURS_BY_TASK = {
     "prior": dict(epochs=15, z_dim=2, prior_std=5.0, lr_adversary=1e-3, lr_encoder=6e-4),
     "likelihood": dict(epochs=20, z_dim=8, prior_std=5.0, encoder="gaussian", dropout=0.2),
-    "style": dict(epochs=15, z_dim=15),
+    "style": dict(epochs=20, z_dim=15, noise=0.3, batch_norm="hidden", lr=2e-4, lr_adversary=2e-3, lr_encoder=1e-3),
     "semi": dict(epochs=20, z_dim=10, labels=100, **Y_GAME),
     "cluster": dict(epochs=25, z_dim=5, clusters=16, **Y_GAME),
     "embed": dict(epochs=12, z_dim=2, labels=1000, **Y_GAME),
 }
+AWARE = dict(epochs=25, batch_norm="hidden", warp=1.0, lr=2e-4, lr_encoder=1e-3)           # of `prior` with labels
 PAPER = dict(optimiser="sgd", lr=0.01, lr_adversary=0.1, lr_encoder=0.1, lr_labels=0.1, beta1=0.1, schedule="steps", init_std=0.01, batch_size=100,
              batch_norm="none", dropout=0.0, noise=0.0, code_noise=0.0, input_dropout=0.0, encoder="deterministic",
              smooth_weight=0.0, warp=0.0, warp_weight=0.0, y_weight=1.0)
@@ -840,7 +841,8 @@ def make_parser():
     add("--recipe", "paper: the optimiser, rates, schedule, initial weights, batch and epochs, noise, sizes of the paper's appendix; flags beside it still count",
         choices=("ours", "paper"), default="ours")
     add("--prior", "shape of p(z); the last two are for --task prior", choices=("gaussian", "mixture", "swiss-roll"))
-    add("--labels", "labelled training images, as many of each class, 60000 for all; prior: known to the discriminator; embed 0: no labels, and the defaults of cluster",
+    add("--labels", "labelled training images, as many of each class, 60000 for all; prior: known to the discriminator (then None is 25 epochs, "
+        "batch norm, warp 1, --lr 2e-4, --lr-encoder 1e-3); embed 0: no labels, and the defaults of cluster",
         type=common._number(int, 0, 10 ** 9, "a whole number of at least 0"))
     add("--clusters", "values of y in --task cluster, and in embed without labels, where None is 20", type=common.count)
     add("--regularizer", "gan: the AAE; in prior and likelihood also kl: a VAE, mmd and wae-gan: Wasserstein autoencoders",
@@ -882,6 +884,8 @@ def resolve(options):
         raise common.UserError("sprites do not have ten classes: choose another --dataset for aae.py")
     unsupervised = dict(clusters=20, z_dim=2) if o.task == "embed" and o.labels == 0 else {}         # trained as a clustering is
     defaults = {**defaults_of("cluster" if unsupervised else o.task, o.recipe), **unsupervised, "regularizer_weight": LAMBDA.get(o.regularizer, 0.0)}
+    if o.task == "prior" and o.labels and o.recipe == "ours":
+        defaults.update(AWARE)
     if o.regularizer == "kl":
         defaults["encoder"] = "gaussian"
     for name, value in defaults.items():
