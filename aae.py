@@ -15,32 +15,32 @@ Where the paper's things are
     Figures 6, 7                      --task style
     Table 2, Figure 8                 --task semi --labels 100|1000|60000; classification_phase
     Table 3, Figure 9                 --task cluster --clusters 16|30
-    Figures 10, 11                    --task embed --labels 1000|100|0; ClusterHeads
+    Figures 10, 11                    --task embed --labels 1000|100|0, 11(d) --labels 100 --z-dim 10; ClusterHeads
     compared with it                  --regularizer kl (VAE), mmd (WAE-MMD), wae-gan (Tolstikhin et al. 2018, arXiv 1711.01558)
 
-What makes WAE-GAN the AAE: it minimises  E c(x, G(z)) + lambda * D(q(z), p(z))  with c the squared error and D the same game. The AAE takes turns,
+What makes WAE-GAN the AAE: it minimises  E c(x, G(z)) + lambda * D(q(z), p(z))  with c the squared error (here half of it) and D the same game. The AAE takes turns,
 a step on each term with an optimiser of its own; WAE-GAN takes one step on the sum, with an explicit lambda (--regularizer-weight).
 
 Differences from the paper
- 1. Adam for SGD, 15 to 25 epochs for thousands (rates warm up over 100 steps, stay for half the run, then fall), batches of 200, PyTorch's initial
+ 1. Adam for SGD, 12 to 25 epochs for thousands (rates warm up over 100 steps, stay for half the run, then fall), batches of 200, PyTorch's initial
     weights, 1000 hidden units also for clustering. `--recipe paper` takes the appendix's. The encoder's adversarial loss is the non-saturating
     -log D; the paper prints the minimax only.
- 2. Batch norm in the encoder's hidden layers in `semi`, `cluster` and `embed`; the paper found no use for it with labels, and for clustering has it
-    in the heads too (`--batch-norm all`). Its statistics are re-estimated on clean training images after training.
- 3. In `semi`, `cluster` and `embed` q(y|x) is kept steady by two terms in the encoder's step: it must bear small perturbations of an unlabelled
+ 2. Batch norm in the encoder's hidden layers but in `likelihood` and in `prior` without labels; the paper found no use for it with labels, and for clustering has it
+    in the heads too (`--batch-norm all`). Its statistics are re-estimated on 20,000 clean training images after training.
+ 3. In `semi`, `cluster` and `embed` q(y|x) is kept steady by two terms in the step of the encoder that labels, or else the adversary, call for: it must bear small perturbations of an unlabelled
     image (smoothness_loss, Miyato et al. 2015), and be the same for two small affine maps of it (warp). The training images are warped
     too, so this is no longer permutation-invariant as the paper is; `--warp 0 --warp-weight 0` is, `--smooth-weight 0` leaves out the other.
  4. Noise is added to what the discriminator of y sees, one-hots and probabilities alike, which it tells apart too easily otherwise, and fooling
-    it weighs 4. Discriminators see codes divided by the prior's deviation.
+    it weighs 4. The discriminator of z sees codes divided by `--prior-std`.
  5. `likelihood` has a Gaussian encoder and dropout; the paper reports a deterministic one and no dropout (`--encoder deterministic --dropout 0`).
-    In `style` the discriminator sees the label beside z, as in Figure 3, so that z must have the prior's shape within every class. With labels,
-    `prior` trains on warped images and has batch norm.
+    In `style` the discriminator sees the label beside z, as in Figure 3, so that z must have the prior's shape within every class. With labels
+    `prior` trains on warped images.
  6. The priors of Figures 2 and 4 are given as pictures: their formulas are ours. So are the threshold of Figure 10's penalty and its weight.
  7. The last 10,000 training images are held out where something is chosen on them (the Parzen width, the names of clusters), and in `prior`.
     Table 1 is computed with a million samples where the paper has ten. TFD and SVHN's own networks are left out. Figure 9 shows the
     first test images of a cluster.
  8. The VAE's decoder is a Gaussian whose variance is lambda; WAE-MMD sums the kernel over seven scales as its released code does (its paper
-    has one), and lambda stands beside half the squared error. Both have this file's networks instead of convolutions.
+    has one), and lambda stands beside half the squared error. All have this file's networks instead of convolutions.
 
 The authors released no code.
 """
@@ -245,6 +245,12 @@ def sample_prior(prior, component, dim=2, std=5.0):
     return mixture(component) if prior == "mixture" else swiss_roll(component)
 
 
+def draw_prior(options, n, device, component=None):
+    """Samples [n, z_dim] of a run's prior; component: int64 [n], by default at random."""
+    component = torch.randint(0, 10, (n,), device=device) if component is None else component
+    return sample_prior(options.prior, component, options.z_dim, options.prior_std)
+
+
 def component_of(prior, z):
     """The component int64 [n] of a two-dimensional prior that each code [n, 2] lies in: the likeliest, or the nearest tenth of the roll."""
     if prior == "mixture":
@@ -259,7 +265,7 @@ def component_of(prior, z):
 def build(options, pixels):
     """The networks of a run: enc, dec, disc (of z), disc_y (where there is a y, else None), heads (of `embed`, else None)."""
     o = options
-    classes = {"semi": 10, "cluster": o.clusters, "embed": o.clusters}.get(o.task, 0)
+    classes = o.clusters if unsupervised(o) else 10 if supervised(o) else 0
     code_dim = o.z_dim + (0 if o.task == "embed" else 10 if o.task == "style" else classes)
     beside = 11 if sees_labels(o) else 0
     nets = SimpleNamespace(
@@ -294,7 +300,7 @@ def corrupt(x, options):
 
 
 def warp(x, amount=1.0):
-    """Small random affine maps, another for each image [B, C, H, W]: up to 9 degrees, 10 % of the size, a shear of 0.2 and a pixel in 14, times amount."""
+    """Small random affine maps, another for each image [B, C, H, W]: up to 9 degrees, 10 % of the size, a shear of 0.2 and a pixel of 28, times amount."""
     n, device = len(x), x.device
     angle, size, shear = (amount * c * (2 * torch.rand(n, device=device) - 1) for c in (0.15, 0.1, 0.2))
     cos, sin, size = angle.cos(), angle.sin(), 1 + size
@@ -303,10 +309,15 @@ def warp(x, amount=1.0):
     return F.grid_sample(x, F.affine_grid(torch.cat([linear, shift], 2), x.shape, align_corners=False), align_corners=False)
 
 
+def sample_code(mu, logvar):
+    """z ~ q(z|x) [B, d]: the mean where q is deterministic (logvar None)."""
+    return mu if logvar is None else mu + torch.randn_like(mu) * (logvar / 2).exp()
+
+
 def posterior(nets, x):
     """Probabilities of y (or None), a sample of q(z|x), its mean and log variance (or None)."""
     logits, mu, logvar = nets.enc(x)
-    z = mu if logvar is None else mu + torch.randn_like(mu) * (logvar / 2).exp()
+    z = sample_code(mu, logvar)
     return logits if logits is None else logits.softmax(1), z, mu, logvar
 
 
@@ -376,7 +387,7 @@ def regularisation_phase(nets, optimiser_d, optimiser_e, noisy, ids, views, opti
 def steadiness(nets, views, options):
     """Difference 3: q(y|x) must bear the perturbation of x it bears least, and be the same for two noisy warps of an image.
 
-    views: images x, and two noisy warps of them [B, D] each, or None for no such terms. Returns both terms."""
+    views: (x, noisy, again) [B, D] each, a warp of the images, the same with noise, another warp with noise; None for no such terms. Returns both."""
     smooth = same = torch.zeros((), device=next(nets.enc.parameters()).device)
     classify = lambda x: nets.enc(x)[0]  # noqa: E731
     if views is not None and options.smooth_weight:
@@ -405,9 +416,10 @@ def make_optimiser(parameters, options, lr, momentum):
 
 
 def schedule(step, total, epoch, options):
-    """Share of the full rates. linear (ours): warm-up over 100 steps, constant to half the run, linear to 1 %; steps (paper): / 10 after epochs 50, 1000."""
+    """Share of the full rates. linear (ours): warm-up over 100 steps, constant to half the run, linear to 1 %; steps (paper): / 10 after epochs
+    50 and, but for clustering, 1000."""
     if options.schedule == "steps":
-        return 0.1 ** ((epoch >= 50) + (epoch >= 1000 and options.task != "cluster"))
+        return 0.1 ** ((epoch >= 50) + (epoch >= 1000 and not unsupervised(options)))
     return min(1, (step + 1) / min(100, total / 10)) * min(1, max(0.01, 2 * (1 - step / total)))
 
 
@@ -480,6 +492,11 @@ def sees_labels(options):
     return options.task == "style" or options.task == "prior" and options.labels > 0
 
 
+def unsupervised(options):
+    """A y without labels: clusters, to be named after training."""
+    return options.task == "cluster" or options.task == "embed" and not options.labels
+
+
 def supervised(options):
     """Does this task have the classification phase?"""
     return options.task in ("semi", "embed") and options.labels > 0
@@ -506,7 +523,7 @@ def encode(nets, x, sample=False):
     parts, device = [], next(nets.enc.parameters()).device
     for part in x.split(1000):
         logits, mu, logvar = nets.enc(common.to_float(part.to(device)))
-        parts.append((logits, mu if logvar is None or not sample else mu + torch.randn_like(mu) * (logvar / 2).exp()))
+        parts.append((logits, sample_code(mu, logvar) if sample else mu))
     y, z = zip(*parts)
     return None if y[0] is None else torch.cat(y), torch.cat(z)
 
@@ -515,11 +532,6 @@ def encode(nets, x, sample=False):
 def decode(nets, code):
     """Images [N, pixels] in [0, 1] of decoder codes [N, code_dim] (`decoder_code` makes them of y and z)."""
     return torch.cat([torch.sigmoid(nets.dec(part)) for part in code.split(1000)])
-
-
-def draw_prior(options, n, device, component=None):
-    component = torch.randint(0, 10, (n,), device=device) if component is None else component
-    return sample_prior(options.prior, component, options.z_dim, options.prior_std)
 
 
 def prior_scores(nets, options, data, test):
@@ -551,7 +563,7 @@ def reconstructions(nets, test):
 def likelihood_scores(nets, options, held_out, test):
     """Table 1: mean log-likelihood in nats of the test images under a Parzen window on decoded samples of the prior, with its standard error.
 
-    The width is chosen on held-out training images, for each number of samples anew: parzen_10k (.._sem, .._sigma) with 10,000 samples as in the
+    The width is chosen on held-out training images (10,000, or 500 for the million), for each number of samples anew: parzen_10k (.._sem, .._sigma) with 10,000 samples as in the
     paper's first column, of the AAE parzen_1m with a million (its second has ten). A larger number is a tighter lower bound; the measure is a poor one (the paper says so)."""
     device = test.x.device
     x, held = (common.to_float(part.x).flatten(1) for part in (test, held_out))
@@ -560,9 +572,9 @@ def likelihood_scores(nets, options, held_out, test):
         parts, size = (min(parts, 2), 500) if options.dry_run else (parts, 10_000)
 
         def density(images, sigmas):                      # samples are drawn in parts, the same ones at each call
-            rng = torch.random.get_rng_state()
-            each = [common.parzen_log_likelihood(images, decode(nets, draw_prior(options, size, device)), sigmas) for _ in range(parts)]
-            torch.random.set_rng_state(rng)
+            with torch.random.fork_rng():
+                torch.manual_seed(options.seed)
+                each = [common.parzen_log_likelihood(images, decode(nets, draw_prior(options, size, device)), sigmas) for _ in range(parts)]
             return torch.stack(each).logsumexp(0) - math.log(parts)
         sigmas = [.08 * 1.06 ** k for k in range(24)] if parts == 1 else [scores["parzen_10k_sigma"] * 1.06 ** -k for k in range(10)]
         sigma = sigmas[density(held[:used], sigmas).mean(1).argmax()]
@@ -585,7 +597,9 @@ def style_scores(nets, options, judge, data, test):
 
 
 def baseline_error(run, data, test, labelled):
-    """Table 2's first row: the encoder alone, the same labels, noise and optimiser, no autoencoder. Test error in percent."""
+    """Table 2's first row: the encoder alone, with the same labels and noise; no autoencoder, no warps, nothing from unlabelled images. Test error, percent.
+
+    1,000 steps, or ten passes over all labels."""
     opt = run.options
     net = Encoder(data.x[0].numel(), 1, 10, opt.hidden, batch_norm=opt.batch_norm, dropout=opt.dropout).to(data.x.device)
     optimiser = make_optimiser([*net.body.parameters(), *net.to_y.parameters()], opt, opt.lr_labels, 0.9)
@@ -601,8 +615,8 @@ def baseline_error(run, data, test, labelled):
 
 def cluster_scores(nets, held_out, test):
     """Table 3, percent: every cluster is named after the held-out image it is surest of (the paper's rule), and after the majority of its images."""
-    scores, scores_ = (F.log_softmax(encode(nets, part.x)[0].double(), 1) for part in (held_out, test))
-    errors = {word: common.cluster_error(scores_, test.y, common.name_clusters(scores, held_out.y, rule))
+    scores, scores_ = (F.log_softmax(encode(nets, part.x)[0].cpu().double(), 1) for part in (held_out, test))
+    errors = {word: common.cluster_error(scores_, test.y.cpu(), common.name_clusters(scores, held_out.y.cpu(), rule))
               for word, rule in (("cluster_error", "exemplar"), ("cluster_error_majority", "majority"))}
     return {**errors, "clusters_used": float((torch.bincount(scores_.argmax(1), minlength=scores_.shape[1]) > 0).sum())}
 
@@ -610,10 +624,10 @@ def cluster_scores(nets, held_out, test):
 # --------------------------------------------------------------------------------------------------------- figures
 
 
-def circles(center, std):
-    """Circles of one, two and three deviations around a point: curves for a scatter figure."""
+def circles(center, std, deviations=(1, 2, 3)):
+    """Circles of so many deviations around a point: curves [100, 2] for a scatter figure."""
     t = torch.linspace(0, 2 * math.pi, 100)
-    return [center + k * std * torch.stack([t.cos(), t.sin()], 1) for k in (1, 2, 3)]
+    return [center + k * std * torch.stack([t.cos(), t.sin()], 1) for k in deviations]
 
 
 def outline(options):
@@ -623,7 +637,7 @@ def outline(options):
     if options.prior == "swiss-roll":
         return [roll_curve(torch.linspace(0, 1, 400))]
     mean, axes, std = petals()
-    ellipse = circles(torch.zeros(2), 1)[1]               # two deviations
+    ellipse, = circles(torch.zeros(2), 1, (2,))
     return [m + (ellipse * std) @ a for m, a in zip(mean, axes)]
 
 
@@ -648,7 +662,7 @@ def figure_codes(nets, options, test, path, words):
         angle = torch.arange(len(heads)) * 2 * math.pi / len(heads)
         to_circle = torch.linalg.lstsq(heads, 10 * torch.stack([angle.cos(), angle.sin()], 1)).solution
         return common.figure_scatter(path, codes.cpu() @ to_circle, test.y, words, marks=heads @ to_circle)
-    common.figure_scatter(path, codes, test.y, words, [c for head in heads for c in circles(head, options.prior_std)[1:2]], heads)
+    common.figure_scatter(path, codes, test.y, words, [c for head in heads for c in circles(head, options.prior_std, (2,))], heads)
 
 
 def figure_manifold(nets, options, test, path):
@@ -677,8 +691,8 @@ def figure_samples(nets, options, data, path, rows=8):
 
 
 def figure_style(nets, options, test, path, rows=10):
-    """Figure 7: a fixed z ~ p(z) a row, the label (or the category) along the columns."""
-    k = 10 if options.task == "style" else options.clusters
+    """Figure 7: a fixed z ~ p(z) a row, the label along the columns."""
+    k = 10
     z = draw_prior(options, rows, test.x.device).repeat_interleave(k, 0)
     code = decoder_code(nets, torch.eye(k, device=z.device).repeat(rows, 1), z)
     common.figure_grid(path, decode(nets, code).view(-1, *test.x.shape[1:]), k, "Style and content (Fig. 7)", "y: the label", "z from the prior, one a row")
@@ -731,9 +745,11 @@ def evaluate(run, nets, data, held_out, test, labelled):
         logits, _ = encode(nets, test.x)
         scores = {"test_error": (logits.argmax(1) != test.y).float().mean().item() * 100,
                   "baseline_error": baseline_error(run, data, test, labelled)}
-        paper, plain = ({}, {}) if opt.dataset != "mnist" or task == "embed" and opt.z_dim != 2 else ({100: 1.90, 1000: 1.60, 60000: 0.85}, {100: 25.80, 1000: 8.73, 60000: 1.25}) if task == "semi" else ({1000: 4.20, 100: 6.08}, {})
-        rows = [("test error, %", "test_error", paper.get(opt.labels, "-"), ""),
-                ("the encoder alone on the same labels, %", "baseline_error", plain.get(opt.labels, "-"), "")]
+        table2 = {("semi", 10, 100): (1.90, 25.80), ("semi", 10, 1000): (1.60, 8.73), ("semi", 10, 60000): (0.85, 1.25),
+                  ("embed", 2, 1000): (4.20, "-"), ("embed", 2, 100): (6.08, "-")}
+        paper, plain = table2.get((task, opt.z_dim, opt.labels), ("-", "-")) if opt.dataset == "mnist" else ("-", "-")
+        rows = [("test error, %", "test_error", paper, ""),
+                ("the encoder alone on the same labels, %", "baseline_error", plain, "")]
     else:
         scores = cluster_scores(nets, held_out, test)
         if task == "embed":
@@ -778,16 +794,17 @@ def load(run_dir, device="cpu"):
 OURS = dict(optimiser="adam", lr=1e-3, lr_adversary=3e-4, lr_encoder=3e-4, lr_labels=1e-3, beta1=0.5, schedule="linear", init_std=0.0, hidden=1000,
             batch_size=200, batch_norm="none", dropout=0.0, noise=0.0, input_dropout=0.0, prior="gaussian", prior_std=1.0, labels=0, clusters=10,
             encoder="deterministic", code_noise=0.0, smooth_weight=0.0, smooth_radius=2.0, warp=0.0, warp_weight=0.0, y_weight=1.0)
-LAMBDA = {"kl": 1.0, "mmd": 100.0, "wae-gan": 1.0}
+LAMBDA = {"kl": 0.1, "mmd": 100.0, "wae-gan": 1.0}
 Y_GAME = dict(noise=0.1, batch_norm="hidden", smooth_weight=1.0, warp=1.0, warp_weight=4.0, y_weight=4.0, code_noise=0.3, lr_encoder=1e-3)
 OURS_BY_TASK = {
     "prior": dict(epochs=15, z_dim=2, prior_std=5.0, lr_adversary=1e-3, lr_encoder=6e-4),
     "likelihood": dict(epochs=20, z_dim=8, prior_std=5.0, encoder="gaussian", dropout=0.2),
-    "style": dict(epochs=15, z_dim=15),
+    "style": dict(epochs=20, z_dim=15, noise=0.3, batch_norm="hidden", lr=2e-4, lr_adversary=2e-3, lr_encoder=1e-3),
     "semi": dict(epochs=20, z_dim=10, labels=100, **Y_GAME),
     "cluster": dict(epochs=25, z_dim=5, clusters=16, **Y_GAME),
     "embed": dict(epochs=12, z_dim=2, labels=1000, **Y_GAME),
 }
+AWARE = dict(epochs=25, batch_norm="hidden", warp=1.0, lr=2e-4, lr_encoder=1e-3)           # of `prior` with labels
 PAPER = dict(optimiser="sgd", lr=0.01, lr_adversary=0.1, lr_encoder=0.1, lr_labels=0.1, beta1=0.1, schedule="steps", init_std=0.01, batch_size=100,
              batch_norm="none", dropout=0.0, noise=0.0, code_noise=0.0, input_dropout=0.0, encoder="deterministic",
              smooth_weight=0.0, warp=0.0, warp_weight=0.0, y_weight=1.0)
@@ -824,22 +841,23 @@ def make_parser():
     add("--recipe", "paper: the optimiser, rates, schedule, initial weights, batch and epochs, noise, sizes of the paper's appendix; flags beside it still count",
         choices=("ours", "paper"), default="ours")
     add("--prior", "shape of p(z); the last two are for --task prior", choices=("gaussian", "mixture", "swiss-roll"))
-    add("--labels", "labelled training images, as many of each class, 60000 for all; prior: known to the discriminator; embed 0: no labels, 20 clusters",
+    add("--labels", "labelled training images, as many of each class, 60000 for all; prior: known to the discriminator (then None is 25 epochs, "
+        "batch norm, warp 1, --lr 2e-4, --lr-encoder 1e-3); embed 0: no labels, and the defaults of cluster",
         type=common._number(int, 0, 10 ** 9, "a whole number of at least 0"))
-    add("--clusters", "values of y in --task cluster and in embed without labels (there None is 20)", type=common.count)
+    add("--clusters", "values of y in --task cluster, and in embed without labels, where None is 20", type=common.count)
     add("--regularizer", "gan: the AAE; in prior and likelihood also kl: a VAE, mmd and wae-gan: Wasserstein autoencoders",
         choices=("gan", "kl", "mmd", "wae-gan"), default="gan")
     add("--regularizer-weight", "lambda of kl, mmd and wae-gan beside half the squared error; None is "
         + ", ".join(f"{value} for {name}" for name, value in LAMBDA.items()), type=common.weight)
     add("--encoder", "q(z|x), section 2.1; kl has gaussian", choices=("deterministic", "gaussian", "universal"))
     add("--z-dim", "size of z", type=common.count)
-    add("--prior-std", "standard deviation of the Gaussian prior", type=common.positive)
+    add("--prior-std", "standard deviation of the Gaussian prior; the unit in which the discriminator sees z", type=common.positive)
     add("--hidden", "units of every hidden layer", type=common.count)
     add("--batch-norm", "in the encoder's hidden layers, or in all with the heads", choices=("none", "hidden", "all"))
     add("--noise", "standard deviation of the Gaussian noise on the encoder's input", type=common.weight)
     add("--code-noise", "standard deviation of the noise on what the discriminator of y sees (difference 4)", type=common.weight)
     add("--y-weight", "of fooling the discriminator of y beside that of z", type=common.weight)
-    add("--smooth-weight", "of the smoothness of q(y|x) in the classification phase (difference 3)", type=common.weight)
+    add("--smooth-weight", "of the smoothness of q(y|x) (difference 3)", type=common.weight)
     add("--smooth-radius", "length of the perturbations that q(y|x) must bear, in pixel values", type=common.positive)
     add("--warp", "size of the random affine maps of the training images, a share of those in `warp` (difference 3); 0: none", type=common.weight)
     add("--warp-weight", "of q(y|x) being the same for two warps of an image (difference 3)", type=common.weight)
@@ -851,7 +869,7 @@ def make_parser():
     add("--lr-encoder", "rate of the encoder against them", type=common.positive)
     add("--lr-labels", "rate of the classification phase", type=common.positive)
     add("--beta1", "beta1 or momentum of the adversaries; the other phases have 0.9", type=common.below_one)
-    add("--schedule", "linear: constant for half the run, then down to 1 %%; steps: / 10 after epochs 50 and 1000", choices=("linear", "steps"))
+    add("--schedule", "linear: 100 steps up, constant for half the run, then down to 1 %%; steps: / 10 after epochs 50 and (not when clustering) 1000", choices=("linear", "steps"))
     add("--init-std", "of Gaussian initial weights; 0 leaves PyTorch's", type=common.weight)
     add("--labelled-batch", "labelled images in a step, drawn with replacement", type=common.count, default=100)
     add("--head-distance", "cluster heads nearer than this are pushed apart (Figure 10; the paper gives no number)", type=common.weight, default=8.0)
@@ -866,19 +884,19 @@ def resolve(options):
         raise common.UserError("sprites do not have ten classes: choose another --dataset for aae.py")
     unsupervised = dict(clusters=20, z_dim=2) if o.task == "embed" and o.labels == 0 else {}         # trained as a clustering is
     defaults = {**defaults_of("cluster" if unsupervised else o.task, o.recipe), **unsupervised, "regularizer_weight": LAMBDA.get(o.regularizer, 0.0)}
+    if o.task == "prior" and o.labels and o.recipe == "ours":
+        defaults.update(AWARE)
     if o.regularizer == "kl":
         defaults["encoder"] = "gaussian"
     for name, value in defaults.items():
         if getattr(o, name) is None:
             setattr(o, name, value)
-    if o.task in ("semi", "embed") and o.labels:
-        o.clusters = 10
     if o.prior != "gaussian" and o.task != "prior":
         raise common.UserError("--prior mixture and swiss-roll are for --task prior")
     if o.task == "prior" and o.z_dim != 2 or o.task == "embed" and o.z_dim < 2:
         raise common.UserError("the figures of --task prior and embed need --z-dim 2 (embed: or more)")
-    if o.batch_size < 2 or o.labelled_batch < 2:
-        raise common.UserError("a batch needs at least 2 images")
+    if o.batch_size < 3 or o.labelled_batch < 2:
+        raise common.UserError("--batch-size must be at least 3, so that the last batch of an epoch has two images, and --labelled-batch at least 2")
     if o.labels and (o.labels % 10 or o.task in ("likelihood", "style", "cluster")):
         raise common.UserError("--labels must be a multiple of 10, and is for --task prior, semi and embed")
     if o.task == "semi" and not o.labels:
@@ -888,7 +906,7 @@ def resolve(options):
     if o.regularizer != "gan" and (o.task not in ("prior", "likelihood") or o.labels):
         raise common.UserError(f"--regularizer {o.regularizer} is for --task prior or likelihood, without labels")
     if o.regularizer == "kl" and (o.prior == "swiss-roll" or o.encoder != "gaussian"):
-        raise common.UserError("--regularizer kl needs a prior with a density and --encoder gaussian: that is what the paper does without")
+        raise common.UserError("--regularizer kl needs a density of the prior in closed form (no swiss-roll) and --encoder gaussian")
     if o.dry_run:
         o.epochs = min(o.epochs, 2)
     return o
@@ -909,7 +927,7 @@ def main(options):
     if options.dry_run:
         data, test = (part.take(torch.arange(len(part.y)) < n) for part, n in ((data, 1200), (test, 500)))
     held_out = None
-    if options.task not in ("semi", "style") and not supervised(options):
+    if options.task != "style" and not supervised(options):
         count = len(data.y) // 6                          # 10,000 of MNIST's 60,000: names the clusters, chooses the Parzen width
         held_out, data = data.take(slice(-count, None)), data.take(slice(None, -count))
     labelled = choose_labelled(data.y, options.labels if options.task != "style" else len(data.y), options.seed)

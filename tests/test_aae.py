@@ -305,7 +305,8 @@ def test_a_step_is_the_papers(monkeypatch, arguments):
     data = mnist(n)
     torch.manual_seed(0)
     nets = aae.build(opt, 784)
-    labelled = torch.arange(n if opt.task == "style" else 20)
+    shuffle = torch.randperm(n, generator=torch.Generator().manual_seed(3))
+    labelled = torch.randperm(n, generator=torch.Generator().manual_seed(4))[:n if opt.task == "style" else 20]
     mine = copy.deepcopy(nets)
 
     def seeded(x, options):                               # the step's draws follow from here
@@ -313,14 +314,18 @@ def test_a_step_is_the_papers(monkeypatch, arguments):
             torch.manual_seed(5)
         return x + 0.1
     monkeypatch.setattr(aae, "corrupt", seeded)
-    monkeypatch.setattr(torch, "randperm", torch.arange)
-    warped = []
-    monkeypatch.setattr(aae, "warp", lambda x, amount: warped.append(len(x)) or (x * 0.5 if warped.count(n) == 2 and len(x) == n else x))
+    monkeypatch.setattr(torch, "randperm", lambda count, **_: shuffle)
+    warped = []                                           # the first warp of the images darkens them, the second more, the labelled ones otherwise
+
+    def fake_warp(x, amount):
+        warped.append(len(x))
+        return x * (0.8 if len(x) != n else 0.9 if warped.count(n) == 1 else 0.5)
+    monkeypatch.setattr(aae, "warp", fake_warp)
     run = common.Run("aae", opt)
     aae.train(run, nets, data, labelled)
     monkeypatch.undo()
     logged = run.history[0]
-    losses = by_hand(opt, mine, data, labelled)
+    losses = by_hand(opt, mine, data, labelled, shuffle)
     for name, value in losses.items():
         assert math.isclose(logged[name], value, rel_tol=2e-4, abs_tol=1e-5), name
     before = aae_state(mine.start)
@@ -336,15 +341,16 @@ def aae_state(nets):
     return {f"{k}.{n}": p.detach().clone() for k, net in vars(nets).items() if isinstance(net, nn.Module) for n, p in net.named_parameters()}
 
 
-def by_hand(opt, nets, data, labelled):
+def by_hand(opt, nets, data, labelled, shuffle):
     """The phases written again: sigmoids and logarithms spelled out, every pass on its own, plain gradient steps."""
     nets.start = copy.deepcopy(types.SimpleNamespace(**{k: v for k, v in vars(nets).items()}))
-    x = data.x.flatten(1).float() / 255
+    image = data.x[shuffle].flatten(1).float() / 255
+    x = image * 0.9 if opt.warp else image
     noisy = x + 0.1
     n, k = len(x), opt.clusters
     D = lambda net, *parts: torch.sigmoid(net(torch.cat(parts, 1)))  # noqa: E731
     told, used = {}, []
-    hidden_label = torch.tensor([int(c) if i < len(labelled) else 10 for i, c in enumerate(data.y)])
+    hidden_label = torch.tensor([int(data.y[i]) if i in labelled.tolist() else 10 for i in shuffle.tolist()])
 
     def step(lr, loss, *names):
         params = [p for name in names for p in getattr(nets, name).parameters()]
@@ -407,7 +413,8 @@ def by_hand(opt, nets, data, labelled):
         if opt.task == "style":
             fake, real = (z, label), (sample, label)
         elif opt.task == "prior" and opt.labels:
-            assert (component[:20] == data.y[:20]).all() and (label[20:, 10] == 1).all() and (label[:20, 10] == 0).all()
+            known = hidden_label < 10
+            assert known.sum() == 20 and (component[known] == data.y[shuffle][known]).all() and (label[~known, 10] == 1).all()
             fake, real = (z, label), (sample, label)
         else:
             fake, real = (z,), (sample,)
@@ -420,7 +427,7 @@ def by_hand(opt, nets, data, labelled):
         told["smoothness"] = opt.smooth_weight and aae.smoothness_loss(lambda x: nets.enc(x)[0], x, opt.smooth_radius)
         told["invariance"] = 0.
         if opt.warp_weight:
-            p, q = torch.softmax(nets.enc(noisy)[0].detach(), 1), torch.softmax(nets.enc(x * 0.5 + 0.1)[0], 1)
+            p, q = torch.softmax(nets.enc(noisy)[0].detach(), 1), torch.softmax(nets.enc(image * 0.5 + 0.1)[0], 1)
             told["invariance"] = (p * torch.log(p / q)).sum() / n
         return opt.smooth_weight * told["smoothness"] + opt.warp_weight * told["invariance"]
     labels = opt.task in ("semi", "embed") and opt.labels
@@ -432,7 +439,8 @@ def by_hand(opt, nets, data, labelled):
         step(.05, loss + (steady() if y is not None and not labels else 0), "enc")
     if labels:
         j = labelled[torch.randint(0, len(labelled), (opt.labelled_batch,))]
-        logits = nets.enc(x[j] + 0.1)[0]
+        few = data.x[j].flatten(1).float() / 255
+        logits = nets.enc(few * (0.8 if opt.warp else 1) + 0.1)[0]
         told["classification"] = -(logits - logits.exp().sum(1, keepdim=True).log())[torch.arange(len(j)), data.y[j]].mean()
         step(.07, told["classification"] + steady(), "enc")
     nets.players = used
@@ -515,6 +523,62 @@ def test_schedules():
     assert share == pytest.approx([.01, .5, 1, 1, 1, .5, .01])
     opt.schedule = "steps"
     assert [aae.schedule(0, 1, epoch, opt) for epoch in (0, 49, 50, 999, 1000)] == pytest.approx([1, 1, .1, .1, .01])
+    for clusters in (["--task", "cluster"], ["--task", "embed", "--labels", 0]):
+        opt = options(*clusters, "--schedule", "steps")
+        assert [aae.schedule(0, 1, epoch, opt) for epoch in (49, 50, 1000)] == pytest.approx([1, .1, .1])
+
+
+def test_every_optimiser_has_its_rate_and_momentum(monkeypatch):
+    made = []
+    real = aae.make_optimiser
+    monkeypatch.setattr(aae, "make_optimiser", lambda parameters, options, lr, momentum: made.append((lr, momentum)) or real(parameters, options, lr, momentum))
+    asked = []
+    monkeypatch.setattr(aae, "schedule", lambda *words: asked.append(words[:3]) or 0.5)
+    opt = options("--task", "semi", "--labels", 20, "--hidden", 12, "--batch-size", 10, "--out", "run", "--lr", .001, "--lr-adversary", .002, "--lr-encoder", .003,
+                  "--lr-labels", .004, "--beta1", .25)
+    opt.epochs = 2
+    run = common.Run("aae", opt)
+    aae.train(run, aae.build(opt, 784), mnist(30), torch.arange(20))
+    assert made == [(.001, .9), (.002, .25), (.003, .25), (.004, .9)]
+    assert asked[::4] == [(step, 6, step // 3) for step in range(6)] and len(asked) == 24
+    halves = sorted(o.param_groups[0]["lr"] for name, o in run.tracked.items() if name.startswith("optimiser"))
+    assert halves == pytest.approx([.0005, .001, .0015, .002])
+    assert aae.make_optimiser([torch.zeros(1, requires_grad=True)], opt, .1, .5).param_groups[0]["betas"] == (.5, .999)
+
+
+def test_defaults_of_what_stands_between_the_tasks():
+    parse = lambda *words: aae.resolve(aae.make_parser().parse_args(list(words)))  # noqa: E731
+    free, cluster = parse("--task", "embed", "--labels", "0"), parse("--task", "cluster")
+    assert (free.clusters, free.z_dim, free.epochs, free.code_noise) == (20, 2, cluster.epochs, cluster.code_noise)
+    paper = parse("--task", "embed", "--labels", "0", "--recipe", "paper")
+    assert (paper.hidden, paper.batch_norm, paper.input_dropout, paper.epochs) == (3000, "all", .2, 1500)
+    assert parse("--task", "likelihood", "--regularizer", "kl").encoder == "gaussian" and parse("--task", "likelihood", "--recipe", "paper").encoder == "deterministic"
+    assert [sum(isinstance(m, nn.Dropout) for m in net.modules()) for net in (lambda n: (n.enc, n.dec, n.disc))(aae.build(parse("--task", "likelihood"), 784))] == [2, 2, 0]
+    names = {(): "prior-gaussian", ("--prior", "mixture", "--labels", "10000"): "prior-mixture-10000", ("--task", "semi"): "semi-100",
+             ("--task", "cluster", "--clusters", "30"): "cluster-30", ("--task", "likelihood", "--regularizer", "mmd"): "likelihood-mmd",
+             ("--task", "embed", "--labels", "0"): "embed-0", ("--task", "style", "--dataset", "fashion"): "style-fashion"}
+    assert all(aae.run_name(parse(*words)) == name for words, name in names.items())
+
+
+def test_networks_return_float32_under_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = [*aae.Encoder(classes=3, kind="gaussian")(torch.rand(2, 784)), aae.Decoder()(torch.rand(2, 8)), aae.Discriminator()(torch.rand(2, 8))]
+    assert len(outputs) == 5 and all(out.dtype == torch.float32 for out in outputs)
+
+
+def test_what_is_held_out_and_what_is_labelled(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(aae, "train", lambda run, nets, data, labelled: seen.update(data=data, labelled=labelled))
+    monkeypatch.setattr(aae, "evaluate", lambda run, nets, data, held_out, test, labelled: seen.update(held_out=held_out, test=test) or ({}, []))
+    whole, test = common.load_dataset("mnist")
+    for task, held in (("cluster", True), ("likelihood", True), ("semi", False), ("style", False)):
+        aae.main(options("--task", task, "--out", task, "--hidden", 5))
+        assert len(seen["data"].y) == (50_000 if held else 60_000) and torch.equal(seen["test"].x, test.x)
+        assert torch.equal(seen["held_out"].x, whole.x[-10_000:]) if held else seen["held_out"] is None
+        assert torch.equal(seen["data"].x[:100], whole.x[:100])
+        if task == "semi":
+            assert (torch.bincount(seen["data"].y[seen["labelled"]]) == 10).all()
+    assert len(seen["labelled"]) == 60_000                # style knows every label
 
 
 def test_the_papers_recipe():
@@ -557,6 +621,41 @@ def test_the_classifier_of_codes_sees_what_it_should():
         assert worse["code_test"] > least and worse["code_mmd"] > good["code_mmd"] + 0.003
 
 
+def test_codes_of_a_stochastic_encoder_are_sampled_where_asked():
+    torch.manual_seed(0)
+    enc = aae.Encoder(z_dim=3, hidden=20, kind="gaussian")
+    nn.init.constant_(enc.to_logvar.bias, -1.)
+    x = mnist(1).x.expand(20_000, 1, 28, 28)
+    _, mu, logvar = enc(common.to_float(x[:1]))
+    nets = types.SimpleNamespace(enc=enc)
+    assert torch.allclose(aae.encode(nets, x[:5])[1], mu.expand(5, 3), atol=1e-6)
+    z = aae.encode(nets, x, sample=True)[1]
+    assert torch.allclose(z.std(0), (logvar / 2).exp()[0], rtol=0.03) and torch.allclose(z.mean(0), mu[0], atol=0.03)
+
+    class Wide(nn.Module):                                # every posterior is the prior: its samples are not told from it, its means would be
+        def __init__(self):
+            super().__init__()
+            self.unused = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x):
+            return None, torch.zeros(len(x), 2), torch.full((len(x), 2), 2 * math.log(5.))
+    opt = options("--task", "prior")
+    scores = aae.prior_scores(types.SimpleNamespace(enc=Wide(), dec=lambda code: torch.zeros(len(code), 784), heads=None), opt, mnist(3000), mnist(2000, 1))
+    assert scores["code_test"] < 53
+
+
+def test_the_baseline_learns_from_its_labels_alone():
+    opt = options("--task", "semi", "--hidden", 100, "--batch-norm", "none", "--dry-run", "--out", "run")
+    opt.dry_run = False
+    data, test = mnist(5000), mnist(1000, 1)
+    labelled = aae.choose_labelled(data.y, 100, 1)
+    run = common.Run("aae", opt)
+    torch.manual_seed(0)
+    assert 15 < aae.baseline_error(run, data, test, labelled) < 45
+    shuffled = data._replace(y=data.y[torch.randperm(5000)])
+    assert aae.baseline_error(run, shuffled, test, labelled) > 75
+
+
 def test_component_accuracy_needs_the_label():
     opt = options("--task", "prior", "--prior", "mixture")
     test = mnist(1000, 1)
@@ -596,6 +695,14 @@ def test_clusters_score_as_they_deserve():
     nets = lambda logits: types.SimpleNamespace(enc=Oracle(logits))  # noqa: E731
     scores = aae.cluster_scores(nets(perfect), held, test)
     assert scores == {"cluster_error": 0., "cluster_error_majority": 0., "clusters_used": 20.}
+    shifted = held._replace(y=(held.y + 1) % 10)          # names come from the held-out labels, not from the test's
+    scores = aae.cluster_scores(nets(perfect), shifted, test)
+    assert scores["cluster_error"] == scores["cluster_error_majority"] == 100
+    odd = int((held.y == 3).nonzero()[0])                 # one exception, of which its cluster is surest
+    exception = F.one_hot(y, 10).float() * 9
+    exception[odd] = F.one_hot(torch.tensor(8), 10) * 50.
+    scores = aae.cluster_scores(nets(exception), held, test)
+    assert scores["cluster_error"] > 5 and scores["cluster_error_majority"] == 0
     collapsed = torch.zeros(1000, 20)
     collapsed[:, 7] = 5
     scores = aae.cluster_scores(nets(collapsed), held, test)
@@ -634,7 +741,7 @@ def test_style_score_catches_a_decoder_that_ignores_the_label():
     assert bad["style_accuracy"] < 11 and bad["z_error"] < 30
 
 
-def test_likelihood_of_good_samples_beats_that_of_bad_ones():
+def test_likelihood_of_good_samples_beats_that_of_bad_ones(monkeypatch):
     train, held, test = (part.take(torch.randperm(len(part.y), generator=torch.Generator().manual_seed(0))[:3000]) for part in
                          (mnist(20000), common.load_dataset("mnist")[0].take(slice(50000, None)), common.load_dataset("mnist")[1]))
     held, test = held.take(slice(0, 300)), test.take(slice(0, 200))
@@ -650,6 +757,17 @@ def test_likelihood_of_good_samples_beats_that_of_bad_ones():
     one = score(lambda n: pictures[:1].expand(n, 784))
     mean = score(lambda n: pictures.mean(0, keepdim=True).expand(n, 784))
     assert real["parzen_10k"] > mean["parzen_10k"] + 30 > one["parzen_10k"] + 60
+    x = common.to_float(test.x).flatten(1)
+    alone = common.parzen_log_likelihood(x, pictures[:1].clamp(1e-4, 1 - 1e-4), [one["parzen_10k_sigma"]])[0]
+    assert math.isclose(one["parzen_10k"], alone.mean(), abs_tol=0.05) and math.isclose(one["parzen_10k_sem"], alone.std() / 200 ** 0.5, rel_tol=1e-3)
+    wide = common.parzen_log_likelihood(x, pictures[:1].clamp(1e-4, 1 - 1e-4), [one["parzen_1m_sigma"]])[0]
+    assert math.isclose(one["parzen_1m"], wide.mean(), abs_tol=0.05)                        # parts of the samples are averaged, not added
+    torch.manual_seed(0)
+    asked = []
+    nets = types.SimpleNamespace(enc=types.SimpleNamespace(), dec=lambda code: asked.append(code) or torch.logit(common.to_float(held.x).flatten(1)[torch.arange(len(code)) % 300].clamp(1e-4, 1 - 1e-4)), heads=None)
+    monkeypatch.setattr(aae, "reconstructions", lambda nets, test: x)
+    assert aae.likelihood_scores(nets, opt, held, test)["parzen_10k_sigma"] == .08           # narrow where the held-out images lie; the test's do not
+    assert torch.equal(asked[0], asked[1])                # the same samples choose the width and are scored
     assert real["parzen_1m"] > real["parzen_10k"] + 5     # more samples, a tighter bound (1,000 against 500 in a dry run)
     assert abs(one["parzen_1m"] - one["parzen_10k"]) < 5 and .08 < real["parzen_10k_sigma"] < .3
 
@@ -669,6 +787,8 @@ def test_figures_show_what_they_say(monkeypatch):
     images, columns = seen["style"]
     flat = torch.logit(images.flatten(1)).view(3, 10, 784)
     assert columns == 10 and images.shape == (30, 1, 28, 28)
+    weight = nets.dec.weight.detach()
+    assert torch.allclose(flat[0, 7] - flat[0, 2], weight[:, 7] - weight[:, 2], atol=1e-3)                 # column j is label j
     by_label = flat - flat[:, :1]                         # a linear decoder: the label's part is the same in every row, the z's along every row
     assert torch.allclose(by_label[0], by_label[2], atol=1e-3) and not torch.allclose(flat[0], flat[1], atol=1e-2)
 
@@ -685,10 +805,10 @@ def test_figures_show_what_they_say(monkeypatch):
 
     opt = options("--task", "likelihood")
     train = mnist(500)
-    nets = types.SimpleNamespace(dec=lambda code: torch.logit((common.to_float(train.x[37]).flatten() + .01).clamp(.01, .99)).expand(len(code), 784), heads=None)
+    nets = types.SimpleNamespace(dec=lambda code: torch.logit((common.to_float(train.x[100:100 + len(code)]).flatten(1) + .01).clamp(.01, .99)), heads=None)
     aae.figure_samples(nets, opt, train, "samples", rows=2)
     rows = seen["samples"][0].view(2, 11, 1, 28, 28)
-    assert torch.equal(rows[1, 10], common.to_float(train.x[37]))
+    assert torch.equal(rows[0, 10], common.to_float(train.x[109])) and torch.equal(rows[1, 10], common.to_float(train.x[119]))
 
     opt = options("--task", "prior")
     nets = types.SimpleNamespace(dec=nn.Linear(2, 784), heads=None)
@@ -698,9 +818,31 @@ def test_figures_show_what_they_say(monkeypatch):
     assert columns == 16 and torch.allclose(images[0].flatten(), torch.sigmoid(nets.dec(corner)), atol=1e-4)                # left, top
 
 
+def test_manifolds_walk_where_they_say(monkeypatch):
+    monkeypatch.setattr(common, "figure_grid", lambda *_, **__: None)
+    seen = []
+    nets = types.SimpleNamespace(dec=lambda code: seen.append(code) or torch.zeros(len(code), 784))
+    aae.figure_manifold(nets, options("--prior", "mixture"), mnist(10, 1), "x")
+    codes = torch.cat(seen).view(10, 30, 2)
+    assert torch.equal(aae.component_of("mixture", codes[4]), torch.arange(3).repeat_interleave(10))
+    assert codes[5, :10].norm(dim=1).diff().min() > 0     # outwards along a petal
+    seen.clear()
+    aae.figure_manifold(nets, options("--prior", "swiss-roll"), mnist(10, 1), "x")
+    assert torch.equal(aae.component_of("swiss-roll", torch.cat(seen)), torch.arange(100) // 10)
+
+
+def test_outlines_lie_where_the_priors_do():
+    assert [round(c.norm(dim=1).mean().item(), 3) for c in aae.outline(options())] == [5, 10, 15]
+    for k, curve in enumerate(aae.outline(options("--prior", "mixture"))):
+        peak = aae.mixture_log_density(aae.petals()[0])[k, k]
+        assert torch.allclose(aae.mixture_log_density(curve)[:, k], (peak - 2).expand(100), atol=1e-3)     # two deviations
+    roll, = aae.outline(options("--prior", "swiss-roll"))
+    assert torch.allclose(roll[-1].norm(), torch.tensor(15.), atol=1e-3)
+
+
 def test_codes_are_drawn_where_they_are(monkeypatch):
     seen = {}
-    monkeypatch.setattr(common, "figure_scatter", lambda path, codes, y, words, outline=(), marks=None: seen.update(codes=codes, outline=outline, marks=marks))
+    monkeypatch.setattr(common, "figure_scatter", lambda path, codes, y, words, outline=(), marks=None: seen.update(codes=codes, y=y, outline=outline, marks=marks))
     test = mnist(100, 1)
     torch.manual_seed(0)
     opt = options("--task", "embed", "--labels", 0)
@@ -708,6 +850,7 @@ def test_codes_are_drawn_where_they_are(monkeypatch):
     logits = 50 * F.one_hot(torch.arange(100) % 20, 20).float()
     aae.figure_codes(types.SimpleNamespace(enc=Oracle(logits), heads=heads), opt, test, "x", "")
     assert torch.allclose(seen["codes"], heads.weight[torch.arange(100) % 20], atol=1e-4) and torch.equal(seen["marks"], heads.weight.detach())
+    assert torch.equal(seen["y"], test.y) and torch.allclose((seen["outline"][3] - heads.weight[3].detach()).norm(dim=1), torch.tensor(2.), atol=1e-4)
     flat = aae.ClusterHeads(10, 10)                       # Figure 11(d): ten fixed corners, evenly on a circle in the picture
     assert torch.equal(flat.weight, 10 * torch.eye(10)) and not flat.weight.requires_grad
     aae.figure_codes(types.SimpleNamespace(enc=Oracle(logits[:, :10], 10), heads=flat), opt, test, "x", "")
@@ -769,6 +912,18 @@ def test_every_task_runs_through(name, monkeypatch, capsys):
     test = mnist(500, 1)
     if name == "semi":
         assert math.isclose((aae.encode(nets, test.x)[0].argmax(1) != test.y).float().mean().item() * 100, scores["test_error"], abs_tol=0.21)
+    if name == "likelihood":
+        mse = (aae.reconstructions(nets, test) - common.to_float(test.x).flatten(1)).square().mean().item()
+        assert math.isclose(mse, scores["reconstruction_mse"], rel_tol=1e-4)                 # scored without dropout, as loaded
+    if name == "cluster":
+        held = mnist(1200).take(slice(1000, None))
+        again = aae.cluster_scores(nets, held, test)
+        assert all(math.isclose(again[k], scores[k], abs_tol=0.41) for k in again if k != "clusters_used")      # batch norm as it was scored
+        assert not torch.equal(nets.enc.body[1].running_mean, torch.zeros(1000))
+    saved = torch.load(folder / "checkpoint.pt", weights_only=True)["states"]
+    for part in ("enc", "dec", "disc", "disc_y", "heads"):
+        if getattr(nets, part) is not None:
+            assert all(torch.equal(v, saved[part][k]) for k, v in getattr(nets, part).state_dict().items())
     if name in ("default", "roll"):
         torch.manual_seed(0)
         assert math.isclose((aae.reconstructions(nets, test) - common.to_float(test.x).flatten(1)).square().mean().item(), scores["reconstruction_mse"], rel_tol=0.02)
@@ -784,9 +939,9 @@ def test_kill_at_random_moments_then_resume_is_bit_identical(tmp_path):
     kill_and_resume(tmp_path, times=2, rng=random.Random(0), command=["aae.py", "--dry-run", "--task", "semi", "--device", "cpu", "--batch-size", "32", "--hidden", "100"])
 
 
-MISTAKES = [(["--prior", "mixture", "--task", "semi"], "are for --task prior"), (["--prior", "mixture", "--z-dim", "3"], "--z-dim 2"), (["--batch-size", "1"], "at least 2"),
+MISTAKES = [(["--prior", "mixture", "--task", "semi"], "are for --task prior"), (["--prior", "mixture", "--z-dim", "3"], "--z-dim 2"), (["--batch-size", "2"], "at least 3"),
             (["--task", "semi", "--labels", "1190"], "more of a class than there are"),
-            (["--prior", "swiss-roll", "--regularizer", "kl"], "needs a prior with a density"), (["--regularizer", "kl", "--encoder", "deterministic"], "needs"),
+            (["--prior", "swiss-roll", "--regularizer", "kl"], "needs a density of the prior"), (["--regularizer", "kl", "--encoder", "deterministic"], "needs"),
             (["--task", "semi", "--labels", "55"], "multiple of 10"), (["--task", "semi", "--labels", "0"], "at least 10"),
             (["--task", "semi", "--labels", "-1"], "at least 0"), (["--task", "nothing"], "invalid choice"), (["--dropout", "1"], "below 1"),
             (["--regularizer", "mmd", "--task", "semi"], "--task prior or likelihood"), (["--dataset", "sprites", "--task", "semi"], "ten classes"),

@@ -242,6 +242,7 @@ def test_parzen_against_a_naive_double_loop():
                           for q in samples.tolist()) / 11) for p in x.tolist()]
     ours = common.parzen_log_likelihood(x, samples, [0.1, sigma])
     assert ours.shape == (2, 5) and torch.allclose(ours[1], torch.tensor(truth, dtype=torch.float64), rtol=1e-10)
+    assert torch.allclose(common.parzen_log_likelihood(x, samples, [sigma, 0.1]), ours.flip(0))
     big, many = torch.rand(1500, 784), torch.rand(10_500, 784)                                       # more than a block of each, in float32
     ours = common.parzen_log_likelihood(big, many, [0.2])[0, [0, 1200]]
     rows = big[[0, 1200]].double()
@@ -266,6 +267,20 @@ def test_judge_is_good_enough_to_judge():
 
 
 # --------------------------------------------------------------------------------------------------------- figures
+
+
+def test_scatter_draws_each_class_in_its_place(monkeypatch, tmp_path):
+    import matplotlib.figure
+    kept = []
+    save = matplotlib.figure.Figure.savefig
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda self, path: kept.append(self) or save(self, path))
+    codes, y = torch.randn(30, 2), torch.arange(30) % 3
+    curve, marks = torch.randn(5, 2), torch.randn(2, 2)
+    common.figure_scatter(tmp_path / "x.png", codes, y, "title", [curve], marks)
+    axes, = kept[0].axes
+    for k in range(3):
+        assert np.allclose(axes.lines[k].get_xydata(), codes[y == k]) and axes.lines[k].get_color() == f"C{k}" and axes.lines[k].get_label() == str(k)
+    assert np.allclose(axes.lines[3].get_xydata(), curve) and np.allclose(axes.lines[4].get_xydata(), marks) and axes.get_aspect() == 1
 
 
 def test_tile_puts_images_where_they_belong():
