@@ -27,7 +27,7 @@ ROWS = {
     "mathieu/mnist-no-code-adversary": "--epochs 4 --code-weight 0 --code-prior-weight 0 --dead-zone 0",
     "mathieu/mnist-pretrained-s": "--epochs 4 --pretrained-s",
     "aae/prior-gaussian": "",
-    "aae/prior-gaussian-kl": "--regularizer kl",
+    "aae/prior-gaussian-kl": "--regularizer kl --regularizer-weight 1",
     "aae/prior-gaussian-mmd": "--regularizer mmd",
     "aae/prior-mixture-10000": "--prior mixture --labels 10000",
     "aae/prior-swiss-roll-10000": "--prior swiss-roll --labels 10000",
