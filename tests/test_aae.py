@@ -929,6 +929,38 @@ def test_every_task_runs_through(name, monkeypatch, capsys):
         assert math.isclose((aae.reconstructions(nets, test) - common.to_float(test.x).flatten(1)).square().mean().item(), scores["reconstruction_mse"], rel_tol=0.02)
 
 
+SNIPPETS = {
+    "Encoder": (["mlp"], lambda f: f(classes=3, kind="gaussian", batch_norm="all")(torch.rand(4, 784))[0].shape == (4, 3)),
+    "Decoder": (["mlp"], lambda f: f(5)(torch.rand(4, 5)).shape == (4, 784)),
+    "Discriminator": (["mlp"], lambda f: f(5)(torch.rand(4, 5)).shape == (4,)),
+    "ClusterHeads": ([], lambda f: f(3, 2)(torch.eye(3), torch.rand(3, 2)).shape == (3, 2)),
+    "reconstruction_loss": ([], lambda f: f(torch.rand(2, 3), torch.rand(2, 3)) > 0),
+    "discriminator_loss": ([], lambda f: f(torch.zeros(2), torch.zeros(2)) > 1),
+    "encoder_loss": ([], lambda f: f(torch.zeros(2)) > 0.5),
+    "kl_loss": ([], lambda f: f(torch.ones(2, 3), torch.zeros(2, 3), 1.) == 1.5),
+    "sampled_kl_loss": ([], lambda f: f(torch.ones(2, 3), torch.ones(2, 3), torch.zeros(2, 3), torch.zeros(2)) < 0),
+    "mmd_loss": ([], lambda f: f(torch.rand(5, 2), torch.rand(5, 2) + 3) > 0),
+    "smoothness_loss": (["invariance_loss"], lambda f: f(lambda x: 3 * x, torch.rand(4, 3)) > 0),
+    "head_distance_loss": ([], lambda f: f(torch.zeros(3, 2), 1.) == 3),
+    "mixture": (["petals"], lambda f: f(torch.arange(10)).shape == (10, 2)),
+    "swiss_roll": (["roll_curve"], lambda f: f(torch.arange(10)).shape == (10, 2)),
+    "warp": ([], lambda f: f(torch.rand(2, 1, 28, 28)).shape == (2, 1, 28, 28)),
+}
+
+
+@pytest.mark.parametrize("name", SNIPPETS)
+def test_snippets_stand_alone(name):
+    """Pasted with the companions that its docstring names, a class or a loss needs torch and math, and nothing else."""
+    import inspect
+    companions, works = SNIPPETS[name]
+    space = {"torch": torch, "nn": nn, "F": F, "math": math}
+    for part in (*companions, name):
+        exec(inspect.getsource(getattr(aae, part)), space)
+    assert works(space[name])
+    if inspect.isclass(getattr(aae, name)):
+        assert all(f"Uses {c}" in getattr(aae, name).__doc__ for c in companions)
+
+
 def test_import_does_nothing(tmp_path):
     import subprocess
     done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import aae"], cwd=tmp_path, capture_output=True, text=True)
