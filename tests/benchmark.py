@@ -66,7 +66,7 @@ def time_mathieu(precision, steps=60):
         return seconds, counter.get_total_flops() / counted.step, opt.batch_size, run.device
 
 
-AAE = {"aae": [], "aae-semi": ["--task", "semi"], "aae-small": ["--encoder", "gaussian", "--z-dim", "10", "--hidden", "512", "--batch-size", "64"]}
+AAE = {"aae": [], "aae-semi": ["--task", "semi"], "aae-small": ["--task", "likelihood", "--dropout", "0", "--encoder", "gaussian", "--z-dim", "10", "--hidden", "512", "--batch-size", "64"]}
 
 
 def time_aae(name, precision, steps=200):

@@ -29,6 +29,12 @@ def test_commands_are_accepted():
         script.resolve(script.make_parser().parse_args(arguments.split()))
 
 
+def test_benchmark_asks_for_what_there_is():
+    import benchmark
+    for words in benchmark.AAE.values():
+        aae.resolve(aae.make_parser().parse_args(words))
+
+
 def test_snippet_runs_as_printed():
     snippet, = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     space = {}
