@@ -18,18 +18,20 @@ Where the paper's things are
     Figures 10, 11                    --task embed --labels 1000|100|0, 11(d) --labels 100 --z-dim 10; ClusterHeads
     compared with it                  --regularizer kl (VAE), mmd (WAE-MMD), wae-gan (Tolstikhin et al. 2018, arXiv 1711.01558)
 
-What makes WAE-GAN the AAE: it minimises  E c(x, G(z)) + lambda * D(q(z), p(z))  with c the squared error (here half of it) and D the same game. The AAE takes turns,
-a step on each term with an optimiser of its own; WAE-GAN takes one step on the sum, with an explicit lambda (--regularizer-weight).
+What makes WAE-GAN the AAE: it minimises  E c(x, G(z)) + lambda * D(q(z), p(z))  with c the squared error (here half of it) and D the same
+game. The AAE takes turns, a step on each term with an optimiser of its own; WAE-GAN takes one step on the sum, with an explicit lambda
+(--regularizer-weight).
 
 Differences from the paper
  1. Adam for SGD, 12 to 25 epochs for thousands (rates warm up over 100 steps, stay for half the run, then fall), batches of 200, PyTorch's initial
     weights, 1000 hidden units also for clustering. `--recipe paper` takes the appendix's. The encoder's adversarial loss is the non-saturating
     -log D; the paper prints the minimax only.
- 2. Batch norm in the encoder's hidden layers but in `likelihood` and in `prior` without labels; the paper found no use for it with labels, and for clustering has it
-    in the heads too (`--batch-norm all`). Its statistics are re-estimated on 20,000 clean training images after training.
- 3. In `semi`, `cluster` and `embed` q(y|x) is kept steady by two terms in the step of the encoder that labels, or else the adversary, call for: it must bear small perturbations of an unlabelled
-    image (smoothness_loss, Miyato et al. 2015), and be the same for two small affine maps of it (warp). The training images are warped
-    too, so this is no longer permutation-invariant as the paper is; `--warp 0 --warp-weight 0` is, `--smooth-weight 0` leaves out the other.
+ 2. Batch norm in the encoder's hidden layers but in `likelihood` and in `prior` without labels; the paper found no use for it with labels, and
+    for clustering has it in the heads too (`--batch-norm all`). Its statistics are re-estimated on 20,000 clean training images after training.
+ 3. In `semi`, `cluster` and `embed` q(y|x) is kept steady by two terms in the encoder's step, of the classification phase or, without labels, of
+    the regularisation phase: it must bear small perturbations of an unlabelled image (smoothness_loss, Miyato et al. 2015), and be the
+    same for two small affine maps of it (warp). The training images are warped too, so this is no longer permutation-invariant as the
+    paper is; `--warp 0 --warp-weight 0` is, `--smooth-weight 0` leaves out the other.
  4. Noise is added to what the discriminator of y sees, one-hots and probabilities alike, which it tells apart too easily otherwise, and fooling
     it weighs 4. The discriminator of z sees codes divided by `--prior-std`.
  5. `likelihood` has a Gaussian encoder and dropout; the paper reports a deterministic one and no dropout (`--encoder deterministic --dropout 0`).
@@ -563,8 +565,9 @@ def reconstructions(nets, test):
 def likelihood_scores(nets, options, held_out, test):
     """Table 1: mean log-likelihood in nats of the test images under a Parzen window on decoded samples of the prior, with its standard error.
 
-    The width is chosen on held-out training images (10,000, or 500 for the million), for each number of samples anew: parzen_10k (.._sem, .._sigma) with 10,000 samples as in the
-    paper's first column, of the AAE parzen_1m with a million (its second has ten). A larger number is a tighter lower bound; the measure is a poor one (the paper says so)."""
+    The width is chosen on held-out training images (all, or 500 for the million), for each number of samples anew: parzen_10k (.._sem, .._sigma) with
+    10,000 samples as in the paper's first column, of the AAE parzen_1m with a million (its second has ten). More samples are a tighter lower
+    bound."""
     device = test.x.device
     x, held = (common.to_float(part.x).flatten(1) for part in (test, held_out))
     scores = {}
@@ -585,7 +588,7 @@ def likelihood_scores(nets, options, held_out, test):
 
 def style_scores(nets, options, judge, data, test):
     """Figure 7 as numbers, percent. style_accuracy: Dec(y, z), z ~ p(z), shows the digit y (a judge reads it); z_error: what a probe misreads from z
-    (90 where z says nothing); reconstruction_mse: with the true label."""
+    (chance_error, always the commonest label, where z says nothing); reconstruction_mse: with the true label."""
     y = torch.arange(10, device=test.x.device).repeat(1000)
     images = decode(nets, torch.cat([F.one_hot(y, 10).float(), draw_prior(options, len(y), y.device)], 1)).view(-1, *test.x.shape[1:])
     (_, z), (_, z_) = encode(nets, data.x), encode(nets, test.x)
@@ -843,7 +846,7 @@ def make_parser():
     add("--prior", "shape of p(z); the last two are for --task prior", choices=("gaussian", "mixture", "swiss-roll"))
     add("--labels", "labelled training images, as many of each class, 60000 for all; prior: known to the discriminator (then None is 25 epochs, "
         "batch norm, warp 1, --lr 2e-4, --lr-encoder 1e-3); embed 0: no labels, and the defaults of cluster",
-        type=common._number(int, 0, 10 ** 9, "a whole number of at least 0"))
+        type=common.whole)
     add("--clusters", "values of y in --task cluster, and in embed without labels, where None is 20", type=common.count)
     add("--regularizer", "gan: the AAE; in prior and likelihood also kl: a VAE, mmd and wae-gan: Wasserstein autoencoders",
         choices=("gan", "kl", "mmd", "wae-gan"), default="gan")

@@ -273,6 +273,7 @@ def _number(kind, low, high, words):
 
 count = _number(int, 1, 10 ** 9, "a whole number of at least 1")
 even = lambda text: _even(count(text), text)              # noqa: E731
+whole = _number(int, 0, 10 ** 9, "a whole number of at least 0")
 weight = _number(float, 0, 1e9, "a number of at least 0")
 positive = _number(float, 1e-12, 1e9, "a number above 0")
 fraction = _number(float, 0, 1, "a number from 0 to 1")

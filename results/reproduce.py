@@ -188,7 +188,7 @@ def aae_table():
         ("Fig. 11: 2-D, 100 labels, error, %", "embed-100", "test_error", 2, "6.08"),
         ("Fig. 11: 2-D, no labels, 20 clusters, error, %", "embed-0", "test_error", 2, "13.46")]
     return table(["MNIST, test set", "paper", "ours (mean ± std)", "seeds", "minutes", "command"],
-                 [[words, paper, ours(f"aae/{row}", metric, digits), seeds(f"aae/{row}"), minutes(f"aae/{row}"), f"`python aae.py {ROWS['aae/' + row]}`".replace(" `", "`")]
+                 [[words, paper, ours(f"aae/{row}", metric, digits), seeds(f"aae/{row}"), minutes(f"aae/{row}"), "`" + f"python aae.py {ROWS['aae/' + row]}".strip() + "`"]
                   for words, row, metric, digits, paper in lines])
 
 
