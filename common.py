@@ -374,6 +374,17 @@ def read_checkpoint(folder, script, device="cpu"):
     return state
 
 
+def find_run(script, options, name):
+    """The folder in runs/SCRIPT of a run with these settings, finished or not, or None."""
+    settings = {key: value for key, value in vars(options).items() if key not in FREE_ON_RESUME}
+    settings["precision"] = choose_precision(options.precision, choose_device(options.device))
+    for folder in sorted((Path("runs") / script).glob(f"{name}-seed{options.seed}*" if not options.dry_run else "dry-run*")):
+        with contextlib.suppress(UserError):              # a damaged neighbour is no reason to stop
+            if read_config(folder)["settings"] == settings:
+                return folder
+    return None
+
+
 def commit():
     """Short hash of the repository's commit, '+' behind it when code or data were changed since, or 'unknown' outside git."""
     call = lambda *words: subprocess.run(["git", "-C", str(HERE), *words], capture_output=True, text=True)  # noqa: E731
@@ -717,17 +728,21 @@ def chance_error(train_y, test_y):
 
 
 def nearest(queries, references, k=1, exclude_self=False):
-    """Indices int64 [N, k] of the k nearest rows of `references` [M, d] to each of `queries` [N, d], nearest first, Euclidean.
-
-    exclude_self: queries are the references, and no row is its own neighbour."""
+    """Indices int64 [N, k] of the k nearest rows of `references` [M, d] to each of `queries` [N, d], nearest first, Euclidean;
+    with k = 1 the first of several that are equally near. exclude_self: queries are the references, and no row is its own neighbour."""
     out = []
     for start in range(0, len(queries), 1000):
         distance = torch.cdist(queries[start:start + 1000].float(), references.float())
         if exclude_self:
             row = torch.arange(len(distance), device=distance.device)
             distance[row, row + start] = math.inf
-        out.append(distance.topk(k, largest=False).indices)
+        out.append(distance.argmin(1, keepdim=True) if k == 1 else distance.topk(k, largest=False).indices)
     return torch.cat(out)
+
+
+def nn_error(references, reference_y, queries, query_y):
+    """Error in percent of giving each of `queries` [N, d] the label of its nearest row of `references` [M, d], Euclidean. Labels int64 [M], [N]."""
+    return (reference_y[nearest(queries, references)[:, 0]] != query_y).float().mean().item() * 100
 
 
 def name_clusters(scores, y, rule="exemplar"):
@@ -854,13 +869,13 @@ def _pyplot():
     return plt
 
 
-def tile(images, columns, gap=1, after_row=None, after_column=None):
-    """Images float [N, C, H, W] in [0, 1] as one picture float [h, w, 3], row by row, on white; a wider gap after a row or column."""
+def tile(images, columns, gap=1, after_row=(), after_column=()):
+    """Images float [N, C, H, W] in [0, 1] as one picture float [h, w, 3], row by row, on white; a wider gap after a row or column, or several."""
     n, c, h, w = images.shape
     rows = math.ceil(n / columns)
-    wide = 4 * gap
-    top = [r * (h + gap) + wide * (after_row is not None and r > after_row) for r in range(rows)]
-    left = [k * (w + gap) + wide * (after_column is not None and k > after_column) for k in range(columns)]
+    before = lambda k, places: 4 * gap * sum(k > place for place in ([places] if isinstance(places, int) else places))  # noqa: E731
+    top = [r * (h + gap) + before(r, after_row) for r in range(rows)]
+    left = [k * (w + gap) + before(k, after_column) for k in range(columns)]
     picture = torch.ones(top[-1] + h, left[-1] + w, 3)
     for number, image in enumerate(images.detach().float().cpu().clamp(0, 1)):
         y, x = top[number // columns], left[number % columns]
@@ -923,6 +938,25 @@ def figure_scatter(path, codes, y, title, outline=(), marks=None):
     axes.legend(markerscale=5, fontsize=8, loc="center left", bbox_to_anchor=(1, .5), frameon=False)
     axes.set_title(title, fontsize=10)
     figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def figure_scatters(path, columns, rows, limits):
+    """Scatters side by side as PNG. columns: title -> for each of `rows` (words) the points [N, 2] and their colours' number int64 [N]; limits:
+    half-width of the axes for each row."""
+    plt = _pyplot()
+    figure, panels = plt.subplots(len(rows), len(columns), figsize=(1.7 * len(columns) + .3, 1.7 * len(rows) + .3), dpi=90, squeeze=False)
+    for j, (title, cells) in enumerate(columns.items()):
+        panels[0, j].set_title(title, fontsize=9)
+        for i, (points, number) in enumerate(cells):
+            axes = panels[i, j]
+            axes.scatter(*points.cpu().t(), c=number.cpu(), cmap="gist_rainbow", s=1, linewidths=0)
+            axes.set(xlim=(-limits[i], limits[i]), ylim=(-limits[i], limits[i]), aspect="equal")
+            axes.tick_params(labelsize=6, length=2)
+            if j == 0:
+                axes.set_ylabel(rows[i], fontsize=8)
+    figure.tight_layout(pad=.5)
     figure.savefig(path)
     plt.close(figure)
 

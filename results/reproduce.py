@@ -45,6 +45,10 @@ ROWS = {
     "aae/embed-1000": "--task embed --labels 1000",
     "aae/embed-100": "--task embed --labels 100",
     "aae/embed-0": "--task embed --labels 0",
+    "bigan/mnist": "",
+    **{f"bigan/{model}": f"--model {model}" for model in ("gan", "lr", "jlr", "ae-l2", "ae-l1", "ali", "alice", "pixels", "untrained")},
+    "bigan/grid": "--dataset grid",
+    "bigan/grid-random": "--dataset grid --random-setting",
 }
 FIGURES = {"mathieu/mnist": ("swap", "interpolation", "generation", "retrieval", "losses"),
            "mathieu/sprites": ("swap", "generation", "retrieval"),
@@ -52,7 +56,8 @@ FIGURES = {"mathieu/mnist": ("swap", "interpolation", "generation", "retrieval",
            "aae/prior-gaussian": ("codes", "manifold"), "aae/prior-gaussian-kl": ("codes",), "aae/prior-mixture-10000": ("codes", "manifold"),
            "aae/prior-swiss-roll-10000": ("codes", "manifold"), "aae/likelihood": ("samples",), "aae/style": ("style",),
            "aae/cluster-16": ("clusters",), "aae/cluster-30": ("clusters",),
-           **{f"aae/embed-{labels}": ("codes",) for labels in (1000, 100, 0)}}
+           **{f"aae/embed-{labels}": ("codes",) for labels in (1000, 100, 0)},
+           "bigan/mnist": ("reconstructions", "samples"), "bigan/alice": ("reconstructions",), "bigan/grid": ("grid",)}
 
 
 def read(row):
@@ -192,6 +197,31 @@ def aae_table():
                   for words, row, metric, digits, paper in lines])
 
 
+def bigan_table():
+    lines = [("raw pixels", "pixels", "–"), ("untrained E", "untrained", "–"), ("BiGAN", "mnist", "2.61"), ("D of a GAN", "gan", "2.70"),
+             ("latent regressor (LR)", "lr", "2.56"), ("joint latent regressor (JLR)", "jlr", "2.87"), ("autoencoder, l2", "ae-l2", "2.42"),
+             ("autoencoder, l1", "ae-l1", "2.37"), ("ALI", "ali", "–"), ("ALICE: ALI with cycle terms", "alice", "–")]
+    columns = [("nn_error_features", 2), ("nn_error_code", 2), ("probe_error_code", 2), ("reconstruction_l2", 2), ("reconstruction_digit", 1), ("sample_quality", 2)]
+    head = ["MNIST, test set", "paper: 1-NN error, hidden layer, %", "ours", "1-NN error, code, %", "linear probe's error, code, %", "length of x - G(E(x))",
+            "G(E(x)) shows x's digit, %", "inception score of the judge", "seeds", "minutes", "command"]
+    return table(head, [[words, paper, *(ours(f"bigan/{row}", metric, digits) for metric, digits in columns), seeds(f"bigan/{row}"), minutes(f"bigan/{row}"),
+                         "`" + f"python bigan.py {ROWS['bigan/' + row]}".strip() + "`"] for words, row, paper in lines])
+
+
+def grid_table():
+    row = lambda words, name, metrics, paper, stem: [  # noqa: E731
+        words, *paper, *(ours(f"bigan/{name}", f"{stem}_{metric}", digits) for metric, digits in metrics), seeds(f"bigan/{name}"), minutes(f"bigan/{name}"),
+        f"`python bigan.py {ROWS['bigan/' + name]}`"]
+    cover = [("modes_hit", 1), ("modes_good", 1), ("samples_good", 1), ("reconstruction_mode", 1)]
+    return table(["25 Gaussians", "paper: modes hit", "modes hit", "modes with a good sample", "good samples, %", "reconstructed in the same mode, %", "seeds", "minutes", "command"],
+                 [row("ALI", "grid", cover, ["–"], "ali"), row("GAN (with post-hoc ALI as E)", "grid", cover[:3] + [], ["–"], "gan")[:5]
+                  + [ours("bigan/grid", "posthoc_reconstruction_mode", 1)] + row("", "grid", [], [], "")[1:],
+                  ["GAN (with a learned inverse)", "–"] + row("", "grid", cover[:3], [], "gan")[1:4] + [ours("bigan/grid", "inverse_reconstruction_mode", 1)]
+                  + row("", "grid", [], [], "")[1:],
+                  row("VAE", "grid", cover, ["–"], "vae"),
+                  row("ALI, a random setting each seed", "grid-random", cover, ["13.4 ± 5.8"], "ali"), row("GAN, a random setting each seed", "grid-random", cover, ["10.4 ± 9.2"], "gan")])
+
+
 def hardware():
     """Machines, versions and minutes behind the tables, in a sentence."""
     entries = [e for row in ROWS for e in read(row)]      # of every script
@@ -199,7 +229,7 @@ def hardware():
     return f"Measured on {'; '.join(machines)}. MNIST: {minutes('mathieu/mnist')} minutes a seed, sprites: {minutes('mathieu/sprites')}, evaluation included."
 
 
-PARTS = {"mnist": mnist_table, "sprites": sprites_table, "ablations": ablation_table, "aae": aae_table, "hardware": hardware}
+PARTS = {"mnist": mnist_table, "sprites": sprites_table, "ablations": ablation_table, "aae": aae_table, "bigan": bigan_table, "grid": grid_table, "hardware": hardware}
 
 
 def rendered(text):

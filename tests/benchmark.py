@@ -1,6 +1,6 @@
 """Speed of each script's training step, beside the machine's own matrix-product rate measured in the same run.
 
-    python tests/benchmark.py mathieu aae aae-semi aae-small        # all of them without a name
+    python tests/benchmark.py mathieu aae aae-semi aae-small bigan        # all of them without a name
 
 aae is its default run, aae-semi Table 2's, aae-small the sizes of PyTorch-GAN's aae.py (512 hidden units, batches of 64, a Gaussian encoder).
 
@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import aae
+import bigan
 import common
 import mathieu
 
@@ -88,14 +89,33 @@ def time_aae(name, precision, steps=200):
         return run.train_seconds / run.step, counter.get_total_flops() / counted.step, opt.batch_size, run.device
 
 
+def time_bigan(precision, steps=200):
+    """The same for bigan.py's default model; four steps are counted, one of which has a gradient penalty."""
+    with tempfile.TemporaryDirectory() as folder:
+        opt = bigan.resolve(bigan.make_parser().parse_args(["--epochs", "1", "--precision", precision]))
+
+        def train(images, place):
+            opt.out = f"{folder}/{place}"
+            data = common.load_dataset("mnist")[0].take(torch.arange(images))
+            run = common.Run("bigan", opt)
+            data = data.to(run.device)
+            bigan.train(run, bigan.build(opt, 784), data)
+            return run
+        train(20 * opt.batch_size, "warm")
+        run = train(steps * opt.batch_size, "timed")
+        with FlopCounterMode(display=False) as counter:
+            counted = train(bigan.PENALTY_EVERY * opt.batch_size, "counted")
+        return run.train_seconds / run.step, counter.get_total_flops() / counted.step, opt.batch_size, run.device
+
+
 def main(names):
     for name in names:
         for precision in ("fp32", "bf16"):
-            seconds, flops, images, device = time_mathieu(precision) if name == "mathieu" else time_aae(name, precision)
+            seconds, flops, images, device = {"mathieu": time_mathieu, "bigan": time_bigan}[name](precision) if name in ("mathieu", "bigan") else time_aae(name, precision)
             rate = matmul_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
             print(f"{name} {precision}: {images / seconds:.0f} images/s, {seconds * 1e3:.1f} ms a step of {images}; {flops / 1e9:.2f} GFLOP a step, "
                   f"{flops / seconds / 1e9:.0f} GFLOP/s; matmul {rate / 1e9:.0f} GFLOP/s; ratio {flops / seconds / rate:.2f}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["mathieu", *AAE])
+    main(sys.argv[1:] or ["mathieu", *AAE, "bigan"])

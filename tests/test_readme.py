@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import aae
+import bigan
 import mathieu
 from conftest import ROOT
 
@@ -16,8 +17,8 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_commands_are_accepted():
-    scripts = {"aae": aae, "mathieu": mathieu}
-    commands = re.findall(r"python (mathieu|aae)\.py([^`\n|]*)", README)
+    scripts = {"aae": aae, "bigan": bigan, "mathieu": mathieu}
+    commands = re.findall(r"python (mathieu|aae|bigan)\.py([^`\n|]*)", README)
     assert len(commands) >= 20
     for script in re.findall(r"python ((?:\w+/)*\w+\.py)", README):
         assert (ROOT / script).exists(), script
@@ -67,9 +68,13 @@ def test_linked_files_exist():
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("script, count", [("mathieu", 9), ("aae", 7)])
+@pytest.mark.parametrize("script, count", [("mathieu", 9), ("aae", 7), ("bigan", 15)])
 def test_log_legend_names_every_column(script, count):
     source = (ROOT / f"{script}.py").read_text()
-    logged = re.findall(r"(\w+)=", source.split("run.log(")[1].split("\n\n")[0])
+    calls = []
+    for rest in source.split("run.log(")[1:]:             # up to the parenthesis that closes the call
+        depth = [1 + rest[:k + 1].count("(") - rest[:k + 1].count(")") for k in range(len(rest))]
+        calls.append(rest[:depth.index(0)])
+    logged = re.findall(r"(\w+)=", " ".join(calls))
     legend = README.split(f"| in log.csv of {script}.py")[1].split("\n\n")[0]
     assert len(logged) == count and all(name in legend for name in logged)

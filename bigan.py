@@ -1,0 +1,904 @@
+"""BiGAN (Donahue, Krähenbühl, Darrell 2016, arXiv 1605.09782), which is ALI (Dumoulin et al. 2016, arXiv 1606.00704), with ALICE (Li et al. 2017).
+
+    python bigan.py                                       # BiGAN on MNIST: a column of Table 1, samples and reconstructions
+    python bigan.py --dataset grid                        # ALI's mixture of 25 Gaussians, in three minutes; --table 1: all of Table 1
+
+A generator G makes an image of a code z ~ p(z), an encoder E finds a code for a real image x, and one discriminator sees pairs: (x, E(x)) or
+(G(z), z)? Neither E nor G ever sees the other's output; but a D that cannot tell the pairs apart forces E and G to be inverses of each other. The
+price is that nothing compares x with G(E(x)): reconstructions are often another digit's. Table 1 is also easily misread: nearest neighbours on
+raw pixels, and on an encoder that was never trained, lie close to all of its columns. Both rows are here, and so are scores that tell more.
+
+Where the papers' things are
+    BiGAN eq. 1-3, ALI eq. 1, 2       discriminator_loss, joint_step
+    BiGAN section 3.4, ALI Alg. 1     inverse_loss, step_together: both players at the same moment
+    BiGAN section 4, Table 1          --model bigan, gan (its D), lr, jlr, ae-l2, ae-l1; --table 1; table_scores
+    BiGAN Figure 2, ALI's figures     figure_reconstructions, figure_samples, figure_interpolation
+    ALI section 2 (stochastic E)      --model ali: sample_code
+    ALI's 2-D mixture                 --dataset grid: train_grid, figure_grid; its ten settings: --random-setting --seed 0, 1, ... 9
+    ALICE (arXiv 1709.01215)          --model alice: joint_step's cycle terms
+    not in the papers                 --model pixels, untrained
+
+Differences from the papers
+ 1. 25 epochs, rates of 4e-4 that fall linearly in the second half; BiGAN's code has 400 epochs and 2e-4, with an exponential fall. --recipe paper takes
+    that code's setting: its epochs, rate and schedule, no penalty, no average.
+ 2. A penalty on the slope of D, of either kind of pair, every fourth step (gradient_penalty). Without it D wins so clearly that E's
+    codes run into the corners of [-1, 1]^50, where G has learned nothing. --penalty 0 leaves it out.
+ 3. What is scored are running averages of the weights. --average 0 scores the last weights.
+ 4. ali and alice have BiGAN's networks and 50 dimensions on MNIST, which the ALI paper leaves out. ALICE's terms are squared errors summed over pixels and
+    dimensions, with one weight.
+ 5. 1-NN has all 60,000 training images as its reference; BiGAN's code takes 50,000. Which layer Table 1 compares is not said there; the code's log
+    agrees with the last hidden layer, with batch norm as in evaluation.
+ 6. The latent regressor (lr) learns from G(z) alone, while G learns; it never sees a real x and sends nothing to G, as in BiGAN's code.
+ 7. Grid: smaller networks, larger batches, fewer steps (--recipe paper: ALI's code, except that its setting of the other three models is not known, and is the
+    same here). ALI does not say from which ranges it draws its ten settings; ours stand with --random-setting.
+
+Where the released code does otherwise, and what went wrong elsewhere
+ - BiGAN's code: no biases, batch norm without gain and bias, z added (not concatenated) at D's second hidden layer, and at G's; the real and the
+   generated batch go through D apart, each with batch norm's statistics of its own. ALI's joins the two. All this decides whether D wins: with
+   joint statistics it wins at once in this setting.
+ - BiGAN's code halves both losses (chance: log 2 each); here they are summed (2 log 2), which moves nothing under Adam but weight decay's share.
+ - ALI's "beta2 = 10^-3" is 1 - beta2: its library counted Adam's betas from 1 then. beta1 = 0.8 of its mixture is 0.2 here.
+ - To step D between its backward pass and that of E and G is an error in PyTorch ("modified by an inplace operation"); see step_together.
+ - A discriminator's loss far below chance is no failure: in BiGAN's own log it falls to a tenth of chance while samples still get better.
+"""
+import copy
+import json
+import math
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import common
+
+# -------------------------------------------------------------------------------------------------------- networks
+
+
+class Encoder(nn.Module):
+    """E: images [B, ...] -> logits of the code [B, z_dim] and None, or mean and log deviation [B, z_dim] each of q(z|x) = N(mu, sigma^2).
+
+    Two hidden layers; batch norm, without gain and bias, in the second only. No biases anywhere (BiGAN's released code, --nobias --nogain)."""
+
+    def __init__(self, inputs=784, z_dim=50, hidden=1024, gaussian=False):
+        super().__init__()
+        self.layer1 = nn.Linear(inputs, hidden, bias=False)
+        self.layer2 = nn.Linear(hidden, hidden, bias=False)
+        self.norm = nn.BatchNorm1d(hidden, affine=False)
+        self.out = nn.Linear(hidden, 2 * z_dim if gaussian else z_dim, bias=False)
+        self.gaussian = gaussian
+
+    def features(self, x):
+        """The last hidden layer [B, hidden], which Table 1 compares."""
+        h = F.leaky_relu(self.layer1(x.flatten(1)), 0.2)
+        return F.leaky_relu(self.norm(self.layer2(h)), 0.2)
+
+    def forward(self, x):
+        code = self.out(self.features(x)).float()
+        return code.chunk(2, 1) if self.gaussian else (code, None)
+
+
+class Generator(nn.Module):
+    """G: codes [B, z_dim] -> logits of the pixels [B, outputs]. The second hidden layer sees z once more, by addition."""
+
+    def __init__(self, z_dim=50, outputs=784, hidden=1024):
+        super().__init__()
+        self.layer1 = nn.Linear(z_dim, hidden, bias=False)
+        self.layer2 = nn.Linear(hidden, hidden, bias=False)
+        self.from_z = nn.Linear(z_dim, hidden, bias=False)
+        self.norm1, self.norm2 = nn.BatchNorm1d(hidden, affine=False), nn.BatchNorm1d(hidden, affine=False)
+        self.out = nn.Linear(hidden, outputs, bias=False)
+
+    def forward(self, z):
+        h = F.relu(self.norm1(self.layer1(z)))
+        return self.out(F.relu(self.norm2(self.layer2(h) + self.from_z(z)))).float()
+
+
+class Discriminator(nn.Module):
+    """D: images [B, ...] and codes [B, z_dim] -> logit [B] that the pair is (x, E(x)) rather than (G(z), z). z_dim=0: a GAN's D, of images alone.
+
+    z enters at the second hidden layer, by a linear map that is added (BiGAN section 4), not beside the pixels."""
+
+    def __init__(self, inputs=784, z_dim=50, hidden=1024):
+        super().__init__()
+        self.layer1 = nn.Linear(inputs, hidden, bias=False)
+        self.layer2 = nn.Linear(hidden, hidden, bias=False)
+        self.from_z = nn.Linear(z_dim, hidden, bias=False) if z_dim else None
+        self.norm = nn.BatchNorm1d(hidden, affine=False)
+        self.out = nn.Linear(hidden, 1, bias=False)
+
+    def features(self, x, z=None):
+        """The last hidden layer [B, hidden]."""
+        h = self.layer2(F.leaky_relu(self.layer1(x.flatten(1)), 0.2))
+        return F.leaky_relu(self.norm(h if z is None else h + self.from_z(z)), 0.2)
+
+    def forward(self, x, z=None):
+        return self.out(self.features(x, z)).float().squeeze(1)
+
+
+# The 25 Gaussians: a plane of data and a plane of codes (ALI's released code).
+
+
+def mlp(inputs, hidden, layers, outputs):
+    """`layers` hidden layers with batch norm and ReLU, then a linear one: [B, inputs] -> [B, outputs]."""
+    sizes = [inputs, *[hidden] * layers]
+    body = [part for a, b in zip(sizes, sizes[1:]) for part in (nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU())]
+    return nn.Sequential(*body, nn.Linear(hidden, outputs))
+
+
+class ToyEncoder(nn.Module):
+    """z = f(x, eps), eps ~ N(0, I): points [B, 2] -> codes [B, 2], a sampler without a density, as in ALI's code. Uses mlp."""
+
+    def __init__(self, dim=2, hidden=400):
+        super().__init__()
+        self.net = mlp(2 * dim, hidden, 2, dim)
+
+    def forward(self, x):
+        return self.net(torch.cat([x, torch.randn_like(x)], 1))
+
+
+class MaxoutDiscriminator(nn.Module):
+    """Three maxout layers (each unit the largest of five linear ones): points and codes side by side [B, inputs] -> logit [B]."""
+
+    def __init__(self, inputs=4, hidden=200, pieces=5):
+        super().__init__()
+        self.pieces = pieces
+        self.layers = nn.ModuleList(nn.Linear(n, hidden * pieces) for n in (inputs, hidden, hidden))
+        self.out = nn.Linear(hidden, 1)
+
+    def forward(self, pair):
+        for layer in self.layers:
+            pair = layer(pair).unflatten(1, (-1, self.pieces)).amax(2)
+        return self.out(pair).squeeze(1)
+
+
+# ---------------------------------------------------------------------------------------------------------- losses
+
+
+def discriminator_loss(logits_real, logits_generated):
+    """-log D(x, E(x)) - log(1 - D(G(z), z)), means over the batch; 2 log 2 at chance. Logits [B] of either kind of pair."""
+    return F.softplus(-logits_real).mean() + F.softplus(logits_generated).mean()
+
+
+def inverse_loss(logits_real, logits_generated):
+    """-log(1 - D(x, E(x))) - log D(G(z), z): the same with the labels swapped, for E and G, instead of maximising discriminator_loss (BiGAN 3.4, ALI 2).
+
+    E's gradient comes through the first term alone and G's through the second. Means over the batch; 2 log 2 at chance. Logits [B]."""
+    return F.softplus(logits_real).mean() + F.softplus(-logits_generated).mean()
+
+
+def generator_loss(logits_generated):
+    """-log D(G(z)): the generator's side of an ordinary GAN, mean over the batch; log 2 at chance. Logits [B]."""
+    return F.softplus(-logits_generated).mean()
+
+
+def regression_loss(logits, z):
+    """The latent regressor's: cross-entropy of sigmoid(logits) and z mapped from [-1, 1] to [0, 1], mean over batch and dimensions. Both [B, z_dim].
+
+    log 2 for logits of 0; its least value is the entropy of z's mapping, above 0."""
+    return F.binary_cross_entropy_with_logits(logits, (z + 1) / 2)
+
+
+def gradient_penalty(logits, inputs):
+    """|d D / d inputs|^2, summed over all `inputs` (tensors [B, ...] of the B examples), mean over the batch; differentiable. Logits [B].
+
+    Zero-centred, Mescheder et al. 2018, arXiv 1801.04406, eq. 9 without its gamma / 2."""
+    gradients = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
+    return sum(g.flatten(1).square().sum(1) for g in gradients).mean()
+
+
+def pixel_loss(reconstruction, x, power=2):
+    """Squared (power 2) or absolute (1) error, summed over pixels, mean over the batch. Both [B, D] in [0, 1]."""
+    return (reconstruction - x).abs().pow(power).sum(1).mean()
+
+
+def bounded_code(logits):
+    """The deterministic encoder's code in [-1, 1]: 2 sigmoid(logit) - 1."""
+    return torch.tanh(logits / 2)
+
+
+def sample_code(mu, log_sigma):
+    """A sample of N(mu, sigma^2), sigma = exp(log_sigma), through which the gradient flows (ALI eq. 3 and 4). All [B, z_dim]."""
+    return mu + torch.randn_like(mu) * log_sigma.exp()
+
+
+# -------------------------------------------------------------------------------------------------------- training
+
+JOINT, LATENT, PIXEL = ("bigan", "ali", "alice"), ("lr", "jlr"), ("ae-l2", "ae-l1")
+MODELS = (*JOINT, "gan", *LATENT, *PIXEL, "pixels", "untrained")
+
+
+def build(options, pixels):
+    """The networks of a run: enc, gen, disc; None for one that the model does not have."""
+    o = options
+    if o.model == "pixels":
+        return SimpleNamespace(enc=None, gen=None, disc=None)
+    nets = SimpleNamespace(
+        enc=None if o.model == "gan" else Encoder(pixels, o.z_dim, o.hidden, o.model in ("ali", "alice")),
+        gen=Generator(o.z_dim, pixels, o.hidden),
+        disc=Discriminator(pixels, o.z_dim if o.model in JOINT else 0, o.hidden) if o.model in (*JOINT, "gan", *LATENT) else None)
+    for net in present(nets):
+        for layer in net.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+    if nets.disc is not None:
+        nn.init.zeros_(nets.disc.out.weight)              # so the first losses are those of chance
+    if o.model in LATENT:
+        nn.init.zeros_(nets.enc.out.weight)
+    return nets
+
+
+def present(nets):
+    return [net for net in (nets.enc, nets.gen, nets.disc) if net is not None]
+
+
+def parameters(*nets):
+    return [p for net in nets if net is not None for p in net.parameters()]
+
+
+def draw_prior(options, n, device):
+    """Codes [n, z_dim] of the prior: uniform in [-1, 1] (BiGAN), or N(0, I) for ALI."""
+    if options.model in ("ali", "alice"):
+        return torch.randn(n, options.z_dim, device=device)
+    return 2 * torch.rand(n, options.z_dim, device=device) - 1
+
+
+def code_of(first, log_sigma, sample=True):
+    """The code [B, z_dim] from what E returns: a sample of q(z|x) (or its mean), or the bounded code of a deterministic E."""
+    if log_sigma is None:
+        return bounded_code(first)
+    return sample_code(first, log_sigma) if sample else first
+
+
+def step_together(optimiser_d, optimiser_ge, loss_d, loss_ge):
+    """One simultaneous step of both players: all gradients are taken before any weight moves, as in both papers' code.
+
+    Each loss reaches its own optimiser's parameters and nothing else. (To step D between the two backward passes is the in-place error
+    that users of other code met: the second pass would go through weights that have changed.)"""
+    loss_d.backward(inputs=[p for group in optimiser_d.param_groups for p in group["params"]], retain_graph=True)
+    loss_ge.backward(inputs=[p for group in optimiser_ge.param_groups for p in group["params"]])
+    for optimiser in (optimiser_d, optimiser_ge):
+        optimiser.step()
+        optimiser.zero_grad()
+
+
+def penalty(disc, *kinds):
+    """Difference 2: gradient_penalty of each of `kinds` of input, (x, z) or (x,), which is passed through D anew, without a way back to E and G."""
+    total = 0.
+    for kind in kinds:
+        inputs = [part.detach().requires_grad_() for part in kind]
+        total = total + gradient_penalty(disc(*inputs), inputs)
+    return total
+
+
+PENALTY_EVERY = 4                                         # steps from one gradient penalty to the next, which weighs so much more
+
+
+def joint_step(nets, optimiser_d, optimiser_ge, x, step, options):
+    """BiGAN and ALI. D: minimise  -log D(x, E(x)) - log(1 - D(G(z), z));  E, G: the same with the labels swapped, at the same moment.
+
+    ALICE adds for E and G  lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2); D may have a gradient penalty (difference 2).  x: [B, D] in [0, 1]; step: its
+    number. Returns loss_d, loss_ge, cycle."""
+    z = draw_prior(options, len(x), x.device)
+    z_x = code_of(*nets.enc(x))
+    x_z = torch.sigmoid(nets.gen(z))
+    real, generated = nets.disc(x, z_x), nets.disc(x_z, z)                   # two passes: each has batch norm's statistics of its own
+    loss_d, loss_ge = discriminator_loss(real, generated), inverse_loss(real, generated)
+    cycle = loss_d.new_zeros(())
+    if options.cycle_weight:
+        cycle = pixel_loss(torch.sigmoid(nets.gen(z_x)), x) + pixel_loss(code_of(*nets.enc(x_z), sample=False), z)
+    total_d = loss_d
+    if options.penalty and step % PENALTY_EVERY == 0:
+        total_d = loss_d + PENALTY_EVERY * options.penalty / 2 * penalty(nets.disc, (x, z_x), (x_z, z))
+    step_together(optimiser_d, optimiser_ge, total_d, loss_ge + options.cycle_weight * cycle)
+    return loss_d, loss_ge, cycle
+
+
+def gan_step(nets, optimiser_d, optimiser_ge, x, step, options):
+    """The GAN and its latent regressors. D: minimise  -log D(x) - log(1 - D(G(z)));  G: minimise  -log D(G(z)).
+
+    lr: E minimises  L(z, E(G(z)))  and G gets nothing of it; E never sees an x. jlr: G minimises --regressor-weight times it too.
+    Returns loss_d, loss_g, regression."""
+    z = draw_prior(options, len(x), x.device)
+    x_z = torch.sigmoid(nets.gen(z))
+    real, generated = nets.disc(x), nets.disc(x_z)
+    loss_d, loss_g = discriminator_loss(real, generated), generator_loss(generated)
+    regression = loss_d.new_zeros(())
+    if nets.enc is not None:
+        share = options.regressor_weight if options.model == "jlr" else 1.
+        logits, _ = nets.enc(x_z if options.model == "jlr" else x_z.detach())
+        regression = regression_loss(logits, z)
+        loss_ge = loss_g + share * regression
+    else:
+        loss_ge = loss_g
+    total_d = loss_d
+    if options.penalty and step % PENALTY_EVERY == 0:
+        total_d = loss_d + PENALTY_EVERY * options.penalty / 2 * penalty(nets.disc, (x,), (x_z,))
+    step_together(optimiser_d, optimiser_ge, total_d, loss_ge)
+    return loss_d, loss_g, regression
+
+
+def autoencoder_step(nets, optimiser_ge, x, options):
+    """Table 1's autoencoders. E, G: minimise  |x - G(E(x))|^2  (ae-l2) or  |x - G(E(x))|  (ae-l1). Returns the loss."""
+    loss = pixel_loss(torch.sigmoid(nets.gen(code_of(*nets.enc(x)))), x, 2 if options.model == "ae-l2" else 1)
+    loss.backward()
+    optimiser_ge.step()
+    optimiser_ge.zero_grad()
+    return loss
+
+
+def make_optimiser(params, options, lr):
+    """Adam with the L2 penalty in the gradient, as in BiGAN's code."""
+    return torch.optim.Adam(params, lr, betas=(options.beta1, 0.999), weight_decay=options.weight_decay, fused=params[0].device.type != "mps")
+
+
+def schedule(step, total, options):
+    """Share of the full rate. linear (ours): 100 steps up, constant to half the run, then straight down to 1 %; exponential (BiGAN): constant for
+    half the run, then down to 1 %; constant (ALI's grid)."""
+    done = step / total
+    if options.schedule == "constant":
+        return 1.
+    if options.schedule == "exponential":
+        return 0.01 ** max(0., 2 * done - 1)
+    return min(1, (step + 1) / min(100, total / 10)) * min(1, max(0.01, 2 * (1 - done)))
+
+
+def train(run, nets, data):
+    """Every model of Table 1: the one step that it takes on each batch. data: a common.Split on the device."""
+    opt, device = run.options, run.device
+    for net in present(nets):
+        net.to(device).train()
+    opt_d = make_optimiser(parameters(nets.disc), opt, opt.lr_discriminator) if nets.disc is not None else None
+    opt_ge = make_optimiser(parameters(nets.gen, nets.enc), opt, opt.lr) if nets.gen is not None else None
+    rates = [(o, o.param_groups[0]["lr"]) for o in (opt_d, opt_ge) if o is not None]
+    run.track(**{name: net for name, net in vars(nets).items() if net is not None}, **{f"optimiser_{k}": o for k, (o, _) in enumerate(rates)})
+    averages = [(net, AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(opt.average))) for net in present(nets) if opt.average]
+    run.track(**{f"average_{k}": average for k, (_, average) in enumerate(averages)})
+    total = opt.epochs * math.ceil(len(data.y) / opt.batch_size)
+
+    for epoch in run.epochs():
+        for i in run.batches(torch.randperm(len(data.y)), opt.batch_size):
+            for optimiser, rate in rates:
+                optimiser.param_groups[0]["lr"] = rate * schedule(run.step, total, opt)
+            x = common.to_float(data.x[i]).flatten(1)
+            with run.autocast():
+                if opt.model in JOINT:
+                    loss_d, loss_ge, cycle = joint_step(nets, opt_d, opt_ge, x, run.step, opt)
+                    run.log(discriminator=loss_d, inverse=loss_ge, cycle=cycle)
+                elif opt.model in PIXEL:
+                    run.log(pixel=autoencoder_step(nets, opt_ge, x, opt))
+                else:
+                    loss_d, loss_g, regression = gan_step(nets, opt_d, opt_ge, x, run.step, opt)
+                    run.log(discriminator=loss_d, generator=loss_g, regression=regression)
+            for net, average in averages:
+                average.update_parameters(net)
+    for net, average in averages:                         # difference 3: the networks from here on
+        net.load_state_dict(average.module.state_dict())
+    settle_batch_norm(nets, data.x, opt)
+    run.save()
+
+
+@torch.no_grad()
+def settle_batch_norm(nets, images, options, batch_size=500):
+    """Batch norm's statistics anew with the final weights, then eval mode: running averages lag behind, and D and a regressor's E mix kinds of input.
+
+    E's from 20,000 training images (uint8 [N, ...]), G's from the prior, D's from pairs (x, E(x)), or from images alone; a plain average over batches."""
+    norms = [m for net in present(nets) for m in net.eval().modules() if isinstance(m, nn.BatchNorm1d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for part in images[:20_000].split(batch_size) if norms else ():
+            x = common.to_float(part).flatten(1)
+            code = (code_of(*nets.enc(x)),) if nets.enc is not None else ()
+            nets.gen(draw_prior(options, len(x), x.device))
+            if nets.disc is not None:
+                nets.disc(x, *code) if options.model in JOINT else nets.disc(x)
+    for norm in norms:
+        norm.momentum = 0.1
+        norm.eval()
+
+
+# ------------------------------------------------------------------------------------------------------ evaluation
+
+
+@torch.no_grad()
+def features(nets, x):
+    """The last hidden layer, float [N, hidden], of E, or of D where there is no E, or the pixels, for uint8 images [N, C, H, W] (Table 1)."""
+    assert x.dtype == torch.uint8, "features takes uint8 images; common.to_float is done here"
+    net = nets.enc or nets.disc
+    parts = (common.to_float(part).flatten(1) for part in x.split(1000))
+    return torch.cat([part if net is None else net.features(part) for part in parts])
+
+
+@torch.no_grad()
+def encode(nets, x, sample=False):
+    """Codes [N, z_dim] of uint8 images [N, C, H, W]: E(x), the mean of q(z|x) where E is stochastic, or on request a sample of it."""
+    assert x.dtype == torch.uint8, "encode takes uint8 images; common.to_float is done here"
+    return torch.cat([code_of(*nets.enc(common.to_float(part)), sample) for part in x.split(1000)])
+
+
+@torch.no_grad()
+def decode(nets, z):
+    """Images [N, pixels] in [0, 1] of codes [N, z_dim]."""
+    return torch.cat([torch.sigmoid(nets.gen(part)) for part in z.split(1000)])
+
+
+def image_quality(judge, images):
+    """What the judge says of images [N, C, H, W] in [0, 1], in percent but for the second.
+
+    sample_confidence: mean probability of the class it names; sample_classes: exp of the entropy of the classes named, 10 when the ten digits are
+    equally frequent; sample_quality: its inception score, exp E KL(p(y|x) || p(y)), which is high when both are, 10 at best."""
+    with torch.no_grad():
+        p = torch.cat([judge(part).double().softmax(1) for part in images.split(1000)])
+    named = torch.bincount(p.argmax(1), minlength=p.shape[1]) / len(p)
+    entropy = lambda q: -(q * q.clamp(min=1e-12).log()).sum(-1)  # noqa: E731
+    return {"sample_confidence": p.amax(1).mean().item() * 100, "sample_classes": entropy(named).exp().item(),
+            "sample_quality": (entropy(p.mean(0)) - entropy(p).mean()).exp().item()}
+
+
+def table_scores(nets, options, judge, data, test):
+    """A row of Table 1, with what the table leaves out. All errors in percent, on the test images.
+
+    nn_error_features, nn_error_code: of the class of the nearest training image, Euclidean, in the last hidden layer (the table's) and in the code;
+    probe_error_code: of a linear classifier on the code; reconstruction_mse: per pixel in [0, 1]; reconstruction_l2: mean length of x - G(E(x)),
+    and of x' - G(E(x)) for another image x' (_mismatched); reconstruction_digit: share of G(E(x)) in which the judge reads x's class; sample_*: see
+    image_quality, for 10,000 images of the prior, or the test images themselves for the model `pixels`."""
+    shape = test.x.shape[1:]
+    scores = {"nn_error_features": common.nn_error(features(nets, data.x), data.y, features(nets, test.x), test.y)}
+    x = common.to_float(test.x).flatten(1)
+    if nets.enc is not None or options.model == "pixels":
+        z, z_ = (encode(nets, part.x) if nets.enc else common.to_float(part.x).flatten(1) for part in (data, test))
+        if nets.enc is not None:
+            scores["nn_error_code"] = common.nn_error(z, data.y, z_, test.y)
+        scores["probe_error_code"] = common.probe(z, data.y, z_, test.y, hidden=0, epochs=1 if options.dry_run else 20).item()
+    if nets.enc is not None:
+        again = decode(nets, z_)
+        scores.update(reconstruction_mse=(again - x).square().mean().item(), reconstruction_l2=(again - x).norm(dim=1).mean().item(),
+                      reconstruction_l2_mismatched=(again - x.roll(1, 0)).norm(dim=1).mean().item(),
+                      reconstruction_digit=(judge.classify(again.view(-1, *shape)) == test.y).float().mean().item() * 100)
+    samples = x if nets.gen is None else decode(nets, draw_prior(options, 1000 if options.dry_run else 10_000, x.device))
+    return {**scores, **image_quality(judge, samples.view(-1, *shape))}
+
+
+PAPER_TABLE1 = {"bigan": 97.39, "gan": 97.30, "lr": 97.44, "jlr": 97.13, "ae-l2": 97.58, "ae-l1": 97.63}
+
+
+def table_rows(scores, options, chance):
+    """Rows of the printed table of one run: words, metric, the paper's value, what to compare with."""
+    paper = PAPER_TABLE1.get(options.model) if options.dataset == "mnist" else None
+    rows = [("error of 1-NN, last hidden layer, %", "nn_error_features", f"{100 - paper:.2f}" if paper else "-", "pixels 3.09" if options.dataset == "mnist" else ""),
+            ("error of 1-NN, code, %", "nn_error_code", "-", ""), ("error of a linear probe, code, %", "probe_error_code", "-", f"commonest label {chance:.1f}"),
+            ("reconstruction MSE", "reconstruction_mse", "-", ""),
+            ("|x - G(E(x))|, mean", "reconstruction_l2", "-", f"another x: {scores.get('reconstruction_l2_mismatched', 0):.2f}"),
+            ("G(E(x)) shows x's class, %", "reconstruction_digit", "-", "100 at best"),
+            ("samples: judge's confidence, %", "sample_confidence", "-", ""), ("samples: classes in effect", "sample_classes", "-", "10 at best"),
+            ("samples: inception score of the judge", "sample_quality", "-", "10 at best")]
+    return [row for row in rows if row[1] in scores]
+
+
+def tinted(images, wrong):
+    """Images [N, C, H, W] as RGB, those marked wrong (bool [N]) in red."""
+    rgb = images.expand(-1, 3, -1, -1).clone() if images.shape[1] == 1 else images.clone()
+    rgb[wrong, 1:] *= 0.35
+    return rgb
+
+
+def figure_reconstructions(nets, judge, test, path, pairs=8):
+    """BiGAN's Figure 2 and ALI's reconstructions: test images, ten classes in ten rows, each with G(E(x)) right of it; red where the judge reads another class."""
+    chosen = torch.cat([(test.y == label).nonzero()[:pairs, 0] for label in range(10)])
+    x, again = common.to_float(test.x[chosen]), decode(nets, encode(nets, test.x[chosen])).view(-1, *test.x.shape[1:])
+    wrong = judge.classify(again) != test.y[chosen]
+    both = torch.stack([tinted(x, torch.zeros_like(wrong)), tinted(again, wrong)], 1).flatten(0, 1)
+    common.figure_grid(path, both, 2 * pairs, f"x and G(E(x)) in turn; red: {int(wrong.sum())} of {len(wrong)} changed their class")
+
+
+def figure_samples(nets, options, test, path):
+    """G(z), z from the prior."""
+    images = decode(nets, draw_prior(options, 160, test.x.device))
+    common.figure_grid(path, images.view(-1, *test.x.shape[1:]), 16, "Samples G(z), z from the prior")
+
+
+def figure_interpolation(nets, test, path, rows=8, columns=12):
+    """ALI's interpolations: images along the straight line between the codes of two test images, which stand at both ends."""
+    ends = test.x[:2 * rows]
+    a, b = encode(nets, ends).view(rows, 2, -1).unbind(1)
+    t = torch.linspace(0, 1, columns, device=a.device)[:, None]
+    images = decode(nets, torch.cat([p + t * (q - p) for p, q in zip(a, b)])).view(rows, columns, *ends.shape[1:])
+    x = common.to_float(ends).view(rows, 2, *ends.shape[1:])
+    common.figure_grid(path, torch.cat([x[:, :1], images, x[:, 1:]], 1).flatten(0, 1), columns + 2, "Between two test images: G of the straight line between their codes",
+                       after_column=[0, columns])
+
+
+def evaluate(run, nets, data, test):
+    """Scores and figures of a row of Table 1. Returns the flat metrics and the rows of the printed table."""
+    opt = run.options
+    judge = common.load_judge(opt.dataset, opt.data, run.device, quick=opt.dry_run)
+    scores = table_scores(nets, opt, judge, data, test)
+    at = lambda name: run.folder / f"{name}.png"  # noqa: E731
+    if nets.gen is not None:
+        figure_samples(nets, opt, test, at("samples"))
+    if nets.enc is not None:
+        figure_reconstructions(nets, judge, test, at("reconstructions"))
+        figure_interpolation(nets, test, at("interpolation"))
+    if run.history:
+        names = [name for name in run.history[0] if name != "epoch"]
+        common.figure_curves(at("losses"), run.history, [("losses", names, "nats (pixel, cycle: squared error)")], "Training losses")
+    return scores, table_rows(scores, opt, common.chance_error(data.y, test.y).item())
+
+
+def load(run_dir, device="cpu"):
+    """Trained networks of a run folder in eval mode: enc, gen, disc (None where the model has none), and options.
+
+    For notebooks: nets = load("runs/bigan/bigan-seed0"); images = decode(nets, encode(nets, test.x)). A run on the grid gives its toy networks."""
+    options = SimpleNamespace(**common.read_config(run_dir)["settings"])
+    state = common.read_checkpoint(run_dir, "bigan", device)["states"]
+    nets = build_grid(options) if options.dataset == "grid" else build(options, state["gen"]["out.weight"].shape[0] if "gen" in state else 784)
+    for name, net in vars(nets).items():
+        if net is not None:
+            net.load_state_dict(state[name])
+            net.to(device).eval()
+    nets.options = options
+    return nets
+
+# --------------------------------------------------------------------------------------------- the 25 Gaussians
+
+
+GRID_STD = 0.05
+
+
+def grid_means(device="cpu"):
+    """Centres [25, 2] of the mixture: a 5 x 5 grid from -4 to 4."""
+    along = torch.arange(-4., 5., 2., device=device)
+    return torch.cartesian_prod(along, along)
+
+
+def draw_grid(n, device="cpu"):
+    """Points [n, 2] of the mixture of 25 equally likely Gaussians of deviation 0.05, and their components int64 [n]."""
+    y = torch.randint(0, 25, (n,), device=device)
+    return grid_means(device)[y] + GRID_STD * torch.randn(n, 2, device=device), y
+
+
+def mode_scores(samples):
+    """How well samples [N, 2] cover the grid.
+
+    modes_hit: components nearest to any sample, ALI's lenient rule (all are equally wide, so the nearest has the highest responsibility); modes_good: components
+    with a sample within three deviations; samples_good: share of samples within three deviations of a mean, percent (98.9 for the data)."""
+    distance, nearest = torch.cdist(samples, grid_means(samples.device)).min(1)
+    good = distance < 3 * GRID_STD
+    return {"modes_hit": float(len(nearest.unique())), "modes_good": float(len(nearest[good].unique())), "samples_good": good.float().mean().item() * 100}
+
+
+def build_grid(options):
+    """The toy networks: ali_{enc,gen,disc}; gan_{gen,disc}; inverse_enc, posthoc_{enc,disc}, both for the GAN; vae_{enc,gen}, whose E is Gaussian.
+
+    With --random-setting ALI's and the GAN's alone, with Gaussian initial weights of --init-std."""
+    o, layers = options, options.generator_layers
+    encoder, generator = lambda: ToyEncoder(2, o.hidden), lambda: mlp(2, o.hidden, layers, 2)  # noqa: E731
+    disc = lambda inputs: MaxoutDiscriminator(inputs, o.maxout, o.pieces)  # noqa: E731
+    nets = SimpleNamespace(ali_enc=encoder(), ali_gen=generator(), ali_disc=disc(4), gan_gen=generator(), gan_disc=disc(2))
+    if not o.random_setting:
+        vars(nets).update(inverse_enc=encoder(), posthoc_enc=encoder(), posthoc_disc=disc(4), vae_enc=mlp(2, o.hidden, 2, 4), vae_gen=generator())
+    if o.init_std:
+        for net in vars(nets).values():
+            for layer in net.modules():
+                if isinstance(layer, nn.Linear):
+                    nn.init.normal_(layer.weight, std=o.init_std)
+                    if layer.bias is not None:
+                        nn.init.zeros_(layer.bias)
+    return nets
+
+
+def toy_joint_step(enc, gen, disc, optimiser_d, optimiser_ge, x, z, gamma=0.):
+    """ALI on the plane, as joint_step. optimiser_ge may hold E alone: then G stays as it is, inference learned post hoc. Returns both losses."""
+    real_pair, generated_pair = torch.cat([x, enc(x)], 1), torch.cat([gen(z), z], 1)
+    real, generated = disc(real_pair), disc(generated_pair)
+    loss_d, loss_ge = discriminator_loss(real, generated), inverse_loss(real, generated)
+    total_d = loss_d + gamma / 2 * penalty(disc, (real_pair,), (generated_pair,)) if gamma else loss_d
+    step_together(optimiser_d, optimiser_ge, total_d, loss_ge)
+    return loss_d, loss_ge
+
+
+def toy_gan_step(gen, disc, optimiser_d, optimiser_g, x, z, gamma=0.):
+    """The GAN that is given an encoder afterwards. Returns both losses."""
+    x_z = gen(z)
+    real, generated = disc(x), disc(x_z)
+    loss_d, loss_g = discriminator_loss(real, generated), generator_loss(generated)
+    total_d = loss_d + gamma / 2 * penalty(disc, (x,), (x_z,)) if gamma else loss_d
+    step_together(optimiser_d, optimiser_g, total_d, loss_g)
+    return loss_d, loss_g
+
+
+def toy_inverse_step(enc, gen, optimiser, z):
+    """The learned inverse mapping (ALI 4.6): E minimises  |z - E(G(z))|^2  on samples of a finished GAN. Returns the loss."""
+    with torch.no_grad():
+        x = gen(z)
+    loss = pixel_loss(enc(x), z)
+    loss.backward()
+    optimiser.step()
+    optimiser.zero_grad()
+    return loss
+
+
+def toy_vae_step(enc, gen, optimiser, x, std):
+    """E, G: minimise  |x - G(z)|^2 / (2 std^2) + KL(q(z|x) || N(0, I)),  z ~ q(z|x). Returns the loss in nats, without the Gaussian's constant."""
+    mu, log_sigma = enc(x).chunk(2, 1)
+    kl = 0.5 * (mu.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma).sum(1).mean()
+    loss = pixel_loss(gen(sample_code(mu, log_sigma)), x) / (2 * std ** 2) + kl
+    loss.backward()
+    optimiser.step()
+    optimiser.zero_grad()
+    return loss
+
+
+def train_grid(run, nets, x_train):
+    """ALI, the GAN and the VAE side by side, then, in the last third of the epochs, the two encoders for the GAN, which stays as it is.
+
+    In fp32 throughout: bf16 would round a coordinate of 4 to steps of 0.03, and the Gaussians are 0.05 wide. x_train: [N, 2] on the device."""
+    opt, device = run.options, run.device
+    for net in vars(nets).values():
+        net.to(device).train()
+    later = 0 if opt.random_setting else max(1, opt.epochs // 3)
+    optimisers = {"ali_d": parameters(nets.ali_disc), "ali_ge": parameters(nets.ali_gen, nets.ali_enc), "gan_d": parameters(nets.gan_disc),
+                  "gan_g": parameters(nets.gan_gen)}
+    if later:
+        optimisers.update(inverse=parameters(nets.inverse_enc), posthoc_d=parameters(nets.posthoc_disc), posthoc_e=parameters(nets.posthoc_enc),
+                          vae=parameters(nets.vae_enc, nets.vae_gen))
+    rate = lambda name: opt.lr_discriminator if name.endswith("_d") else opt.lr  # noqa: E731
+    optimisers = {name: make_optimiser(params, opt, rate(name)) for name, params in optimisers.items()}
+    run.track(**vars(nets), **{f"optimiser_{name}": o for name, o in optimisers.items()})
+    o = SimpleNamespace(**optimisers)
+    averages = {name: AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(opt.average)) for name, net in vars(nets).items()} if opt.average else {}
+    run.track(**{f"average_{name}": average for name, average in averages.items()})
+    later_names = [name for name in vars(nets) if name.startswith(("inverse", "posthoc"))]
+    first_names = [name for name in vars(nets) if name not in later_names]
+    per_epoch = math.ceil(len(x_train) / opt.batch_size)
+    first = (opt.epochs - later) * per_epoch
+    zero = torch.zeros((), device=device)
+
+    def conclude(names):                                  # these networks are finished: the average of the weights, and its statistics
+        for name in names:
+            if averages:
+                getattr(nets, name).load_state_dict(averages[name].module.state_dict())
+        settle_grid(nets, x_train, names)
+
+    for epoch in run.epochs():
+        for i in run.batches(torch.randperm(len(x_train)), opt.batch_size):
+            x, z = x_train[i], torch.randn(len(i), 2, device=device)
+            second = run.step >= first
+            share = schedule(run.step - first, later * per_epoch, opt) if second else schedule(run.step, first, opt)
+            for name, optimiser in optimisers.items():
+                optimiser.param_groups[0]["lr"] = rate(name) * share
+            gamma = PENALTY_EVERY * opt.penalty if run.step % PENALTY_EVERY == 0 else 0.
+            ali_d = ali_ge = gan_d = gan_g = vae = inverse = posthoc_d = posthoc_e = zero
+            if not second:
+                ali_d, ali_ge = toy_joint_step(nets.ali_enc, nets.ali_gen, nets.ali_disc, o.ali_d, o.ali_ge, x, z, gamma)
+                gan_d, gan_g = toy_gan_step(nets.gan_gen, nets.gan_disc, o.gan_d, o.gan_g, x, z, gamma)
+                if later:
+                    vae = toy_vae_step(nets.vae_enc, nets.vae_gen, o.vae, x, opt.vae_std)
+            else:
+                nets.gan_gen.eval()
+                inverse = toy_inverse_step(nets.inverse_enc, nets.gan_gen, o.inverse, z)
+                posthoc_d, posthoc_e = toy_joint_step(nets.posthoc_enc, nets.gan_gen, nets.posthoc_disc, o.posthoc_d, o.posthoc_e, x, z, gamma)
+            for name in (later_names if second else first_names) if averages else ():
+                averages[name].update_parameters(getattr(nets, name))
+            run.log(ali_d=ali_d, ali_ge=ali_ge, gan_d=gan_d, gan_g=gan_g, vae=vae, inverse=inverse, posthoc_d=posthoc_d, posthoc_e=posthoc_e)
+        if run.step == first:
+            conclude(first_names)
+    if later:
+        conclude(later_names)
+    for net in vars(nets).values():
+        net.eval()
+    run.save()
+
+
+@torch.no_grad()
+def settle_grid(nets, x_train, names, batches=20, size=1000):
+    """Batch norm's statistics of the toy networks named anew, from data, or from the prior for a generator. Leaves them in eval mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for name in names:
+            net = getattr(nets, name)
+            norms = [m for m in net.eval().modules() if isinstance(m, nn.BatchNorm1d)]
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None
+                norm.train()
+            for part in x_train[:batches * size].split(size) if norms else ():
+                z = torch.randn(len(part), 2, device=part.device)
+                net(z if name.endswith("gen") else part)
+            for norm in norms:
+                norm.momentum = 0.1
+                norm.eval()
+
+
+@torch.no_grad()
+def grid_models(nets):
+    """The four columns of ALI's figure: for each, E (points -> a sample of q(z|x)) and G."""
+    def vae(x):
+        return sample_code(*nets.vae_enc(x).chunk(2, 1))
+    return {"ali": (nets.ali_enc, nets.ali_gen), "inverse": (nets.inverse_enc, nets.gan_gen), "posthoc": (nets.posthoc_enc, nets.gan_gen), "vae": (vae, nets.vae_gen)}
+
+
+@torch.no_grad()
+def grid_scores(nets, n=10_000):
+    """Coverage (mode_scores) of 10,000 samples of each generator; of the four columns also, on 10,000 fresh points, reconstruction_mse (squared distance
+    of x and G(z), z ~ q(z|x)) and reconstruction_mode, share in percent that stays in its component. Names are MODEL_SCORE."""
+    device = next(nets.ali_gen.parameters()).device
+    x, y = draw_grid(n, device)
+    scores = {}
+    generators = {"ali": nets.ali_gen, "gan": nets.gan_gen, **({"vae": nets.vae_gen} if hasattr(nets, "vae_gen") else {})}
+    for name, gen in generators.items():
+        scores.update({f"{name}_{key}": value for key, value in mode_scores(gen(torch.randn(n, 2, device=device))).items()})
+    for name, (enc, gen) in grid_models(nets).items() if "vae" in generators else ():
+        again = gen(enc(x))
+        scores[f"{name}_reconstruction_mse"] = (again - x).square().sum(1).mean().item()
+        scores[f"{name}_reconstruction_mode"] = (torch.cdist(again, grid_means(device)).argmin(1) == y).float().mean().item() * 100
+    return scores
+
+
+@torch.no_grad()
+def figure_grid(nets, path, n=2500):
+    """ALI's figure of the mixture: five rows, four columns; colours are the component of the test example, of the sample the nearest one's."""
+    device = next(nets.ali_gen.parameters()).device
+    x, y = draw_grid(n, device)
+    z = torch.randn(n, 2, device=device)
+    columns = {}
+    titles = {"ali": "ALI", "inverse": "GAN, learned inverse", "posthoc": "GAN, post-hoc ALI", "vae": "VAE"}
+    for name, (enc, gen) in grid_models(nets).items():
+        codes, samples = enc(x), gen(z)
+        made = torch.cdist(samples, grid_means(device)).argmin(1)
+        columns[titles[name]] = [(x, y), (codes, y), (gen(codes), y), (z, made), (samples, made)]
+    common.figure_scatters(path, columns, ["test examples x", "codes z ~ q(z|x)", "reconstructions G(z)", "prior samples z", "samples G(z)"], [6, 4, 6, 4, 6])
+
+
+def evaluate_grid(run, nets):
+    """Scores and figure of the mixture. Returns the flat metrics and the rows of the printed table."""
+    scores = grid_scores(nets, 1000 if run.options.dry_run else 10_000)
+    paper = {"ali_modes_hit": "13.4 +- 5.8 (10 settings)", "gan_modes_hit": "10.4 +- 9.2 (10 settings)"}
+    words = {"modes_hit": "modes hit (nearest to any sample)", "modes_good": "modes with a sample within 3 s.d.", "samples_good": "samples within 3 s.d., %",
+             "reconstruction_mse": "reconstruction, squared distance", "reconstruction_mode": "reconstruction in x's mode, %"}
+    best = {"modes_hit": "25 at best", "modes_good": "25 at best", "samples_good": "98.9 for the data", "reconstruction_mode": "100 at best"}
+    rows = [(f"{name.split('_', 1)[0]}: {words[name.split('_', 1)[1]]}", name, paper.get(name, "-"), best.get(name.split("_", 1)[1], "")) for name in scores]
+    if not run.options.random_setting:
+        figure_grid(nets, run.folder / "grid.png")
+    common.figure_curves(run.folder / "losses.png", run.history, [("joint and GAN", ("ali_d", "ali_ge", "gan_d", "gan_g"), "nats")], "Training losses")
+    return scores, rows
+
+
+# ------------------------------------------------------------------------------------------------------------ main
+
+OURS = dict(lr=4e-4, lr_discriminator=4e-4, beta1=0.5, weight_decay=2.5e-5, schedule="linear", hidden=1024, z_dim=50, penalty=0.25, average=0.999)
+OURS_IMAGES = dict(epochs=25, batch_size=128)
+PAPER_IMAGES = dict(epochs=400, batch_size=128, lr=2e-4, lr_discriminator=2e-4, schedule="exponential", penalty=0.0, average=0.0)
+OURS_GRID = dict(epochs=24, batch_size=256, hidden=256, generator_layers=3, maxout=128, pieces=2, init_std=0.0, weight_decay=0.0, lr=5e-4, lr_discriminator=1e-3, beta1=0.0, penalty=0.005,
+                 average=0.998)
+PAPER_GRID = dict(epochs=200, batch_size=100, hidden=400, generator_layers=4, maxout=200, pieces=5, init_std=0.02, lr=1e-4, lr_discriminator=1e-4, beta1=0.2,
+                  schedule="constant", penalty=0.0, average=0.0)
+CYCLE = {"alice": 0.05}
+
+
+def make_parser():
+    cli = common.Parser(__doc__.split("\n\n")[0], epochs=None, batch_size=None)
+
+    def add(flag, words, **more):
+        cli.add_argument(flag, default=more.pop("default", None), help=words, **more)
+    add("--model", "a column of Table 1, or a row it lacks", choices=MODELS, default="bigan")
+    add("--table", "train what is missing of Table 1 (with this seed and the flags beside it) and print the whole", choices=(1,), type=int)
+    add("--recipe", "paper: the released code's epochs, schedule, sizes; flags beside it still count", choices=("ours", "paper"), default="ours")
+    add("--random-setting", "with --dataset grid: ALI and the GAN alone, with lr, beta1 and --init-std drawn by the seed (10^-4 to 10^-3, 0.2 to 0.8, 0.01 to 0.1)",
+        action="store_true", default=False)
+    add("--cycle-weight", "lambda of ALICE's cycle terms; also for bigan and ali, where None is 0", type=common.weight)
+    add("--regressor-weight", "of the latent regressor's loss for G in jlr; 1 is degenerate, the authors say", type=common.weight, default=0.25)
+    add("--lr", "Adam's rate of G and E", type=common.positive)
+    add("--lr-discriminator", "Adam's rate of D", type=common.positive)
+    add("--beta1", "Adam's", type=common.below_one)
+    add("--weight-decay", "L2 penalty of all weights, in the gradient", type=common.weight)
+    add("--penalty", "gamma of D's gradient penalty (difference 2)", type=common.weight)
+    add("--average", "decay of the running average of the weights that is scored (difference 3); 0: the last weights", type=common.below_one)
+    add("--schedule", "linear: 100 steps up, constant for half the run, then straight down to 1 %%; exponential: constant for half the run, then down to 1 %%; constant", choices=("linear", "exponential", "constant"))
+    add("--z-dim", "size of the code", type=common.count)
+    add("--hidden", "units of a hidden layer", type=common.count)
+    add("--generator-layers", "grid: hidden layers of G", type=common.count)
+    add("--maxout", "grid: units of D's maxout layers", type=common.count)
+    add("--pieces", "grid: linear pieces of a maxout unit", type=common.count)
+    add("--init-std", "grid: of Gaussian initial weights; 0 leaves PyTorch's", type=common.weight)
+    add("--vae-std", "grid: deviation of the VAE's decoder", type=common.positive, default=0.1)
+    return cli
+
+
+def resolve(options):
+    """Fill in what depends on the data, the model and the recipe; refuse what cannot be."""
+    o = options
+    grid = o.dataset == "grid"
+    if o.dataset == "sprites":
+        raise common.UserError("the test identities of sprites are in no training image, so that 1-NN means nothing: choose another --dataset for bigan.py")
+    if o.random_setting and not grid:
+        raise common.UserError("--random-setting needs --dataset grid")
+    if grid and o.model != "bigan":
+        raise common.UserError("--dataset grid trains all its models side by side: leave --model out")
+    if o.cycle_weight and o.model not in JOINT:
+        raise common.UserError(f"--cycle-weight is for --model {', '.join(JOINT)}")
+    defaults = {**OURS, **(OURS_GRID if grid else OURS_IMAGES), "cycle_weight": CYCLE.get(o.model, 0.0)}
+    if o.recipe == "paper":
+        defaults.update(PAPER_GRID if grid else PAPER_IMAGES)
+    if o.random_setting:
+        rng = torch.Generator().manual_seed(o.seed)
+        lr, beta1, std = torch.rand(3, generator=rng).tolist()
+        defaults.update(lr=1e-4 * 10 ** lr, lr_discriminator=1e-4 * 10 ** lr, beta1=0.2 + 0.6 * beta1, init_std=0.01 * 10 ** std)
+    for name, value in defaults.items():
+        if getattr(o, name) is None:
+            setattr(o, name, value)
+    if o.model in ("pixels", "untrained"):
+        o.epochs = 0
+    if o.dry_run:
+        o.epochs = min(o.epochs, 2)
+    if grid and o.epochs < 2:
+        raise common.UserError("--dataset grid needs --epochs of at least 2: the GAN's encoders are trained after the GAN")
+    if o.batch_size < 3:
+        raise common.UserError("--batch-size must be at least 3, so that the last batch of an epoch has two images")
+    return o
+
+
+def run_name(options):
+    """Name of a run's folder: bigan, alice, ae-l2, grid, bigan-fashion, ..."""
+    o = options
+    if o.dataset == "grid":
+        return "grid-random" if o.random_setting else "grid"
+    return o.model + (f"-{o.dataset}" if o.dataset != "mnist" else "")
+
+
+def train_and_score(options):
+    """One run of the images; returns its metrics."""
+    data, test = common.load_dataset(options.dataset, options.data, options.validation)
+    if options.dry_run:
+        data, test = (part.take(torch.arange(len(part.y)) < n) for part, n in ((data, 1200), (test, 500)))
+    run = common.Run("bigan", options, run_name(options))
+    data, test = data.to(run.device), test.to(run.device)
+    nets = build(options, data.x[0].numel())
+    train(run, nets, data)
+    return run.finish(*evaluate(run, nets, data, test))
+
+
+def train_and_score_grid(options):
+    run = common.Run("bigan", options, run_name(options))
+    nets = build_grid(options)
+    x_train, _ = draw_grid(2000 if options.dry_run else 100_000, run.device)
+    train_grid(run, nets, x_train)
+    run.finish(*evaluate_grid(run, nets))
+
+
+def table(options):
+    """Table 1, whole: runs on file with these settings count, the others are trained now."""
+    lines = []
+    for model in ("pixels", "untrained", *PAPER_TABLE1, "ali", "alice"):
+        mine = resolve(SimpleNamespace(**{**vars(options), "model": model, "table": None}))
+        folder = common.find_run("bigan", mine, run_name(mine))
+        if folder is not None and (folder / "metrics.json").exists():
+            metrics = json.loads((folder / "metrics.json").read_text())
+        else:
+            mine.out, mine.resume = folder and str(folder), folder is not None
+            metrics = train_and_score(mine)
+        lines.append((model, metrics))
+    names = [("nn_error_features", "1-NN hidden"), ("nn_error_code", "1-NN code"), ("probe_error_code", "probe code"), ("reconstruction_l2", "L2"),
+             ("reconstruction_digit", "digit kept"), ("sample_quality", "samples")]
+    print("".join(word.ljust(12) for word in ["model", "paper", *(words for _, words in names)]))
+    for model, metrics in lines:
+        paper = f"{100 - PAPER_TABLE1[model]:.2f}" if model in PAPER_TABLE1 and options.dataset == "mnist" else "-"
+        print("".join(cell.ljust(12) for cell in [model, paper, *(f"{metrics[name]:.2f}" if name in metrics else "-" for name, _ in names)]).rstrip())
+
+
+def main(options):
+    if options.table and options.dataset == "grid":
+        raise common.UserError("--table is of the images: --dataset grid does not go with it")
+    if options.table:
+        return table(options)
+    options = resolve(options)
+    (train_and_score_grid if options.dataset == "grid" else train_and_score)(options)
+
+
+if __name__ == "__main__":
+    common.run_main(main, make_parser())
