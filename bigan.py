@@ -1,7 +1,8 @@
 """BiGAN (Donahue, Krähenbühl, Darrell 2016, arXiv 1605.09782), which is ALI (Dumoulin et al. 2016, arXiv 1606.00704), with ALICE (Li et al. 2017).
 
     python bigan.py                                       # BiGAN on MNIST: a column of Table 1, samples and reconstructions
-    python bigan.py --dataset grid                        # ALI's mixture of 25 Gaussians, in three minutes; --table 1: all of Table 1
+    python bigan.py --table 1                             # all of Table 1, with baselines it lacks
+    python bigan.py --dataset grid                        # ALI's mixture of 25 Gaussians
 
 A generator G makes an image of a code z ~ p(z), an encoder E finds a code for a real image x, and one discriminator sees pairs: (x, E(x)) or
 (G(z), z)? Neither E nor G ever sees the other's output; but a D that cannot tell the pairs apart forces E and G to be inverses of each other. The
@@ -9,8 +10,8 @@ price is that nothing compares x with G(E(x)): reconstructions are often another
 raw pixels, and on an encoder that was never trained, lie close to all of its columns. Both rows are here, and so are scores that tell more.
 
 Where the papers' things are
-    BiGAN eq. 1-3, ALI eq. 1, 2       discriminator_loss, joint_step
-    BiGAN section 3.4, ALI Alg. 1     inverse_loss, step_together: both players at the same moment
+    BiGAN eq. 3, ALI eq. 1            discriminator_loss, joint_step
+    BiGAN section 3.4, ALI eq. 4      inverse_loss, step_together: both players at the same moment
     BiGAN section 4, Table 1          --model bigan, gan (its D), lr, jlr, ae-l2, ae-l1; --table 1; table_scores
     BiGAN Figure 2, ALI's figures     figure_reconstructions, figure_samples, figure_interpolation
     ALI section 2 (stochastic E)      --model ali: sample_code
@@ -24,19 +25,23 @@ Differences from the papers
  2. A penalty on the slope of D, of either kind of pair, every fourth step (gradient_penalty). Without it D wins so clearly that E's
     codes run into the corners of [-1, 1]^50, where G has learned nothing. --penalty 0 leaves it out.
  3. What is scored are running averages of the weights. --average 0 scores the last weights.
- 4. ali and alice have BiGAN's networks and 50 dimensions on MNIST, which the ALI paper leaves out. ALICE's terms are squared errors summed over pixels and
-    dimensions, with one weight.
+ 4. ali and alice have BiGAN's networks and 50 dimensions on MNIST, which the ALI paper leaves out; reconstructions and interpolations are of the mean of
+    q(z|x), the paper's of a sample. Of ALICE the explicit cycle alone is here: squared errors summed over pixels and dimensions, one weight for both.
  5. 1-NN has all 60,000 training images as its reference; BiGAN's code takes 50,000. Which layer Table 1 compares is not said there; the code's log
-    agrees with the last hidden layer, with batch norm as in evaluation.
- 6. The latent regressor (lr) learns from G(z) alone, while G learns; it never sees a real x and sends nothing to G, as in BiGAN's code.
- 7. Grid: smaller networks, larger batches, fewer steps (--recipe paper: ALI's code, except that its setting of the other three models is not known, and is the
-    same here). ALI does not say from which ranges it draws its ten settings; ours stand with --random-setting.
+    agrees with the last hidden layer, with batch norm as in evaluation. 1-NN on the code is on E's bounded output, in that log on its logits.
+ 6. The latent regressor (lr) learns from G(z) alone, while G learns; it never sees a real x and sends nothing to G, as in BiGAN's code. In jlr G and E share
+    the weighted loss, as there.
+ 7. Grid: other sizes, batches and rates than ALI's code (--recipe paper has them), differences 2 and 3 also here, in the random settings too; the three models
+    that ALI's is compared with are not in that code, and are ours. ALI draws its ten settings from ranges it does not give (ours stand with
+    --random-setting), and shows the best of ten; the figure here is of one fixed setting.
+ 8. Batch norm's epsilon is 1e-5; BiGAN's code has 1e-8.
 
 Where the released code does otherwise, and what went wrong elsewhere
  - BiGAN's code: no biases, batch norm without gain and bias, z added (not concatenated) at D's second hidden layer, and at G's; the real and the
    generated batch go through D apart, each with batch norm's statistics of its own. ALI's joins the two. All this decides whether D wins: with
    joint statistics it wins at once in this setting.
- - BiGAN's code halves both losses (chance: log 2 each); here they are summed (2 log 2), which moves nothing under Adam but weight decay's share.
+ - BiGAN's code halves the losses of the joint game (chance: log 2 each); here they are summed (2 log 2), so that the same weight decay counts half as
+   much under Adam, which otherwise ignores the factor.
  - ALI's "beta2 = 10^-3" is 1 - beta2: its library counted Adam's betas from 1 then. beta1 = 0.8 of its mixture is 0.2 here.
  - To step D between its backward pass and that of E and G is an error in PyTorch ("modified by an inplace operation"); see step_together.
  - A discriminator's loss far below chance is no failure: in BiGAN's own log it falls to a tenth of chance while samples still get better.
@@ -128,7 +133,7 @@ def mlp(inputs, hidden, layers, outputs):
 
 
 class ToyEncoder(nn.Module):
-    """z = f(x, eps), eps ~ N(0, I): points [B, 2] -> codes [B, 2], a sampler without a density, as in ALI's code. Uses mlp."""
+    """z = f(x, eps), eps ~ N(0, I) (ALI eq. 3): points [B, 2] -> codes [B, 2], a sampler without a density, as in ALI's code. Uses mlp."""
 
     def __init__(self, dim=2, hidden=400):
         super().__init__()
@@ -157,12 +162,12 @@ class MaxoutDiscriminator(nn.Module):
 
 
 def discriminator_loss(logits_real, logits_generated):
-    """-log D(x, E(x)) - log(1 - D(G(z), z)), means over the batch; 2 log 2 at chance. Logits [B] of either kind of pair."""
+    """-log D(x, E(x)) - log(1 - D(G(z), z)) (BiGAN eq. 3, ALI eq. 1), means over the batch; 2 log 2 at chance. Logits [B] of either kind of pair."""
     return F.softplus(-logits_real).mean() + F.softplus(logits_generated).mean()
 
 
 def inverse_loss(logits_real, logits_generated):
-    """-log(1 - D(x, E(x))) - log D(G(z), z): the same with the labels swapped, for E and G, instead of maximising discriminator_loss (BiGAN 3.4, ALI 2).
+    """-log(1 - D(x, E(x))) - log D(G(z), z): the same with the labels swapped, for E and G, instead of maximising discriminator_loss (BiGAN 3.4, ALI eq. 4).
 
     E's gradient comes through the first term alone and G's through the second. Means over the batch; 2 log 2 at chance. Logits [B]."""
     return F.softplus(logits_real).mean() + F.softplus(-logits_generated).mean()
@@ -183,7 +188,8 @@ def regression_loss(logits, z):
 def gradient_penalty(logits, inputs):
     """|d D / d inputs|^2, summed over all `inputs` (tensors [B, ...] of the B examples), mean over the batch; differentiable. Logits [B].
 
-    Zero-centred, Mescheder et al. 2018, arXiv 1801.04406, eq. 9 without its gamma / 2."""
+    Zero-centred, Mescheder et al. 2018, arXiv 1801.04406, eq. 9 and 10 without their gamma / 2. Where D has batch norm the examples of a batch are not
+    independent, and the slope is that of the batch's sum."""
     gradients = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
     return sum(g.flatten(1).square().sum(1) for g in gradients).mean()
 
@@ -199,7 +205,7 @@ def bounded_code(logits):
 
 
 def sample_code(mu, log_sigma):
-    """A sample of N(mu, sigma^2), sigma = exp(log_sigma), through which the gradient flows (ALI eq. 3 and 4). All [B, z_dim]."""
+    """A sample of N(mu, sigma^2), sigma = exp(log_sigma), through which the gradient flows (ALI eq. 2). All [B, z_dim]."""
     return mu + torch.randn_like(mu) * log_sigma.exp()
 
 
@@ -244,11 +250,11 @@ def draw_prior(options, n, device):
     return 2 * torch.rand(n, options.z_dim, device=device) - 1
 
 
-def code_of(first, log_sigma, sample=True):
+def code_of(logits_or_mu, log_sigma, sample=True):
     """The code [B, z_dim] from what E returns: a sample of q(z|x) (or its mean), or the bounded code of a deterministic E."""
     if log_sigma is None:
-        return bounded_code(first)
-    return sample_code(first, log_sigma) if sample else first
+        return bounded_code(logits_or_mu)
+    return sample_code(logits_or_mu, log_sigma) if sample else logits_or_mu
 
 
 def step_together(optimiser_d, optimiser_ge, loss_d, loss_ge):
@@ -298,7 +304,7 @@ def joint_step(nets, optimiser_d, optimiser_ge, x, step, options):
 def gan_step(nets, optimiser_d, optimiser_ge, x, step, options):
     """The GAN and its latent regressors. D: minimise  -log D(x) - log(1 - D(G(z)));  G: minimise  -log D(G(z)).
 
-    lr: E minimises  L(z, E(G(z)))  and G gets nothing of it; E never sees an x. jlr: G minimises --regressor-weight times it too.
+    lr: E minimises  L(z, E(G(z)))  and G gets nothing of it; E never sees an x. jlr: G minimises --regressor-weight times it too (and E the same).
     Returns loss_d, loss_g, regression."""
     z = draw_prior(options, len(x), x.device)
     x_z = torch.sigmoid(nets.gen(z))
@@ -381,9 +387,11 @@ def train(run, nets, data):
 
 @torch.no_grad()
 def settle_batch_norm(nets, images, options, batch_size=500):
-    """Batch norm's statistics anew with the final weights, then eval mode: running averages lag behind, and D and a regressor's E mix kinds of input.
+    """Batch norm's statistics anew with the final weights, then eval mode: those kept in training lag behind, D's mix real and generated input, and a latent
+    regressor's E has seen no real image.
 
-    E's from 20,000 training images (uint8 [N, ...]), G's from the prior, D's from pairs (x, E(x)), or from images alone; a plain average over batches."""
+    E's from 20,000 training images (uint8 [N, ...]), G's from the prior (an autoencoder's from codes), D's from pairs (x, E(x)) or from images alone; a
+    plain average over batches."""
     norms = [m for net in present(nets) for m in net.eval().modules() if isinstance(m, nn.BatchNorm1d)]
     for norm in norms:
         norm.reset_running_stats()
@@ -394,7 +402,7 @@ def settle_batch_norm(nets, images, options, batch_size=500):
         for part in images[:20_000].split(batch_size) if norms else ():
             x = common.to_float(part).flatten(1)
             code = (code_of(*nets.enc(x)),) if nets.enc is not None else ()
-            nets.gen(draw_prior(options, len(x), x.device))
+            nets.gen(code[0] if options.model in PIXEL else draw_prior(options, len(x), x.device))
             if nets.disc is not None:
                 nets.disc(x, *code) if options.model in JOINT else nets.disc(x)
     for norm in norms:
@@ -433,7 +441,7 @@ def image_quality(judge, images):
     sample_confidence: mean probability of the class it names; sample_classes: exp of the entropy of the classes named, 10 when the ten digits are
     equally frequent; sample_quality: its inception score, exp E KL(p(y|x) || p(y)), which is high when both are, 10 at best."""
     with torch.no_grad():
-        p = torch.cat([judge(part).double().softmax(1) for part in images.split(1000)])
+        p = torch.cat([judge(part).cpu().double().softmax(1) for part in images.split(1000)])
     named = torch.bincount(p.argmax(1), minlength=p.shape[1]) / len(p)
     entropy = lambda q: -(q * q.clamp(min=1e-12).log()).sum(-1)  # noqa: E731
     return {"sample_confidence": p.amax(1).mean().item() * 100, "sample_classes": entropy(named).exp().item(),
@@ -470,7 +478,7 @@ PAPER_TABLE1 = {"bigan": 97.39, "gan": 97.30, "lr": 97.44, "jlr": 97.13, "ae-l2"
 def table_rows(scores, options, chance):
     """Rows of the printed table of one run: words, metric, the paper's value, what to compare with."""
     paper = PAPER_TABLE1.get(options.model) if options.dataset == "mnist" else None
-    rows = [("error of 1-NN, last hidden layer, %", "nn_error_features", f"{100 - paper:.2f}" if paper else "-", "pixels 3.09" if options.dataset == "mnist" else ""),
+    rows = [("error of 1-NN, last hidden layer, %", "nn_error_features", f"{100 - paper:.2f}" if paper else "-", "pixels 3.09" if options.dataset == "mnist" and not options.validation else ""),
             ("error of 1-NN, code, %", "nn_error_code", "-", ""), ("error of a linear probe, code, %", "probe_error_code", "-", f"commonest label {chance:.1f}"),
             ("reconstruction MSE", "reconstruction_mse", "-", ""),
             ("|x - G(E(x))|, mean", "reconstruction_l2", "-", f"another x: {scores.get('reconstruction_l2_mismatched', 0):.2f}"),
@@ -535,8 +543,12 @@ def load(run_dir, device="cpu"):
 
     For notebooks: nets = load("runs/bigan/bigan-seed0"); images = decode(nets, encode(nets, test.x)). A run on the grid gives its toy networks."""
     options = SimpleNamespace(**common.read_config(run_dir)["settings"])
-    state = common.read_checkpoint(run_dir, "bigan", device)["states"]
-    nets = build_grid(options) if options.dataset == "grid" else build(options, state["gen"]["out.weight"].shape[0] if "gen" in state else 784)
+    saved = common.read_checkpoint(run_dir, "bigan", device)
+    if saved["epoch"] < options.epochs:
+        raise common.UserError(f"the run in '{run_dir}' is not finished: its networks are averaged at the end; go on with it by --resume")
+    state = saved["states"]
+    with torch.random.fork_rng(devices=[]):               # initial weights that are overwritten must not disturb the caller's generator
+        nets = build_grid(options) if options.dataset == "grid" else build(options, state["gen"]["out.weight"].shape[0] if "gen" in state else 784)
     for name, net in vars(nets).items():
         if net is not None:
             net.load_state_dict(state[name])
@@ -613,7 +625,7 @@ def toy_gan_step(gen, disc, optimiser_d, optimiser_g, x, z, gamma=0.):
 
 
 def toy_inverse_step(enc, gen, optimiser, z):
-    """The learned inverse mapping (ALI 4.6): E minimises  |z - E(G(z))|^2  on samples of a finished GAN. Returns the loss."""
+    """The learned inverse mapping (ALI section 2.2): E minimises  |z - E(G(z))|^2  on samples of a finished GAN. Returns the loss."""
     with torch.no_grad():
         x = gen(z)
     loss = pixel_loss(enc(x), z)
@@ -635,28 +647,28 @@ def toy_vae_step(enc, gen, optimiser, x, std):
 
 
 def train_grid(run, nets, x_train):
-    """ALI, the GAN and the VAE side by side, then, in the last third of the epochs, the two encoders for the GAN, which stays as it is.
+    """ALI, the GAN and the VAE side by side, then, in the last fifth of the epochs, the two encoders for the GAN, which stays as it is.
 
-    In fp32 throughout: bf16 would round a coordinate of 4 to steps of 0.03, and the Gaussians are 0.05 wide. x_train: [N, 2] on the device."""
+    x_train: [N, 2] on the device."""
     opt, device = run.options, run.device
     for net in vars(nets).values():
         net.to(device).train()
-    later = 0 if opt.random_setting else max(1, opt.epochs // 3)
+    posthoc_epochs = 0 if opt.random_setting else max(1, opt.epochs // 5)
     optimisers = {"ali_d": parameters(nets.ali_disc), "ali_ge": parameters(nets.ali_gen, nets.ali_enc), "gan_d": parameters(nets.gan_disc),
                   "gan_g": parameters(nets.gan_gen)}
-    if later:
+    if posthoc_epochs:
         optimisers.update(inverse=parameters(nets.inverse_enc), posthoc_d=parameters(nets.posthoc_disc), posthoc_e=parameters(nets.posthoc_enc),
                           vae=parameters(nets.vae_enc, nets.vae_gen))
     rate = lambda name: opt.lr_discriminator if name.endswith("_d") else opt.lr  # noqa: E731
     optimisers = {name: make_optimiser(params, opt, rate(name)) for name, params in optimisers.items()}
     run.track(**vars(nets), **{f"optimiser_{name}": o for name, o in optimisers.items()})
-    o = SimpleNamespace(**optimisers)
+    by = SimpleNamespace(**optimisers)
     averages = {name: AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(opt.average)) for name, net in vars(nets).items()} if opt.average else {}
     run.track(**{f"average_{name}": average for name, average in averages.items()})
-    later_names = [name for name in vars(nets) if name.startswith(("inverse", "posthoc"))]
-    first_names = [name for name in vars(nets) if name not in later_names]
+    phase2_names = [name for name in vars(nets) if name.startswith(("inverse", "posthoc"))]
+    phase1_names = [name for name in vars(nets) if name not in phase2_names]
     per_epoch = math.ceil(len(x_train) / opt.batch_size)
-    first = (opt.epochs - later) * per_epoch
+    phase2_start = (opt.epochs - posthoc_epochs) * per_epoch
     zero = torch.zeros((), device=device)
 
     def conclude(names):                                  # these networks are finished: the average of the weights, and its statistics
@@ -668,28 +680,28 @@ def train_grid(run, nets, x_train):
     for epoch in run.epochs():
         for i in run.batches(torch.randperm(len(x_train)), opt.batch_size):
             x, z = x_train[i], torch.randn(len(i), 2, device=device)
-            second = run.step >= first
-            share = schedule(run.step - first, later * per_epoch, opt) if second else schedule(run.step, first, opt)
+            in_phase2 = run.step >= phase2_start
+            share = schedule(run.step - phase2_start, posthoc_epochs * per_epoch, opt) if in_phase2 else schedule(run.step, phase2_start, opt)
             for name, optimiser in optimisers.items():
                 optimiser.param_groups[0]["lr"] = rate(name) * share
             gamma = PENALTY_EVERY * opt.penalty if run.step % PENALTY_EVERY == 0 else 0.
             ali_d = ali_ge = gan_d = gan_g = vae = inverse = posthoc_d = posthoc_e = zero
-            if not second:
-                ali_d, ali_ge = toy_joint_step(nets.ali_enc, nets.ali_gen, nets.ali_disc, o.ali_d, o.ali_ge, x, z, gamma)
-                gan_d, gan_g = toy_gan_step(nets.gan_gen, nets.gan_disc, o.gan_d, o.gan_g, x, z, gamma)
-                if later:
-                    vae = toy_vae_step(nets.vae_enc, nets.vae_gen, o.vae, x, opt.vae_std)
+            if not in_phase2:
+                ali_d, ali_ge = toy_joint_step(nets.ali_enc, nets.ali_gen, nets.ali_disc, by.ali_d, by.ali_ge, x, z, gamma)
+                gan_d, gan_g = toy_gan_step(nets.gan_gen, nets.gan_disc, by.gan_d, by.gan_g, x, z, gamma)
+                if posthoc_epochs:
+                    vae = toy_vae_step(nets.vae_enc, nets.vae_gen, by.vae, x, opt.vae_std)
             else:
                 nets.gan_gen.eval()
-                inverse = toy_inverse_step(nets.inverse_enc, nets.gan_gen, o.inverse, z)
-                posthoc_d, posthoc_e = toy_joint_step(nets.posthoc_enc, nets.gan_gen, nets.posthoc_disc, o.posthoc_d, o.posthoc_e, x, z, gamma)
-            for name in (later_names if second else first_names) if averages else ():
+                inverse = toy_inverse_step(nets.inverse_enc, nets.gan_gen, by.inverse, z)
+                posthoc_d, posthoc_e = toy_joint_step(nets.posthoc_enc, nets.gan_gen, nets.posthoc_disc, by.posthoc_d, by.posthoc_e, x, z, gamma)
+            for name in (phase2_names if in_phase2 else phase1_names) if averages else ():
                 averages[name].update_parameters(getattr(nets, name))
             run.log(ali_d=ali_d, ali_ge=ali_ge, gan_d=gan_d, gan_g=gan_g, vae=vae, inverse=inverse, posthoc_d=posthoc_d, posthoc_e=posthoc_e)
-        if run.step == first:
-            conclude(first_names)
-    if later:
-        conclude(later_names)
+        if run.step == phase2_start:
+            conclude(phase1_names)
+    if posthoc_epochs:
+        conclude(phase2_names)
     for net in vars(nets).values():
         net.eval()
     run.save()
@@ -697,7 +709,7 @@ def train_grid(run, nets, x_train):
 
 @torch.no_grad()
 def settle_grid(nets, x_train, names, batches=20, size=1000):
-    """Batch norm's statistics of the toy networks named anew, from data, or from the prior for a generator. Leaves them in eval mode."""
+    """Batch norm's statistics of the toy networks named anew, from data, or from the prior for a generator (the VAE's: from codes). Leaves them in eval mode."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for name in names:
@@ -709,6 +721,8 @@ def settle_grid(nets, x_train, names, batches=20, size=1000):
                 norm.train()
             for part in x_train[:batches * size].split(size) if norms else ():
                 z = torch.randn(len(part), 2, device=part.device)
+                if name == "vae_gen":
+                    z = sample_code(*nets.vae_enc(part).chunk(2, 1))
                 net(z if name.endswith("gen") else part)
             for norm in norms:
                 norm.momentum = 0.1
@@ -774,22 +788,35 @@ def evaluate_grid(run, nets):
 OURS = dict(lr=4e-4, lr_discriminator=4e-4, beta1=0.5, weight_decay=2.5e-5, schedule="linear", hidden=1024, z_dim=50, penalty=0.25, average=0.999)
 OURS_IMAGES = dict(epochs=25, batch_size=128)
 PAPER_IMAGES = dict(epochs=400, batch_size=128, lr=2e-4, lr_discriminator=2e-4, schedule="exponential", penalty=0.0, average=0.0)
-OURS_GRID = dict(epochs=24, batch_size=256, hidden=256, generator_layers=3, maxout=128, pieces=2, init_std=0.0, weight_decay=0.0, lr=5e-4, lr_discriminator=1e-3, beta1=0.0, penalty=0.005,
+OURS_GRID = dict(epochs=26, batch_size=256, hidden=256, generator_layers=4, maxout=128, pieces=2, init_std=0.0, weight_decay=0.0, lr=5e-4, lr_discriminator=1e-3, beta1=0.0, penalty=0.015,
                  average=0.998)
-PAPER_GRID = dict(epochs=200, batch_size=100, hidden=400, generator_layers=4, maxout=200, pieces=5, init_std=0.02, lr=1e-4, lr_discriminator=1e-4, beta1=0.2,
+PAPER_GRID = dict(epochs=250, batch_size=100, hidden=400, generator_layers=4, maxout=200, pieces=5, init_std=0.02, lr=1e-4, lr_discriminator=1e-4, beta1=0.2,
                   schedule="constant", penalty=0.0, average=0.0)
 CYCLE = {"alice": 0.05}
 
 
 def make_parser():
+    def told(name):                                       # the defaults in words
+        kinds = {"images": {**OURS, **OURS_IMAGES}, "--recipe paper": {**OURS, **OURS_IMAGES, **PAPER_IMAGES}, "grid": {**OURS, **OURS_GRID},
+                 "grid --recipe paper": {**OURS, **OURS_GRID, **PAPER_GRID}}
+        return "; None is " + ", ".join(f"{values[name]} ({kind})" for kind, values in kinds.items() if name in values)
+
     cli = common.Parser(__doc__.split("\n\n")[0], epochs=None, batch_size=None)
+    for action in cli._actions:
+        if action.dest in ("epochs", "batch_size"):
+            action.help += told(action.dest)
+        if action.dest == "dataset":
+            action.help = "grid, ALI's 25 Gaussians, or one of mnist (which needs no network), " + ", ".join(common.TORCHVISION)
 
     def add(flag, words, **more):
+        name = flag[2:].replace("-", "_")
+        if name in {**OURS, **OURS_GRID}:
+            words += told(name)
         cli.add_argument(flag, default=more.pop("default", None), help=words, **more)
-    add("--model", "a column of Table 1, or a row it lacks", choices=MODELS, default="bigan")
+    add("--model", "a method of Table 1, ALI, ALICE, or a baseline that the table lacks", choices=MODELS, default="bigan")
     add("--table", "train what is missing of Table 1 (with this seed and the flags beside it) and print the whole", choices=(1,), type=int)
     add("--recipe", "paper: the released code's epochs, schedule, sizes; flags beside it still count", choices=("ours", "paper"), default="ours")
-    add("--random-setting", "with --dataset grid: ALI and the GAN alone, with lr, beta1 and --init-std drawn by the seed (10^-4 to 10^-3, 0.2 to 0.8, 0.01 to 0.1)",
+    add("--random-setting", "with --dataset grid: ALI and the GAN alone, 12 epochs, with lr, beta1 and --init-std drawn by the seed (10^-4 to 10^-3, 0.2 to 0.8, 0.01 to 0.1)",
         action="store_true", default=False)
     add("--cycle-weight", "lambda of ALICE's cycle terms; also for bigan and ali, where None is 0", type=common.weight)
     add("--regressor-weight", "of the latent regressor's loss for G in jlr; 1 is degenerate, the authors say", type=common.weight, default=0.25)
@@ -818,8 +845,10 @@ def resolve(options):
         raise common.UserError("the test identities of sprites are in no training image, so that 1-NN means nothing: choose another --dataset for bigan.py")
     if o.random_setting and not grid:
         raise common.UserError("--random-setting needs --dataset grid")
-    if grid and o.model != "bigan":
-        raise common.UserError("--dataset grid trains all its models side by side: leave --model out")
+    if grid and (o.model != "bigan" or o.cycle_weight or o.validation or o.precision == "bf16"):
+        raise common.UserError("--dataset grid trains all its models side by side, on points drawn afresh, in fp32: leave --model, --cycle-weight, --validation and --precision out")
+    if grid:
+        o.precision = "fp32"                              # bf16 would round a coordinate of 4 to steps of 0.03, and the Gaussians are 0.05 wide
     if o.cycle_weight and o.model not in JOINT:
         raise common.UserError(f"--cycle-weight is for --model {', '.join(JOINT)}")
     defaults = {**OURS, **(OURS_GRID if grid else OURS_IMAGES), "cycle_weight": CYCLE.get(o.model, 0.0)}
@@ -828,7 +857,7 @@ def resolve(options):
     if o.random_setting:
         rng = torch.Generator().manual_seed(o.seed)
         lr, beta1, std = torch.rand(3, generator=rng).tolist()
-        defaults.update(lr=1e-4 * 10 ** lr, lr_discriminator=1e-4 * 10 ** lr, beta1=0.2 + 0.6 * beta1, init_std=0.01 * 10 ** std)
+        defaults.update(epochs=200 if o.recipe == "paper" else 12, lr=1e-4 * 10 ** lr, lr_discriminator=1e-4 * 10 ** lr, beta1=0.2 + 0.6 * beta1, init_std=0.01 * 10 ** std)
     for name, value in defaults.items():
         if getattr(o, name) is None:
             setattr(o, name, value)
@@ -873,9 +902,14 @@ def train_and_score_grid(options):
 
 def table(options):
     """Table 1, whole: runs on file with these settings count, the others are trained now."""
+    if options.dataset == "grid":
+        raise common.UserError("--table is of the images: --dataset grid does not go with it")
+    if options.out is not None:
+        raise common.UserError("--table makes a folder for each model in runs/bigan: leave --out out")
     lines = []
     for model in ("pixels", "untrained", *PAPER_TABLE1, "ali", "alice"):
-        mine = resolve(SimpleNamespace(**{**vars(options), "model": model, "table": None}))
+        cycle = options.cycle_weight if model == "alice" else None
+        mine = resolve(SimpleNamespace(**{**vars(options), "model": model, "table": None, "resume": False, "cycle_weight": cycle}))
         folder = common.find_run("bigan", mine, run_name(mine))
         if folder is not None and (folder / "metrics.json").exists():
             metrics = json.loads((folder / "metrics.json").read_text())
@@ -885,15 +919,13 @@ def table(options):
         lines.append((model, metrics))
     names = [("nn_error_features", "1-NN hidden"), ("nn_error_code", "1-NN code"), ("probe_error_code", "probe code"), ("reconstruction_l2", "L2"),
              ("reconstruction_digit", "digit kept"), ("sample_quality", "samples")]
-    print("".join(word.ljust(12) for word in ["model", "paper", *(words for _, words in names)]))
+    print("".join(word.ljust(13) for word in ["model", "paper: 1-NN", *(words for _, words in names)]))
     for model, metrics in lines:
         paper = f"{100 - PAPER_TABLE1[model]:.2f}" if model in PAPER_TABLE1 and options.dataset == "mnist" else "-"
-        print("".join(cell.ljust(12) for cell in [model, paper, *(f"{metrics[name]:.2f}" if name in metrics else "-" for name, _ in names)]).rstrip())
+        print("".join(cell.ljust(13) for cell in [model, paper, *(f"{metrics[name]:.2f}" if name in metrics else "-" for name, _ in names)]).rstrip())
 
 
 def main(options):
-    if options.table and options.dataset == "grid":
-        raise common.UserError("--table is of the images: --dataset grid does not go with it")
     if options.table:
         return table(options)
     options = resolve(options)

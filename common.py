@@ -375,14 +375,15 @@ def read_checkpoint(folder, script, device="cpu"):
 
 
 def find_run(script, options, name):
-    """The folder in runs/SCRIPT of a run with these settings, finished or not, or None."""
+    """The folder in runs/SCRIPT of a run with these settings, a finished one if there is any, or None."""
     settings = {key: value for key, value in vars(options).items() if key not in FREE_ON_RESUME}
     settings["precision"] = choose_precision(options.precision, choose_device(options.device))
+    found = []
     for folder in sorted((Path("runs") / script).glob(f"{name}-seed{options.seed}*" if not options.dry_run else "dry-run*")):
         with contextlib.suppress(UserError):              # a damaged neighbour is no reason to stop
             if read_config(folder)["settings"] == settings:
-                return folder
-    return None
+                found.append(folder)
+    return next((folder for folder in found if (folder / "metrics.json").exists()), found[0] if found else None)
 
 
 def commit():

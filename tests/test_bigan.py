@@ -261,10 +261,31 @@ def test_batch_norm_is_settled_with_the_final_weights():
     h = nets.enc.layer2(F.leaky_relu(nets.enc.layer1(x), .2))
     assert torch.allclose(nets.enc.norm.running_mean, h.mean(0), atol=1e-4) and torch.allclose(nets.enc.norm.running_var, h.var(0), rtol=1e-3)
     assert not any(net.training for net in bigan.present(nets)) and not any(m.training for m in nets.gen.modules())
-    assert nets.gen.norm1.running_mean.abs().max() < 5 and nets.disc.norm.running_mean.abs().max() < 6.9
+    w = nets.gen.layer1.weight                            # codes of the prior: mean 0, variance 1/3
+    assert (nets.gen.norm1.running_mean.abs() < .3 * w.norm(dim=1)).all() and torch.allclose(nets.gen.norm1.running_var, w.square().sum(1) / 3, rtol=.35)
     z = bigan.encode(nets, data.x)
     pair = nets.disc.layer2(F.leaky_relu(nets.disc.layer1(x), .2)) + nets.disc.from_z(z)
     assert torch.allclose(nets.disc.norm.running_mean, pair.mean(0), atol=.1)
+
+
+def test_an_autoencoders_generator_is_settled_on_codes_and_a_gans_discriminator_on_images():
+    data = mnist(300)
+    opt, nets = small("ae-l2")
+    bigan.settle_batch_norm(nets, data.x, opt)
+    h = bigan.encode(nets, data.x) @ nets.gen.layer1.weight.t()
+    assert torch.allclose(nets.gen.norm1.running_mean, h.mean(0), atol=.02) and torch.allclose(nets.gen.norm1.running_var, h.var(0), rtol=.05)
+    assert not torch.allclose(nets.gen.norm1.running_var, nets.gen.layer1.weight.square().sum(1) / 3, rtol=.2)            # the prior's
+    opt, nets = small("gan")
+    bigan.settle_batch_norm(nets, data.x, opt)
+    h = nets.disc.layer2(F.leaky_relu(nets.disc.layer1(common.to_float(data.x).flatten(1)), .2))
+    assert torch.allclose(nets.disc.norm.running_mean, h.mean(0), atol=1e-4)
+
+
+def test_defaults():
+    assert [options("--model", model).cycle_weight > 0 for model in bigan.JOINT] == [False, False, True]
+    assert (options().penalty, options().average, options("--model", "jlr").regressor_weight) == (.25, .999, .25)
+    assert options("--dataset", "grid").precision == "fp32"
+    assert (bigan.build(options("--model", "jlr"), 784).enc.out.weight == 0).all() and (bigan.build(options(), 784).enc.out.weight != 0).any()
 
 
 def test_schedules_and_the_papers_recipe():
@@ -274,7 +295,7 @@ def test_schedules_and_the_papers_recipe():
     assert [bigan.schedule(step, 400, opt) for step in (0, 199, 200, 250, 400)] == pytest.approx([1, 1, 1, 6.2e-5 / 2e-4, .01], rel=.03)
     assert (opt.epochs, opt.batch_size, opt.lr, opt.lr_discriminator, opt.beta1, opt.weight_decay, opt.z_dim, opt.hidden, opt.penalty, opt.average) == (400, 128, 2e-4, 2e-4, .5, 2.5e-5, 50, 1024, 0, 0)
     opt = options("--dataset", "grid", "--recipe", "paper")
-    assert (opt.epochs, opt.batch_size, opt.lr, opt.beta1, opt.weight_decay, opt.hidden, opt.maxout, opt.pieces, opt.init_std) == (200, 100, 1e-4, .2, 0, 400, 200, 5, .02)
+    assert (opt.epochs, opt.batch_size, opt.lr, opt.beta1, opt.weight_decay, opt.hidden, opt.maxout, opt.pieces, opt.init_std) == (250, 100, 1e-4, .2, 0, 400, 200, 5, .02)
     assert bigan.schedule(7, 10, opt) == 1
     adam = bigan.make_optimiser([torch.zeros(1, requires_grad=True)], options(), .1).param_groups[0]
     assert (adam["betas"], adam["weight_decay"], adam["lr"]) == ((.5, .999), 2.5e-5, .1)
@@ -436,19 +457,43 @@ def test_toy_steps_move_whom_they_should():
         assert all(p.grad is None for net in vars(nets).values() for p in net.parameters())
 
 
-def test_toy_losses():
+def test_toy_steps_are_the_papers_with_the_penalty_of_both_kinds():
+    """Losses spelled out; D moves along the hand-taken gradient of its loss and both slopes."""
     opt, nets = toy()
     for net in vars(nets).values():
         net.eval()
     x, z = torch.randn(64, 2), torch.randn(64, 2)
     still = lambda *n: torch.optim.SGD(bigan.parameters(*n), 0.)  # noqa: E731
+    D = lambda disc, *pair: torch.sigmoid(disc(torch.cat(pair, 1)))  # noqa: E731
+    for kind in ("ali", "gan"):
+        disc = getattr(nets, f"{kind}_disc")
+        mine = copy.deepcopy(disc)
+        torch.manual_seed(1)
+        if kind == "ali":
+            pairs = [t.detach() for t in (torch.cat([x, nets.ali_enc(x)], 1), torch.cat([nets.ali_gen(z), z], 1))]
+        else:
+            pairs = [x, nets.gan_gen(z).detach()]
+        real, made = (D(mine, pair) for pair in pairs)
+        loss_d = -(real.log() + (1 - made).log()).mean()
+        other = -((1 - real).log() + made.log()).mean() if kind == "ali" else -made.log().mean()
+        slope = 0.
+        for pair in pairs:
+            pair = pair.clone().requires_grad_()
+            slope = slope + (torch.autograd.grad(mine(pair).sum(), pair, create_graph=True)[0] ** 2).sum() / 64
+        truth = [p - .1 * g for p, g in zip(mine.parameters(), torch.autograd.grad(loss_d + 30 * slope, list(mine.parameters()), allow_unused=True)) if g is not None]
+        torch.manual_seed(1)
+        mover = torch.optim.SGD(disc.parameters(), .1)
+        if kind == "ali":
+            told = bigan.toy_joint_step(nets.ali_enc, nets.ali_gen, disc, mover, still(nets.ali_enc, nets.ali_gen), x, z, gamma=60.)
+        else:
+            told = bigan.toy_gan_step(nets.gan_gen, disc, mover, still(nets.gan_gen), x, z, gamma=60.)
+        assert torch.allclose(told[0], loss_d) and torch.allclose(told[1], other)
+        assert len(truth) == len(list(disc.parameters())) and all(torch.allclose(p, q, atol=1e-5) for p, q in zip(disc.parameters(), truth))
     torch.manual_seed(1)
-    joint = bigan.toy_joint_step(nets.ali_enc, nets.ali_gen, nets.ali_disc, still(nets.ali_disc), still(nets.ali_enc, nets.ali_gen), x, z)
-    torch.manual_seed(1)
-    real, made = (torch.sigmoid(nets.ali_disc(torch.cat(pair, 1))) for pair in ((x, nets.ali_enc(x)), (nets.ali_gen(z), z)))
-    assert torch.allclose(joint[0], -(real.log() + (1 - made).log()).mean()) and torch.allclose(joint[1], -((1 - real).log() + made.log()).mean())
     loss = bigan.toy_inverse_step(nets.inverse_enc, nets.gan_gen, still(nets.inverse_enc), z)
-    assert 0 < loss and torch.isfinite(loss)
+    torch.manual_seed(1)
+    assert torch.allclose(loss, (nets.inverse_enc(nets.gan_gen(z)) - z).square().sum(1).mean())
+    assert not torch.equal(nets.ali_enc(x), nets.ali_enc(x))                                  # stochastic
     torch.manual_seed(2)
     loss = bigan.toy_vae_step(nets.vae_enc, nets.vae_gen, still(nets.vae_enc, nets.vae_gen), x, .3)
     torch.manual_seed(2)
@@ -458,6 +503,92 @@ def test_toy_losses():
     truth = torch.distributions.kl_divergence(q, torch.distributions.Normal(0., 1.)).sum(1).mean() \
         - torch.distributions.Normal(nets.vae_gen(code), .3).log_prob(x).sum(1).mean() + 2 * math.log(1 / (.3 * math.sqrt(2 * math.pi)))
     assert torch.allclose(loss, truth, rtol=1e-4)
+
+
+def train_toy(monkeypatch, **spies):
+    opt = options("--dataset", "grid", "--hidden", 16, "--maxout", 8, "--epochs", 5, "--batch-size", 50, "--average", .5, "--lr", 1e-3, "--lr-discriminator", 3e-3, "--out", "run")
+    for name, spy in spies.items():
+        monkeypatch.setattr(bigan, name, spy(getattr(bigan, name)))
+    torch.manual_seed(0)
+    run = common.Run("bigan", opt)
+    nets = bigan.build_grid(opt)
+    bigan.train_grid(run, nets, bigan.draw_grid(200)[0])
+    return opt, run, nets
+
+
+def test_the_gans_encoders_are_learned_for_a_finished_gan(monkeypatch):
+    seen = {"toy_inverse_step": [], "toy_joint_step": []}
+
+    def spy_on(name):
+        def wrap(real):
+            def call(enc, gen, *rest):
+                seen[name].append((enc, gen, gen.training, {k: v.clone() for k, v in gen.state_dict().items()}))
+                return real(enc, gen, *rest)
+            return call
+        return wrap
+    opt, run, nets = train_toy(monkeypatch, toy_inverse_step=spy_on("toy_inverse_step"), toy_joint_step=spy_on("toy_joint_step"))
+    posthoc = [call for call in seen["toy_joint_step"] if call[0] is nets.posthoc_enc]
+    assert len(seen["toy_joint_step"]) == 20 and len(posthoc) == len(seen["toy_inverse_step"]) == 4           # the last fifth
+    for calls in (posthoc, seen["toy_inverse_step"]):
+        assert all(gen is nets.gan_gen and not training for _, gen, training, _ in calls)
+        assert all(torch.equal(value, nets.gan_gen.state_dict()[name]) for call in calls for name, value in call[3].items())
+    columns = bigan.grid_models(nets)
+    assert columns["ali"] == (nets.ali_enc, nets.ali_gen) and columns["inverse"] == (nets.inverse_enc, nets.gan_gen)
+    assert columns["posthoc"] == (nets.posthoc_enc, nets.gan_gen) and columns["vae"][1] is nets.vae_gen
+    assert not any(net.training for net in vars(nets).values())
+
+
+def test_toy_networks_are_averages_with_statistics_of_their_own_inputs(monkeypatch):
+    weights = []
+
+    def spy(real):
+        def call(enc, gen, disc, *rest):
+            done = real(enc, gen, disc, *rest)
+            weights.append(gen[0].weight.detach().clone())
+            return done
+        return call
+    opt, run, nets = train_toy(monkeypatch, toy_joint_step=spy)
+    truth = weights[0]
+    for now in weights[1:16]:
+        truth = .5 * truth + .5 * now
+    assert torch.allclose(nets.ali_gen[0].weight, truth, atol=1e-7)
+    w = nets.ali_gen[0].weight
+    assert torch.allclose(nets.ali_gen[1].running_var, w.square().sum(1), rtol=.3) and (nets.ali_gen[1].running_mean.abs() < .3 * w.norm(dim=1) + 1e-3).all()
+    w = nets.vae_enc[0].weight                            # of data: variance 8 in each direction
+    assert torch.allclose(nets.vae_enc[1].running_var, 8 * w.square().sum(1), rtol=.4)
+    z = bigan.sample_code(*nets.vae_enc(bigan.draw_grid(5000)[0]).chunk(2, 1)) @ nets.vae_gen[0].weight.t()
+    assert torch.allclose(nets.vae_gen[1].running_var, z.var(0), rtol=.3)
+
+
+@pytest.mark.parametrize("grid", [False, True])
+def test_every_optimiser_has_its_rate_and_schedule(grid, monkeypatch):
+    rates = []
+    real = bigan.step_together
+    monkeypatch.setattr(bigan, "step_together", lambda d, ge, *losses: rates.append((d.param_groups[0]["lr"], ge.param_groups[0]["lr"])) or real(d, ge, *losses))
+    if grid:
+        opt, run, nets = train_toy(monkeypatch)
+        share = [bigan.schedule(k, 16, opt) for k in range(16)]
+        assert rates[:32:2] == rates[1:32:2]              # ALI and the GAN
+        rates, share = [*rates[:32:2], *rates[32:]], [*share, *(bigan.schedule(k, 4, opt) for k in range(4))]
+    else:
+        opt = options("--hidden", 8, "--epochs", 2, "--batch-size", 10, "--lr", 1e-3, "--lr-discriminator", 3e-3, "--out", "run")
+        run = common.Run("bigan", opt)
+        bigan.train(run, bigan.build(opt, 784), mnist(40))
+        share = [bigan.schedule(k, 8, opt) for k in range(8)]
+    assert [d for d, _ in rates] == pytest.approx([3e-3 * s for s in share]) and [ge for _, ge in rates] == pytest.approx([1e-3 * s for s in share])
+
+
+def test_grid_scores_of_known_networks():
+    nets = types.SimpleNamespace(**{f"{k}_enc": (lambda x: x) for k in ("ali", "inverse", "posthoc")}, gan_gen=nn.Identity(), vae_gen=nn.Identity(),
+                                 vae_enc=lambda x: torch.cat([x, torch.full_like(x, -20.)], 1), ali_gen=nn.Linear(2, 2))
+    for shift, mse, mode in ((.1, .01, 100), (2., 4., 0)):
+        with torch.no_grad():
+            nets.ali_gen.weight.copy_(torch.eye(2))
+            nets.ali_gen.bias.copy_(torch.tensor([shift, 0.]))
+        scores = bigan.grid_scores(nets, 2000)
+        assert scores["ali_reconstruction_mse"] == pytest.approx(mse, rel=1e-3) and abs(scores["ali_reconstruction_mode"] - mode) < 21
+    assert scores["ali_reconstruction_mode"] < 21         # only the last column's points stay, where there is no mode to fall into
+    assert scores["vae_reconstruction_mse"] < 1e-6 and scores["posthoc_reconstruction_mode"] == 100 and scores["gan_samples_good"] < 30
 
 
 def test_maxout_takes_the_largest_piece():
@@ -516,6 +647,9 @@ def test_every_model_runs_through(name, monkeypatch, capsys):
         assert again == pytest.approx(scores["nn_error_code"], abs=.41)                       # as it was scored, batch norm and all
         mse = (bigan.decode(nets, bigan.encode(nets, test.x)) - common.to_float(test.x).flatten(1)).square().mean().item()
         assert mse == pytest.approx(scores["reconstruction_mse"], rel=1e-3)
+    if name == "gan":
+        data, test = mnist(1200), mnist(500, 1)
+        assert common.nn_error(bigan.features(nets, data.x), data.y, bigan.features(nets, test.x), test.y) == pytest.approx(scores["nn_error_features"], abs=.21)
     if name == "grid":
         torch.manual_seed(0)
         assert bigan.grid_scores(nets, 1000)["vae_samples_good"] == pytest.approx(scores["vae_samples_good"], abs=12)
@@ -528,7 +662,13 @@ def test_the_table_trains_what_is_missing(monkeypatch, capsys):
         return capsys.readouterr().out
     first = call()
     lines = first.split("model ")[1].splitlines()
-    assert [line.split()[0] for line in lines[1:]] == ["pixels", "untrained", *bigan.PAPER_TABLE1, "ali", "alice"] and "2.61" in lines[3]
+    assert [line.split()[0] for line in lines[1:]] == ["pixels", "untrained", *bigan.PAPER_TABLE1, "ali", "alice"]
+    metrics = {json.loads((f / "config.json").read_text())["settings"]["model"]: json.loads((f / "metrics.json").read_text()) for f in common.Path("runs/bigan").iterdir()}
+    names = ["nn_error_features", "nn_error_code", "probe_error_code", "reconstruction_l2", "reconstruction_digit", "sample_quality"]
+    for line in lines[1:]:
+        model, paper, *cells = line.split()
+        assert paper == (f"{100 - bigan.PAPER_TABLE1[model]:.2f}" if model in bigan.PAPER_TABLE1 else "-")
+        assert cells == [f"{metrics[model][name]:.2f}" if name in metrics[model] else "-" for name in names]
     folders = sorted(common.Path("runs/bigan").iterdir())
     times = [f.stat().st_mtime_ns for f in folders]
     (folders[0] / "metrics.json").unlink()                # one that was cut off
@@ -585,6 +725,16 @@ def test_snippets_stand_alone(name):
         assert all(f"Uses {c}" in getattr(bigan, name).__doc__ for c in companions)
 
 
+def test_an_unfinished_run_is_not_loaded():
+    opt = options("--hidden", 8, "--epochs", 2, "--out", "run", "--batch-size", 10)
+    run = common.Run("bigan", opt)
+    nets = bigan.build(opt, 784)
+    opt.epochs = 1
+    bigan.train(run, nets, mnist(20))
+    with pytest.raises(common.UserError, match="not finished"):
+        bigan.load("run")
+
+
 def test_import_does_nothing(tmp_path):
     import subprocess
     done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import bigan"], cwd=tmp_path, capture_output=True, text=True)
@@ -596,8 +746,8 @@ def test_kill_at_random_moments_then_resume_is_bit_identical(tmp_path, words):
     kill_and_resume(tmp_path, times=2 if words[0] == "--hidden" else 1, rng=random.Random(0), command=["bigan.py", "--dry-run", "--device", "cpu", "--batch-size", "32", *words])
 
 
-MISTAKES = [(["--model", "wgan"], "invalid choice"), (["--dataset", "sprites"], "choose another --dataset"), (["--dataset", "grid", "--model", "ali"], "leave --model out"),
-            (["--random-setting"], "needs --dataset grid"), (["--table", "2"], "invalid choice"), (["--table", "1", "--dataset", "grid"], "does not go with it"),
+MISTAKES = [(["--model", "wgan"], "invalid choice"), (["--dataset", "sprites"], "choose another --dataset"), (["--dataset", "grid", "--model", "ali"], "leave --model"),
+            (["--random-setting"], "needs --dataset grid"), (["--table", "2"], "invalid choice"), (["--table", "1", "--dataset", "grid"], "does not go with it"), (["--table", "1", "--out", "x"], "leave --out out"), (["--dataset", "grid", "--precision", "bf16"], "in fp32"),
             (["--model", "gan", "--cycle-weight", "1"], "--cycle-weight is for"), (["--batch-size", "2"], "at least 3"), (["--dataset", "grid", "--epochs", "1"], "at least 2"),
             (["--dataset", "nothing"], "unknown data set"), (["--lr", "0"], "above 0")]
 
