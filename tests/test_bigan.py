@@ -283,7 +283,7 @@ def test_an_autoencoders_generator_is_settled_on_codes_and_a_gans_discriminator_
 
 def test_defaults():
     assert [options("--model", model).cycle_weight > 0 for model in bigan.JOINT] == [False, False, True]
-    assert (options().penalty, options().average, options("--model", "jlr").regressor_weight) == (.25, .999, .25)
+    assert (options().penalty, options().average, options("--model", "jlr").regressor_weight) == (.5, .999, .25)
     assert options("--dataset", "grid").precision == "fp32"
     assert (bigan.build(options("--model", "jlr"), 784).enc.out.weight == 0).all() and (bigan.build(options(), 784).enc.out.weight != 0).any()
 
