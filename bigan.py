@@ -436,9 +436,9 @@ def decode(nets, z):
 
 
 def image_quality(judge, images):
-    """What the judge says of images [N, C, H, W] in [0, 1], in percent but for the second.
+    """What the judge says of images [N, C, H, W] in [0, 1].
 
-    sample_confidence: mean probability of the class it names; sample_classes: exp of the entropy of the classes named, 10 when the ten digits are
+    sample_confidence: mean probability of the class it names, in percent; sample_classes: exp of the entropy of the classes named, 10 when the ten digits are
     equally frequent; sample_quality: its inception score, exp E KL(p(y|x) || p(y)), which is high when both are, 10 at best."""
     with torch.no_grad():
         p = torch.cat([judge(part).cpu().double().softmax(1) for part in images.split(1000)])
@@ -448,13 +448,14 @@ def image_quality(judge, images):
             "sample_quality": (entropy(p.mean(0)) - entropy(p).mean()).exp().item()}
 
 
+@torch.no_grad()
 def table_scores(nets, options, judge, data, test):
     """A row of Table 1, with what the table leaves out. All errors in percent, on the test images.
 
     nn_error_features, nn_error_code: of the class of the nearest training image, Euclidean, in the last hidden layer (the table's) and in the code;
     probe_error_code: of a linear classifier on the code; reconstruction_mse: per pixel in [0, 1]; reconstruction_l2: mean length of x - G(E(x)),
-    and of x' - G(E(x)) for another image x' (_mismatched); reconstruction_digit: share of G(E(x)) in which the judge reads x's class; sample_*: see
-    image_quality, for 10,000 images of the prior, or the test images themselves for the model `pixels`."""
+    and of x' - G(E(x)) for another image x' (_mismatched); reconstruction_digit: share of G(E(x)) in which the judge reads x's class; code_mse: of E(G(z)) against z, a
+    number; code_square: mean square of E(x)'s numbers (code_prior_square: of the prior's); sample_*: see image_quality, for 10,000 images of the prior, or the test images themselves for the model `pixels`."""
     shape = test.x.shape[1:]
     scores = {"nn_error_features": common.nn_error(features(nets, data.x), data.y, features(nets, test.x), test.y)}
     x = common.to_float(test.x).flatten(1)
@@ -462,11 +463,14 @@ def table_scores(nets, options, judge, data, test):
         z, z_ = (encode(nets, part.x) if nets.enc else common.to_float(part.x).flatten(1) for part in (data, test))
         if nets.enc is not None:
             scores["nn_error_code"] = common.nn_error(z, data.y, z_, test.y)
-        scores["probe_error_code"] = common.probe(z, data.y, z_, test.y, hidden=0, epochs=1 if options.dry_run else 20).item()
+        with torch.enable_grad():
+            scores["probe_error_code"] = common.probe(z, data.y, z_, test.y, hidden=0, epochs=1 if options.dry_run else 20).item()
     if nets.enc is not None:
-        again = decode(nets, z_)
+        again, prior = decode(nets, z_), draw_prior(options, 5000, x.device)
         scores.update(reconstruction_mse=(again - x).square().mean().item(), reconstruction_l2=(again - x).norm(dim=1).mean().item(),
                       reconstruction_l2_mismatched=(again - x.roll(1, 0)).norm(dim=1).mean().item(),
+                      code_square=z_.square().mean().item(), code_prior_square=prior.square().mean().item(),
+                      code_mse=(code_of(*nets.enc(decode(nets, prior)), sample=False) - prior).square().mean().item(),
                       reconstruction_digit=(judge.classify(again.view(-1, *shape)) == test.y).float().mean().item() * 100)
     samples = x if nets.gen is None else decode(nets, draw_prior(options, 1000 if options.dry_run else 10_000, x.device))
     return {**scores, **image_quality(judge, samples.view(-1, *shape))}
@@ -483,6 +487,8 @@ def table_rows(scores, options, chance):
             ("reconstruction MSE", "reconstruction_mse", "-", ""),
             ("|x - G(E(x))|, mean", "reconstruction_l2", "-", f"another x: {scores.get('reconstruction_l2_mismatched', 0):.2f}"),
             ("G(E(x)) shows x's class, %", "reconstruction_digit", "-", "100 at best"),
+            ("E(G(z)) against z, MSE", "code_mse", "-", f"variance of z {scores.get('code_prior_square', 0):.2f}"),
+            ("mean square of E(x)", "code_square", "-", f"the prior's {scores.get('code_prior_square', 0):.2f}"),
             ("samples: judge's confidence, %", "sample_confidence", "-", ""), ("samples: classes in effect", "sample_classes", "-", "10 at best"),
             ("samples: inception score of the judge", "sample_quality", "-", "10 at best")]
     return [row for row in rows if row[1] in scores]
