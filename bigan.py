@@ -4,29 +4,30 @@
     python bigan.py --table 1                             # all of Table 1, with baselines it lacks
     python bigan.py --dataset grid                        # ALI's mixture of 25 Gaussians
 
-A generator G makes an image of a code z ~ p(z), an encoder E finds a code for a real image x, and one discriminator sees pairs: (x, E(x)) or
-(G(z), z)? Neither E nor G ever sees the other's output; but a D that cannot tell the pairs apart forces E and G to be inverses of each other. The
-price is that nothing compares x with G(E(x)): reconstructions are often another digit's. Table 1 is also easily misread: nearest neighbours on
-raw pixels, and on an encoder that was never trained, lie close to all of its columns. Both rows are here, and so are scores that tell more.
+A generator G makes an image of a code z ~ p(z), an encoder E finds a code for a real image x, and one discriminator D sees pairs, (x, E(x)) or
+(G(z), z). Neither E nor G ever sees the other's output; but when the best possible D cannot tell the pairs apart, E and G are inverses of each other
+(a stochastic E: q(z|x) = p(z|x)). The price is that nothing compares x with G(E(x)): reconstructions are often another digit's. Table 1 is also
+easily misread: nearest neighbours on raw pixels, and on an encoder that was never trained, lie close to all of its columns. Both rows are here, and so
+are scores that tell more.
 
-Where the papers' things are
+Where to find what
     BiGAN eq. 3, ALI eq. 1            discriminator_loss, joint_step
     BiGAN section 3.4, ALI eq. 4      inverse_loss, step_together: both players at the same moment
     BiGAN section 4, Table 1          --model bigan, gan (its D), lr, jlr, ae-l2, ae-l1; --table 1; table_scores
     BiGAN Figure 2, ALI's figures     figure_reconstructions, figure_samples, figure_interpolation
     ALI section 2 (stochastic E)      --model ali: sample_code
-    ALI's 2-D mixture                 --dataset grid: train_grid, figure_grid; its ten settings: --random-setting --seed 0, 1, ... 9
+    ALI's 2-D mixture                 --dataset grid: train_grid, figure_mixture; its ten settings: --random-setting --seed 0, 1, ... 9
     ALICE (arXiv 1709.01215)          --model alice: joint_step's cycle terms
     not in the papers                 --model pixels, untrained
 
 Differences from the papers
  1. 30 epochs, rates of 5e-4 that fall linearly in the second half; BiGAN's code has 400 epochs and 2e-4, with an exponential fall. --recipe paper takes
-    that code's setting: its epochs, rate and schedule, no penalty, no average.
- 2. A penalty on the slope of D, of either kind of pair, every fourth step (gradient_penalty). Without it D wins so clearly that E's
-    codes run into the corners of [-1, 1]^50, where G has learned nothing. --penalty 0 leaves it out.
- 3. What is scored are running averages of the weights. --average 0 scores the last weights.
+    that code's setting: its epochs, rate and schedule, no penalty, no average; its weight decay counts half (see below).
+ 2. A penalty on the slope of D, of either kind of pair, every fourth step (gradient_penalty). Without it reconstructions
+    collapse at these rates, and at 2e-4 half the digits are lost: E's codes crowd into the corners of [-1, 1]^50, where the prior has almost no mass.
+ 3. The scores are of running averages of the weights; --average 0 takes the last weights.
  4. ali and alice have BiGAN's networks and 50 dimensions on MNIST, which the ALI paper leaves out; reconstructions and interpolations are of the mean of
-    q(z|x), the paper's of a sample. Of ALICE the explicit cycle alone is here: squared errors summed over pixels and dimensions, one weight for both.
+    q(z|x), the paper's of a sample. Of ALICE only the explicit cycle loss is here: squared errors summed over pixels and dimensions, one weight for both.
  5. 1-NN has all 60,000 training images as its reference; BiGAN's code takes 50,000. Which layer Table 1 compares is not said there; the code's log
     agrees with the last hidden layer, with batch norm as in evaluation. 1-NN on the code is on E's bounded output, in that log on its logits.
  6. The latent regressor (lr) learns from G(z) alone, while G learns; it never sees a real x and sends nothing to G, as in BiGAN's code. In jlr G and E share
@@ -38,17 +39,17 @@ Differences from the papers
 
 Where the released code does otherwise, and what went wrong elsewhere
  - BiGAN's code: no biases, batch norm without gain and bias, z added (not concatenated) at D's second hidden layer, and at G's; the real and the
-   generated batch go through D apart, each with batch norm's statistics of its own. ALI's joins the two. All this decides whether D wins: with
-   joint statistics it wins at once in this setting.
+   generated batch go through D apart, each with batch norm's statistics of its own. ALI's joins the two. At least the statistics and the
+   place of z decide whether D wins: with joint statistics, or z behind the batch norm, it wins at once here.
  - BiGAN's code halves the losses of the joint game (chance: log 2 each); here they are summed (2 log 2), so that the same weight decay counts half as
    much under Adam, which otherwise ignores the factor.
- - ALI's "beta2 = 10^-3" is 1 - beta2: its library counted Adam's betas from 1 then. beta1 = 0.8 of its mixture is 0.2 here.
+ - ALI's "beta2 = 10^-3" is 1 - beta2: its library stored 1 - beta then. beta1 = 0.8 of its mixture is 0.2 here.
  - To step D between its backward pass and that of E and G is an error in PyTorch ("modified by an inplace operation"); see step_together.
  - A discriminator's loss far below chance is no failure: in BiGAN's own log it falls to a tenth of chance while samples still get better.
 """
-import copy
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -122,42 +123,6 @@ class Discriminator(nn.Module):
         return self.out(self.features(x, z)).float().squeeze(1)
 
 
-# The 25 Gaussians: a plane of data and a plane of codes (ALI's released code).
-
-
-def mlp(inputs, hidden, layers, outputs):
-    """`layers` hidden layers with batch norm and ReLU, then a linear one: [B, inputs] -> [B, outputs]."""
-    sizes = [inputs, *[hidden] * layers]
-    body = [part for a, b in zip(sizes, sizes[1:]) for part in (nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU())]
-    return nn.Sequential(*body, nn.Linear(hidden, outputs))
-
-
-class ToyEncoder(nn.Module):
-    """z = f(x, eps), eps ~ N(0, I) (ALI eq. 3): points [B, 2] -> codes [B, 2], a sampler without a density, as in ALI's code. Uses mlp."""
-
-    def __init__(self, dim=2, hidden=400):
-        super().__init__()
-        self.net = mlp(2 * dim, hidden, 2, dim)
-
-    def forward(self, x):
-        return self.net(torch.cat([x, torch.randn_like(x)], 1))
-
-
-class MaxoutDiscriminator(nn.Module):
-    """Three maxout layers (each unit the largest of five linear ones): points and codes side by side [B, inputs] -> logit [B]."""
-
-    def __init__(self, inputs=4, hidden=200, pieces=5):
-        super().__init__()
-        self.pieces = pieces
-        self.layers = nn.ModuleList(nn.Linear(n, hidden * pieces) for n in (inputs, hidden, hidden))
-        self.out = nn.Linear(hidden, 1)
-
-    def forward(self, pair):
-        for layer in self.layers:
-            pair = layer(pair).unflatten(1, (-1, self.pieces)).amax(2)
-        return self.out(pair).squeeze(1)
-
-
 # ---------------------------------------------------------------------------------------------------------- losses
 
 
@@ -181,7 +146,7 @@ def generator_loss(logits_generated):
 def regression_loss(logits, z):
     """The latent regressor's: cross-entropy of sigmoid(logits) and z mapped from [-1, 1] to [0, 1], mean over batch and dimensions. Both [B, z_dim].
 
-    log 2 for logits of 0; its least value is the entropy of z's mapping, above 0."""
+    log 2 for logits of 0; at best 1/2, the mean entropy of a coin whose bias is uniform."""
     return F.binary_cross_entropy_with_logits(logits, (z + 1) / 2)
 
 
@@ -224,15 +189,20 @@ def build(options, pixels):
         enc=None if o.model == "gan" else Encoder(pixels, o.z_dim, o.hidden, o.model in ("ali", "alice")),
         gen=Generator(o.z_dim, pixels, o.hidden),
         disc=Discriminator(pixels, o.z_dim if o.model in JOINT else 0, o.hidden) if o.model in (*JOINT, "gan", *LATENT) else None)
-    for net in present(nets):
-        for layer in net.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=0.02)
+    gaussian_weights(present(nets), 0.02)
     if nets.disc is not None:
         nn.init.zeros_(nets.disc.out.weight)              # so the first losses are those of chance
     if o.model in LATENT:
         nn.init.zeros_(nets.enc.out.weight)
     return nets
+
+
+def gaussian_weights(nets, std):
+    """Linear layers: weights N(0, std^2), biases 0."""
+    for layer in (m for net in nets for m in net.modules() if isinstance(m, nn.Linear)):
+        nn.init.normal_(layer.weight, std=std)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def present(nets):
@@ -278,60 +248,63 @@ def penalty(disc, *kinds):
     return total
 
 
-PENALTY_EVERY = 4                                         # steps from one gradient penalty to the next, which weighs so much more
+def gamma_at(step, options):
+    """The penalty's weight in a step: every fourth step has one, four times as heavy; 0 in the others."""
+    return 4 * options.penalty if step % 4 == 0 else 0.
 
 
-def joint_step(nets, optimiser_d, optimiser_ge, x, step, options):
+def play(disc, optimiser_d, optimiser_ge, real, generated, their_loss, gamma=0., extra=0.):
+    """A step of the game. D: minimise discriminator_loss (and gamma / 2 times its penalty); the others: minimise their_loss(logits, logits) + extra.
+
+    real, generated: D's inputs, (x, z) or (x,), which go through D in two passes, each with batch norm's statistics of its own. Returns both losses."""
+    logits = disc(*real), disc(*generated)
+    loss_d, loss_ge = discriminator_loss(*logits), their_loss(*logits)
+    total_d = loss_d + gamma / 2 * penalty(disc, real, generated) if gamma else loss_d
+    step_together(optimiser_d, optimiser_ge, total_d, loss_ge + extra)
+    return loss_d, loss_ge
+
+
+def joint_step(nets, optimiser_d, optimiser_ge, x, gamma, options):
     """BiGAN and ALI. D: minimise  -log D(x, E(x)) - log(1 - D(G(z), z));  E, G: the same with the labels swapped, at the same moment.
 
-    ALICE adds for E and G  lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2); D may have a gradient penalty (difference 2).  x: [B, D] in [0, 1]; step: its
-    number. Returns loss_d, loss_ge, cycle."""
+    ALICE adds for E and G  lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2).  x: [B, D] in [0, 1]. Returns loss_d, loss_ge, cycle."""
     z = draw_prior(options, len(x), x.device)
     z_x = code_of(*nets.enc(x))
     x_z = torch.sigmoid(nets.gen(z))
-    real, generated = nets.disc(x, z_x), nets.disc(x_z, z)                   # two passes: each has batch norm's statistics of its own
-    loss_d, loss_ge = discriminator_loss(real, generated), inverse_loss(real, generated)
-    cycle = loss_d.new_zeros(())
+    cycle = x.new_zeros(())
     if options.cycle_weight:
         cycle = pixel_loss(torch.sigmoid(nets.gen(z_x)), x) + pixel_loss(code_of(*nets.enc(x_z), sample=False), z)
-    total_d = loss_d
-    if options.penalty and step % PENALTY_EVERY == 0:
-        total_d = loss_d + PENALTY_EVERY * options.penalty / 2 * penalty(nets.disc, (x, z_x), (x_z, z))
-    step_together(optimiser_d, optimiser_ge, total_d, loss_ge + options.cycle_weight * cycle)
-    return loss_d, loss_ge, cycle
+    losses = play(nets.disc, optimiser_d, optimiser_ge, (x, z_x), (x_z, z), inverse_loss, gamma, options.cycle_weight * cycle)
+    return *losses, cycle
 
 
-def gan_step(nets, optimiser_d, optimiser_ge, x, step, options):
+def gan_step(nets, optimiser_d, optimiser_ge, x, gamma, options):
     """The GAN and its latent regressors. D: minimise  -log D(x) - log(1 - D(G(z)));  G: minimise  -log D(G(z)).
 
     lr: E minimises  L(z, E(G(z)))  and G gets nothing of it; E never sees an x. jlr: G minimises --regressor-weight times it too (and E the same).
     Returns loss_d, loss_g, regression."""
     z = draw_prior(options, len(x), x.device)
     x_z = torch.sigmoid(nets.gen(z))
-    real, generated = nets.disc(x), nets.disc(x_z)
-    loss_d, loss_g = discriminator_loss(real, generated), generator_loss(generated)
-    regression = loss_d.new_zeros(())
-    if nets.enc is not None:
-        share = options.regressor_weight if options.model == "jlr" else 1.
-        logits, _ = nets.enc(x_z if options.model == "jlr" else x_z.detach())
-        regression = regression_loss(logits, z)
-        loss_ge = loss_g + share * regression
-    else:
-        loss_ge = loss_g
-    total_d = loss_d
-    if options.penalty and step % PENALTY_EVERY == 0:
-        total_d = loss_d + PENALTY_EVERY * options.penalty / 2 * penalty(nets.disc, (x,), (x_z,))
-    step_together(optimiser_d, optimiser_ge, total_d, loss_ge)
-    return loss_d, loss_g, regression
+    regression, share = x.new_zeros(()), 1.
+    if options.model == "lr":
+        regression = regression_loss(nets.enc(x_z.detach())[0], z)
+    elif options.model == "jlr":
+        regression, share = regression_loss(nets.enc(x_z)[0], z), options.regressor_weight
+    losses = play(nets.disc, optimiser_d, optimiser_ge, (x,), (x_z,), lambda real, generated: generator_loss(generated), gamma, share * regression)
+    return *losses, regression
+
+
+def descend(optimiser, loss):
+    """One step down a loss whose gradient may reach every network behind it."""
+    loss.backward()
+    optimiser.step()
+    optimiser.zero_grad()
+    return loss
 
 
 def autoencoder_step(nets, optimiser_ge, x, options):
     """Table 1's autoencoders. E, G: minimise  |x - G(E(x))|^2  (ae-l2) or  |x - G(E(x))|  (ae-l1). Returns the loss."""
-    loss = pixel_loss(torch.sigmoid(nets.gen(code_of(*nets.enc(x)))), x, 2 if options.model == "ae-l2" else 1)
-    loss.backward()
-    optimiser_ge.step()
-    optimiser_ge.zero_grad()
-    return loss
+    return descend(optimiser_ge, pixel_loss(torch.sigmoid(nets.gen(code_of(*nets.enc(x)))), x, 2 if options.model == "ae-l2" else 1))
 
 
 def make_optimiser(params, options, lr):
@@ -350,6 +323,14 @@ def schedule(step, total, options):
     return min(1, (step + 1) / min(100, total / 10)) * min(1, max(0.01, 2 * (1 - done)))
 
 
+def averages_of(run, nets):
+    """Running averages of the weights by network's name (none with --average 0), tracked by the run."""
+    averages = {name: AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(run.options.average))
+                for name, net in vars(nets).items() if net is not None and run.options.average}
+    run.track(**{f"average_{name}": average for name, average in averages.items()})
+    return averages
+
+
 def train(run, nets, data):
     """Every model of Table 1: the one step that it takes on each batch. data: a common.Split on the device."""
     opt, device = run.options, run.device
@@ -359,8 +340,7 @@ def train(run, nets, data):
     opt_ge = make_optimiser(parameters(nets.gen, nets.enc), opt, opt.lr) if nets.gen is not None else None
     rates = [(o, o.param_groups[0]["lr"]) for o in (opt_d, opt_ge) if o is not None]
     run.track(**{name: net for name, net in vars(nets).items() if net is not None}, **{f"optimiser_{k}": o for k, (o, _) in enumerate(rates)})
-    averages = [(net, AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(opt.average))) for net in present(nets) if opt.average]
-    run.track(**{f"average_{k}": average for k, (_, average) in enumerate(averages)})
+    averages = averages_of(run, nets)
     total = opt.epochs * math.ceil(len(data.y) / opt.batch_size)
 
     for epoch in run.epochs():
@@ -370,47 +350,44 @@ def train(run, nets, data):
             x = common.to_float(data.x[i]).flatten(1)
             with run.autocast():
                 if opt.model in JOINT:
-                    loss_d, loss_ge, cycle = joint_step(nets, opt_d, opt_ge, x, run.step, opt)
+                    loss_d, loss_ge, cycle = joint_step(nets, opt_d, opt_ge, x, gamma_at(run.step, opt), opt)
                     run.log(discriminator=loss_d, inverse=loss_ge, cycle=cycle)
                 elif opt.model in PIXEL:
                     run.log(pixel=autoencoder_step(nets, opt_ge, x, opt))
                 else:
-                    loss_d, loss_g, regression = gan_step(nets, opt_d, opt_ge, x, run.step, opt)
+                    loss_d, loss_g, regression = gan_step(nets, opt_d, opt_ge, x, gamma_at(run.step, opt), opt)
                     run.log(discriminator=loss_d, generator=loss_g, regression=regression)
-            for net, average in averages:
-                average.update_parameters(net)
-    for net, average in averages:                         # difference 3: the networks from here on
-        net.load_state_dict(average.module.state_dict())
-    settle_batch_norm(nets, data.x, opt)
+            for name, average in averages.items():
+                average.update_parameters(getattr(nets, name))
+    for name, average in averages.items():                # difference 3: the networks from here on
+        getattr(nets, name).load_state_dict(average.module.state_dict())
+    settle(nets, data.x, opt)
     run.save()
 
 
 @torch.no_grad()
-def settle_batch_norm(nets, images, options, batch_size=500):
-    """Batch norm's statistics anew with the final weights, then eval mode: those kept in training lag behind, D's mix real and generated input, and a latent
-    regressor's E has seen no real image.
+def settle(nets, images, options, batch_size=500):
+    """Batch norm's statistics anew with the final weights, from what each network works on when it is scored, then eval mode: D's of the training mix real and
+    generated input, and a latent regressor's E has seen no real image.
 
-    E's from 20,000 training images (uint8 [N, ...]), G's from the prior (an autoencoder's from codes), D's from pairs (x, E(x)) or from images alone; a
-    plain average over batches."""
-    norms = [m for net in present(nets) for m in net.eval().modules() if isinstance(m, nn.BatchNorm1d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
+    E's from 20,000 training images (uint8 [N, ...]), G's from the prior (an autoencoder's from codes), D's from pairs (x, E(x)) or from images alone."""
+    parts = [common.to_float(part).flatten(1) for part in images[:20_000].split(batch_size)]
+    code = lambda x: code_of(*nets.enc(x))  # noqa: E731
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for part in images[:20_000].split(batch_size) if norms else ():
-            x = common.to_float(part).flatten(1)
-            code = (code_of(*nets.enc(x)),) if nets.enc is not None else ()
-            nets.gen(code[0] if options.model in PIXEL else draw_prior(options, len(x), x.device))
-            if nets.disc is not None:
-                nets.disc(x, *code) if options.model in JOINT else nets.disc(x)
-    for norm in norms:
-        norm.momentum = 0.1
-        norm.eval()
+        if nets.enc is not None:
+            common.settle_batch_norm(nets.enc, ((x,) for x in parts))
+        if nets.gen is not None:
+            common.settle_batch_norm(nets.gen, ((code(x) if options.model in PIXEL else draw_prior(options, len(x), x.device),) for x in parts))
+        if nets.disc is not None:
+            common.settle_batch_norm(nets.disc, ((x, code(x)) if options.model in JOINT else (x,) for x in parts))
 
 
 # ------------------------------------------------------------------------------------------------------ evaluation
+
+
+def device_of(net):
+    return next(net.parameters()).device
 
 
 @torch.no_grad()
@@ -418,21 +395,22 @@ def features(nets, x):
     """The last hidden layer, float [N, hidden], of E, or of D where there is no E, or the pixels, for uint8 images [N, C, H, W] (Table 1)."""
     assert x.dtype == torch.uint8, "features takes uint8 images; common.to_float is done here"
     net = nets.enc or nets.disc
-    parts = (common.to_float(part).flatten(1) for part in x.split(1000))
-    return torch.cat([part if net is None else net.features(part) for part in parts])
+    if net is None:
+        return common.to_float(x).flatten(1)
+    return torch.cat([net.features(common.to_float(part.to(device_of(net)))) for part in x.split(1000)])
 
 
 @torch.no_grad()
 def encode(nets, x, sample=False):
     """Codes [N, z_dim] of uint8 images [N, C, H, W]: E(x), the mean of q(z|x) where E is stochastic, or on request a sample of it."""
     assert x.dtype == torch.uint8, "encode takes uint8 images; common.to_float is done here"
-    return torch.cat([code_of(*nets.enc(common.to_float(part)), sample) for part in x.split(1000)])
+    return torch.cat([code_of(*nets.enc(common.to_float(part.to(device_of(nets.enc)))), sample) for part in x.split(1000)])
 
 
 @torch.no_grad()
 def decode(nets, z):
     """Images [N, pixels] in [0, 1] of codes [N, z_dim]."""
-    return torch.cat([torch.sigmoid(nets.gen(part)) for part in z.split(1000)])
+    return torch.cat([torch.sigmoid(nets.gen(part.to(device_of(nets.gen)))) for part in z.split(1000)])
 
 
 def image_quality(judge, images):
@@ -454,8 +432,9 @@ def table_scores(nets, options, judge, data, test):
 
     nn_error_features, nn_error_code: of the class of the nearest training image, Euclidean, in the last hidden layer (the table's) and in the code;
     probe_error_code: of a linear classifier on the code; reconstruction_mse: per pixel in [0, 1]; reconstruction_l2: mean length of x - G(E(x)),
-    and of x' - G(E(x)) for another image x' (_mismatched); reconstruction_digit: share of G(E(x)) in which the judge reads x's class; code_mse: of E(G(z)) against z, a
-    number; code_square: mean square of E(x)'s numbers (code_prior_square: of the prior's); sample_*: see image_quality, for 10,000 images of the prior, or the test images themselves for the model `pixels`."""
+    and of x' - G(E(x)) for another image x' (_mismatched); reconstruction_digit: share of G(E(x)) in which the judge reads x's class; code_mse: E(G(z))
+    against z, a number; code_square: mean square of E(x)'s numbers (code_prior_square: of the prior's); sample_*: see image_quality, for 10,000 images
+    of the prior, or the test images themselves for the model `pixels`."""
     shape = test.x.shape[1:]
     scores = {"nn_error_features": common.nn_error(features(nets, data.x), data.y, features(nets, test.x), test.y)}
     x = common.to_float(test.x).flatten(1)
@@ -482,8 +461,10 @@ PAPER_TABLE1 = {"bigan": 97.39, "gan": 97.30, "lr": 97.44, "jlr": 97.13, "ae-l2"
 def table_rows(scores, options, chance):
     """Rows of the printed table of one run: words, metric, the paper's value, what to compare with."""
     paper = PAPER_TABLE1.get(options.model) if options.dataset == "mnist" else None
-    rows = [("error of 1-NN, last hidden layer, %", "nn_error_features", f"{100 - paper:.2f}" if paper else "-", "pixels 3.09" if options.dataset == "mnist" and not options.validation else ""),
-            ("error of 1-NN, code, %", "nn_error_code", "-", ""), ("error of a linear probe, code, %", "probe_error_code", "-", f"commonest label {chance:.1f}"),
+    pixels = "pixels 3.09" if options.dataset == "mnist" and not options.validation else ""
+    rows = [("error of 1-NN, last hidden layer, %", "nn_error_features", f"{100 - paper:.2f}" if paper else "-", pixels),
+            ("error of 1-NN, code, %", "nn_error_code", "-", ""),
+            ("error of a linear probe, code, %", "probe_error_code", "-", f"commonest label {chance:.1f}"),
             ("reconstruction MSE", "reconstruction_mse", "-", ""),
             ("|x - G(E(x))|, mean", "reconstruction_l2", "-", f"another x: {scores.get('reconstruction_l2_mismatched', 0):.2f}"),
             ("G(E(x)) shows x's class, %", "reconstruction_digit", "-", "100 at best"),
@@ -502,7 +483,7 @@ def tinted(images, wrong):
 
 
 def figure_reconstructions(nets, judge, test, path, pairs=8):
-    """BiGAN's Figure 2 and ALI's reconstructions: test images, ten classes in ten rows, each with G(E(x)) right of it; red where the judge reads another class."""
+    """BiGAN's Figure 2, ALI's reconstructions: test images, a class a row, each with G(E(x)) right of it; red where the judge reads another class."""
     chosen = torch.cat([(test.y == label).nonzero()[:pairs, 0] for label in range(10)])
     x, again = common.to_float(test.x[chosen]), decode(nets, encode(nets, test.x[chosen])).view(-1, *test.x.shape[1:])
     wrong = judge.classify(again) != test.y[chosen]
@@ -523,8 +504,8 @@ def figure_interpolation(nets, test, path, rows=8, columns=12):
     t = torch.linspace(0, 1, columns, device=a.device)[:, None]
     images = decode(nets, torch.cat([p + t * (q - p) for p, q in zip(a, b)])).view(rows, columns, *ends.shape[1:])
     x = common.to_float(ends).view(rows, 2, *ends.shape[1:])
-    common.figure_grid(path, torch.cat([x[:, :1], images, x[:, 1:]], 1).flatten(0, 1), columns + 2, "Between two test images: G of the straight line between their codes",
-                       after_column=[0, columns])
+    common.figure_grid(path, torch.cat([x[:, :1], images, x[:, 1:]], 1).flatten(0, 1), columns + 2,
+                       "Between two test images: G of the straight line between their codes", after_column=[0, columns])
 
 
 def evaluate(run, nets, data, test):
@@ -539,8 +520,10 @@ def evaluate(run, nets, data, test):
         figure_reconstructions(nets, judge, test, at("reconstructions"))
         figure_interpolation(nets, test, at("interpolation"))
     if run.history:
-        names = [name for name in run.history[0] if name != "epoch"]
-        common.figure_curves(at("losses"), run.history, [("losses", names, "nats (pixel, cycle: squared error)")], "Training losses")
+        panels = [("the game", ("discriminator", "inverse", "generator"), "nats"), ("beside it", ("regression",), "nats"),
+                  ("errors", ("cycle", "pixel"), "summed over pixels and code")]
+        drawn = [(words, [name for name in names if run.history[0].get(name)], unit) for words, names, unit in panels]
+        common.figure_curves(at("losses"), run.history, [panel for panel in drawn if panel[1]], "Training losses")
     return scores, table_rows(scores, opt, common.chance_error(data.y, test.y).item())
 
 
@@ -550,7 +533,7 @@ def load(run_dir, device="cpu"):
     For notebooks: nets = load("runs/bigan/bigan-seed0"); images = decode(nets, encode(nets, test.x)). A run on the grid gives its toy networks."""
     options = SimpleNamespace(**common.read_config(run_dir)["settings"])
     saved = common.read_checkpoint(run_dir, "bigan", device)
-    if saved["epoch"] < options.epochs:
+    if not (Path(run_dir) / "metrics.json").exists():
         raise common.UserError(f"the run in '{run_dir}' is not finished: its networks are averaged at the end; go on with it by --resume")
     state = saved["states"]
     with torch.random.fork_rng(devices=[]):               # initial weights that are overwritten must not disturb the caller's generator
@@ -563,6 +546,40 @@ def load(run_dir, device="cpu"):
     return nets
 
 # --------------------------------------------------------------------------------------------- the 25 Gaussians
+# A plane of data, a plane of codes, and networks of their own (ALI's released code); the losses are those above.
+
+
+def mlp(inputs, hidden, layers, outputs):
+    """`layers` hidden layers with batch norm and ReLU, then a linear one: [B, inputs] -> [B, outputs]."""
+    sizes = [inputs, *[hidden] * layers]
+    body = [part for a, b in zip(sizes, sizes[1:]) for part in (nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU())]
+    return nn.Sequential(*body, nn.Linear(hidden, outputs))
+
+
+class ToyEncoder(nn.Module):
+    """z = f(x, eps), eps ~ N(0, I) (ALI eq. 3): points [B, 2] -> codes [B, 2], a sampler without a density, as in ALI's code. Uses mlp."""
+
+    def __init__(self, dim=2, hidden=400):
+        super().__init__()
+        self.net = mlp(2 * dim, hidden, 2, dim)
+
+    def forward(self, x):
+        return self.net(torch.cat([x, torch.randn_like(x)], 1))
+
+
+class MaxoutDiscriminator(nn.Module):
+    """Three maxout layers (each unit the largest of five linear ones): points and codes side by side [B, inputs] -> logit [B]."""
+
+    def __init__(self, inputs=4, hidden=200, pieces=5):
+        super().__init__()
+        self.pieces = pieces
+        self.layers = nn.ModuleList(nn.Linear(n, hidden * pieces) for n in (inputs, hidden, hidden))
+        self.out = nn.Linear(hidden, 1)
+
+    def forward(self, pair):
+        for layer in self.layers:
+            pair = layer(pair).unflatten(1, (-1, self.pieces)).amax(2)
+        return self.out(pair).squeeze(1)
 
 
 GRID_STD = 0.05
@@ -583,8 +600,8 @@ def draw_grid(n, device="cpu"):
 def mode_scores(samples):
     """How well samples [N, 2] cover the grid.
 
-    modes_hit: components nearest to any sample, ALI's lenient rule (all are equally wide, so the nearest has the highest responsibility); modes_good: components
-    with a sample within three deviations; samples_good: share of samples within three deviations of a mean, percent (98.9 for the data)."""
+    modes_hit: components nearest to any sample, ALI's lenient rule (all are equally wide, so the nearest has the highest responsibility); modes_good:
+    components with a sample within three deviations; samples_good: share of samples within three deviations of a mean, percent (98.9 for the data)."""
     distance, nearest = torch.cdist(samples, grid_means(samples.device)).min(1)
     good = distance < 3 * GRID_STD
     return {"modes_hit": float(len(nearest.unique())), "modes_good": float(len(nearest[good].unique())), "samples_good": good.float().mean().item() * 100}
@@ -601,55 +618,32 @@ def build_grid(options):
     if not o.random_setting:
         vars(nets).update(inverse_enc=encoder(), posthoc_enc=encoder(), posthoc_disc=disc(4), vae_enc=mlp(2, o.hidden, 2, 4), vae_gen=generator())
     if o.init_std:
-        for net in vars(nets).values():
-            for layer in net.modules():
-                if isinstance(layer, nn.Linear):
-                    nn.init.normal_(layer.weight, std=o.init_std)
-                    if layer.bias is not None:
-                        nn.init.zeros_(layer.bias)
+        gaussian_weights(vars(nets).values(), o.init_std)
     return nets
 
 
 def toy_joint_step(enc, gen, disc, optimiser_d, optimiser_ge, x, z, gamma=0.):
     """ALI on the plane, as joint_step. optimiser_ge may hold E alone: then G stays as it is, inference learned post hoc. Returns both losses."""
-    real_pair, generated_pair = torch.cat([x, enc(x)], 1), torch.cat([gen(z), z], 1)
-    real, generated = disc(real_pair), disc(generated_pair)
-    loss_d, loss_ge = discriminator_loss(real, generated), inverse_loss(real, generated)
-    total_d = loss_d + gamma / 2 * penalty(disc, (real_pair,), (generated_pair,)) if gamma else loss_d
-    step_together(optimiser_d, optimiser_ge, total_d, loss_ge)
-    return loss_d, loss_ge
+    return play(disc, optimiser_d, optimiser_ge, (torch.cat([x, enc(x)], 1),), (torch.cat([gen(z), z], 1),), inverse_loss, gamma)
 
 
 def toy_gan_step(gen, disc, optimiser_d, optimiser_g, x, z, gamma=0.):
     """The GAN that is given an encoder afterwards. Returns both losses."""
-    x_z = gen(z)
-    real, generated = disc(x), disc(x_z)
-    loss_d, loss_g = discriminator_loss(real, generated), generator_loss(generated)
-    total_d = loss_d + gamma / 2 * penalty(disc, (x,), (x_z,)) if gamma else loss_d
-    step_together(optimiser_d, optimiser_g, total_d, loss_g)
-    return loss_d, loss_g
+    return play(disc, optimiser_d, optimiser_g, (x,), (gen(z),), lambda real, generated: generator_loss(generated), gamma)
 
 
 def toy_inverse_step(enc, gen, optimiser, z):
     """The learned inverse mapping (ALI section 2.2): E minimises  |z - E(G(z))|^2  on samples of a finished GAN. Returns the loss."""
     with torch.no_grad():
         x = gen(z)
-    loss = pixel_loss(enc(x), z)
-    loss.backward()
-    optimiser.step()
-    optimiser.zero_grad()
-    return loss
+    return descend(optimiser, pixel_loss(enc(x), z))
 
 
 def toy_vae_step(enc, gen, optimiser, x, std):
     """E, G: minimise  |x - G(z)|^2 / (2 std^2) + KL(q(z|x) || N(0, I)),  z ~ q(z|x). Returns the loss in nats, without the Gaussian's constant."""
     mu, log_sigma = enc(x).chunk(2, 1)
     kl = 0.5 * (mu.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma).sum(1).mean()
-    loss = pixel_loss(gen(sample_code(mu, log_sigma)), x) / (2 * std ** 2) + kl
-    loss.backward()
-    optimiser.step()
-    optimiser.zero_grad()
-    return loss
+    return descend(optimiser, pixel_loss(gen(sample_code(mu, log_sigma)), x) / (2 * std ** 2) + kl)
 
 
 def train_grid(run, nets, x_train):
@@ -669,8 +663,7 @@ def train_grid(run, nets, x_train):
     optimisers = {name: make_optimiser(params, opt, rate(name)) for name, params in optimisers.items()}
     run.track(**vars(nets), **{f"optimiser_{name}": o for name, o in optimisers.items()})
     by = SimpleNamespace(**optimisers)
-    averages = {name: AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(opt.average)) for name, net in vars(nets).items()} if opt.average else {}
-    run.track(**{f"average_{name}": average for name, average in averages.items()})
+    averages = averages_of(run, nets)
     phase2_names = [name for name in vars(nets) if name.startswith(("inverse", "posthoc"))]
     phase1_names = [name for name in vars(nets) if name not in phase2_names]
     per_epoch = math.ceil(len(x_train) / opt.batch_size)
@@ -690,7 +683,7 @@ def train_grid(run, nets, x_train):
             share = schedule(run.step - phase2_start, posthoc_epochs * per_epoch, opt) if in_phase2 else schedule(run.step, phase2_start, opt)
             for name, optimiser in optimisers.items():
                 optimiser.param_groups[0]["lr"] = rate(name) * share
-            gamma = PENALTY_EVERY * opt.penalty if run.step % PENALTY_EVERY == 0 else 0.
+            gamma = gamma_at(run.step, opt)
             ali_d = ali_ge = gan_d = gan_g = vae = inverse = posthoc_d = posthoc_e = zero
             if not in_phase2:
                 ali_d, ali_ge = toy_joint_step(nets.ali_enc, nets.ali_gen, nets.ali_disc, by.ali_d, by.ali_ge, x, z, gamma)
@@ -703,7 +696,7 @@ def train_grid(run, nets, x_train):
                 posthoc_d, posthoc_e = toy_joint_step(nets.posthoc_enc, nets.gan_gen, nets.posthoc_disc, by.posthoc_d, by.posthoc_e, x, z, gamma)
             for name in (phase2_names if in_phase2 else phase1_names) if averages else ():
                 averages[name].update_parameters(getattr(nets, name))
-            run.log(ali_d=ali_d, ali_ge=ali_ge, gan_d=gan_d, gan_g=gan_g, vae=vae, inverse=inverse, posthoc_d=posthoc_d, posthoc_e=posthoc_e)
+            run.log(ali_d=ali_d, ali_ge=ali_ge, gan_d=gan_d, gan_g=gan_g, vae=vae, learned_inverse=inverse, posthoc_d=posthoc_d, posthoc_e=posthoc_e)
         if run.step == phase2_start:
             conclude(phase1_names)
     if posthoc_epochs:
@@ -715,32 +708,23 @@ def train_grid(run, nets, x_train):
 
 @torch.no_grad()
 def settle_grid(nets, x_train, names, batches=20, size=1000):
-    """Batch norm's statistics of the toy networks named anew, from data, or from the prior for a generator (the VAE's: from codes). Leaves them in eval mode."""
+    """The same for the toy networks named: from data, or from the prior for a generator (the VAE's: from codes)."""
+    parts = x_train[:batches * size].split(size)
+    inputs = {"vae_gen": lambda x: sample_code(*nets.vae_enc(x).chunk(2, 1)), "gen": lambda x: torch.randn(len(x), 2, device=x.device), "enc": lambda x: x}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for name in names:
-            net = getattr(nets, name)
-            norms = [m for m in net.eval().modules() if isinstance(m, nn.BatchNorm1d)]
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None
-                norm.train()
-            for part in x_train[:batches * size].split(size) if norms else ():
-                z = torch.randn(len(part), 2, device=part.device)
-                if name == "vae_gen":
-                    z = sample_code(*nets.vae_enc(part).chunk(2, 1))
-                net(z if name.endswith("gen") else part)
-            for norm in norms:
-                norm.momentum = 0.1
-                norm.eval()
+            make = inputs.get(name) or inputs.get(name.split("_")[1])
+            common.settle_batch_norm(getattr(nets, name), ((make(x),) for x in parts) if make else ())
 
 
-@torch.no_grad()
 def grid_models(nets):
     """The four columns of ALI's figure: for each, E (points -> a sample of q(z|x)) and G."""
-    def vae(x):
-        return sample_code(*nets.vae_enc(x).chunk(2, 1))
-    return {"ali": (nets.ali_enc, nets.ali_gen), "inverse": (nets.inverse_enc, nets.gan_gen), "posthoc": (nets.posthoc_enc, nets.gan_gen), "vae": (vae, nets.vae_gen)}
+    columns = {"ali": (nets.ali_enc, nets.ali_gen)}
+    if hasattr(nets, "vae_enc"):                          # not with --random-setting
+        columns.update(inverse=(nets.inverse_enc, nets.gan_gen), posthoc=(nets.posthoc_enc, nets.gan_gen),
+                       vae=(lambda x: sample_code(*nets.vae_enc(x).chunk(2, 1)), nets.vae_gen))
+    return columns
 
 
 @torch.no_grad()
@@ -753,7 +737,7 @@ def grid_scores(nets, n=10_000):
     generators = {"ali": nets.ali_gen, "gan": nets.gan_gen, **({"vae": nets.vae_gen} if hasattr(nets, "vae_gen") else {})}
     for name, gen in generators.items():
         scores.update({f"{name}_{key}": value for key, value in mode_scores(gen(torch.randn(n, 2, device=device))).items()})
-    for name, (enc, gen) in grid_models(nets).items() if "vae" in generators else ():
+    for name, (enc, gen) in grid_models(nets).items():
         again = gen(enc(x))
         scores[f"{name}_reconstruction_mse"] = (again - x).square().sum(1).mean().item()
         scores[f"{name}_reconstruction_mode"] = (torch.cdist(again, grid_means(device)).argmin(1) == y).float().mean().item() * 100
@@ -761,7 +745,7 @@ def grid_scores(nets, n=10_000):
 
 
 @torch.no_grad()
-def figure_grid(nets, path, n=2500):
+def figure_mixture(nets, path, n=2500):
     """ALI's figure of the mixture: five rows, four columns; colours are the component of the test example, of the sample the nearest one's."""
     device = next(nets.ali_gen.parameters()).device
     x, y = draw_grid(n, device)
@@ -784,18 +768,19 @@ def evaluate_grid(run, nets):
     best = {"modes_hit": "25 at best", "modes_good": "25 at best", "samples_good": "98.9 for the data", "reconstruction_mode": "100 at best"}
     rows = [(f"{name.split('_', 1)[0]}: {words[name.split('_', 1)[1]]}", name, paper.get(name, "-"), best.get(name.split("_", 1)[1], "")) for name in scores]
     if not run.options.random_setting:
-        figure_grid(nets, run.folder / "grid.png")
-    common.figure_curves(run.folder / "losses.png", run.history, [("joint and GAN", ("ali_d", "ali_ge", "gan_d", "gan_g"), "nats")], "Training losses")
+        figure_mixture(nets, run.folder / "grid.png")
+    history = [row for row in run.history if row["ali_d"]]                   # without the epochs of the GAN's encoders
+    common.figure_curves(run.folder / "losses.png", history, [("joint and GAN", ("ali_d", "ali_ge", "gan_d", "gan_g"), "nats")], "Training losses")
     return scores, rows
 
 
 # ------------------------------------------------------------------------------------------------------------ main
 
-OURS = dict(lr=5e-4, lr_discriminator=5e-4, beta1=0.5, weight_decay=2.5e-5, schedule="linear", hidden=1024, z_dim=50, penalty=0.5, average=0.999)
-OURS_IMAGES = dict(epochs=30, batch_size=128)
+OURS = dict(lr=5e-4, lr_discriminator=5e-4, beta1=0.5, weight_decay=2.5e-5, schedule="linear", hidden=1024, penalty=0.5, average=0.999)
+OURS_IMAGES = dict(epochs=30, batch_size=128, z_dim=50, regressor_weight=0.25)
 PAPER_IMAGES = dict(epochs=400, batch_size=128, lr=2e-4, lr_discriminator=2e-4, schedule="exponential", penalty=0.0, average=0.0)
-OURS_GRID = dict(epochs=26, batch_size=256, hidden=256, generator_layers=4, maxout=128, pieces=2, init_std=0.0, weight_decay=0.0, lr=5e-4, lr_discriminator=1e-3, beta1=0.0, penalty=0.015,
-                 average=0.998)
+OURS_GRID = dict(epochs=26, batch_size=256, hidden=256, generator_layers=4, maxout=128, pieces=2, init_std=0.0, weight_decay=0.0, lr=5e-4,
+                 lr_discriminator=1e-3, beta1=0.0, penalty=0.015, average=0.998, vae_std=0.1)
 PAPER_GRID = dict(epochs=250, batch_size=100, hidden=400, generator_layers=4, maxout=200, pieces=5, init_std=0.02, lr=1e-4, lr_discriminator=1e-4, beta1=0.2,
                   schedule="constant", penalty=0.0, average=0.0)
 CYCLE = {"alice": 0.05}
@@ -816,30 +801,31 @@ def make_parser():
 
     def add(flag, words, **more):
         name = flag[2:].replace("-", "_")
-        if name in {**OURS, **OURS_GRID}:
+        if name in {**OURS, **OURS_IMAGES, **OURS_GRID}:
             words += told(name)
         cli.add_argument(flag, default=more.pop("default", None), help=words, **more)
     add("--model", "a method of Table 1, ALI, ALICE, or a baseline that the table lacks", choices=MODELS, default="bigan")
     add("--table", "train what is missing of Table 1 (with this seed and the flags beside it) and print the whole", choices=(1,), type=int)
     add("--recipe", "paper: the released code's epochs, schedule, sizes; flags beside it still count", choices=("ours", "paper"), default="ours")
-    add("--random-setting", "with --dataset grid: ALI and the GAN alone, 12 epochs, with lr, beta1 and --init-std drawn by the seed (10^-4 to 10^-3, 0.2 to 0.8, 0.01 to 0.1)",
-        action="store_true", default=False)
-    add("--cycle-weight", "lambda of ALICE's cycle terms; also for bigan and ali, where None is 0", type=common.weight)
-    add("--regressor-weight", "of the latent regressor's loss for G in jlr; 1 is degenerate, the authors say", type=common.weight, default=0.25)
+    add("--random-setting", "with --dataset grid: ALI and the GAN alone, 12 epochs, with lr, beta1 and --init-std drawn by the seed (10^-4 to 10^-3, "
+        "0.2 to 0.8, 0.01 to 0.1)", action="store_true", default=False)
+    add("--cycle-weight", "lambda of ALICE's cycle terms; also for bigan and ali; None is 0.05 for alice, 0 for the others", type=common.weight)
+    add("--regressor-weight", "of the latent regressor's loss for G in jlr; 1 is degenerate, the authors say", type=common.weight)
     add("--lr", "Adam's rate of G and E", type=common.positive)
     add("--lr-discriminator", "Adam's rate of D", type=common.positive)
     add("--beta1", "Adam's", type=common.below_one)
     add("--weight-decay", "L2 penalty of all weights, in the gradient", type=common.weight)
     add("--penalty", "gamma of D's gradient penalty (difference 2)", type=common.weight)
     add("--average", "decay of the running average of the weights that is scored (difference 3); 0: the last weights", type=common.below_one)
-    add("--schedule", "linear: 100 steps up, constant for half the run, then straight down to 1 %%; exponential: constant for half the run, then down to 1 %%; constant", choices=("linear", "exponential", "constant"))
+    add("--schedule", "linear: 100 steps up, constant for half the run, then straight down to 1 %%; exponential: constant for half the run, then "
+        "down to 1 %%; constant", choices=("linear", "exponential", "constant"))
     add("--z-dim", "size of the code", type=common.count)
     add("--hidden", "units of a hidden layer", type=common.count)
     add("--generator-layers", "grid: hidden layers of G", type=common.count)
     add("--maxout", "grid: units of D's maxout layers", type=common.count)
     add("--pieces", "grid: linear pieces of a maxout unit", type=common.count)
     add("--init-std", "grid: of Gaussian initial weights; 0 leaves PyTorch's", type=common.weight)
-    add("--vae-std", "grid: deviation of the VAE's decoder", type=common.positive, default=0.1)
+    add("--vae-std", "grid: deviation of the VAE's decoder", type=common.positive)
     return cli
 
 
@@ -852,18 +838,23 @@ def resolve(options):
     if o.random_setting and not grid:
         raise common.UserError("--random-setting needs --dataset grid")
     if grid and (o.model != "bigan" or o.cycle_weight or o.validation or o.precision == "bf16"):
-        raise common.UserError("--dataset grid trains all its models side by side, on points drawn afresh, in fp32: leave --model, --cycle-weight, --validation and --precision out")
+        raise common.UserError("--dataset grid trains all its models side by side, on points drawn afresh, in fp32: "
+                               "leave --model, --cycle-weight, --validation and --precision out")
     if grid:
         o.precision = "fp32"                              # bf16 would round a coordinate of 4 to steps of 0.03, and the Gaussians are 0.05 wide
     if o.cycle_weight and o.model not in JOINT:
         raise common.UserError(f"--cycle-weight is for --model {', '.join(JOINT)}")
+    for name in ("z_dim", "regressor_weight") if grid else ("maxout", "pieces", "generator_layers", "init_std", "vae_std"):
+        if getattr(o, name) is not None:
+            raise common.UserError(f"--{name.replace('_', '-')} does not go with --dataset {o.dataset}")
     defaults = {**OURS, **(OURS_GRID if grid else OURS_IMAGES), "cycle_weight": CYCLE.get(o.model, 0.0)}
     if o.recipe == "paper":
         defaults.update(PAPER_GRID if grid else PAPER_IMAGES)
     if o.random_setting:
         rng = torch.Generator().manual_seed(o.seed)
         lr, beta1, std = torch.rand(3, generator=rng).tolist()
-        defaults.update(epochs=200 if o.recipe == "paper" else 12, lr=1e-4 * 10 ** lr, lr_discriminator=1e-4 * 10 ** lr, beta1=0.2 + 0.6 * beta1, init_std=0.01 * 10 ** std)
+        lr, beta1, init_std = 1e-4 * 10 ** lr, 0.2 + 0.6 * beta1, 0.01 * 10 ** std
+        defaults.update(epochs=200 if o.recipe == "paper" else 12, lr=lr, lr_discriminator=lr, beta1=beta1, init_std=init_std)
     for name, value in defaults.items():
         if getattr(o, name) is None:
             setattr(o, name, value)
@@ -871,7 +862,7 @@ def resolve(options):
         o.epochs = 0
     if o.dry_run:
         o.epochs = min(o.epochs, 2)
-    if grid and o.epochs < 2:
+    if grid and o.epochs < 2 and not o.random_setting:
         raise common.UserError("--dataset grid needs --epochs of at least 2: the GAN's encoders are trained after the GAN")
     if o.batch_size < 3:
         raise common.UserError("--batch-size must be at least 3, so that the last batch of an epoch has two images")
@@ -901,8 +892,8 @@ def train_and_score(options):
 def train_and_score_grid(options):
     run = common.Run("bigan", options, run_name(options))
     nets = build_grid(options)
-    x_train, _ = draw_grid(2000 if options.dry_run else 100_000, run.device)
-    train_grid(run, nets, x_train)
+    x_train, _ = draw_grid(2000 if options.dry_run else 100_000)              # on the CPU: the same points for every device
+    train_grid(run, nets, x_train.to(run.device))
     run.finish(*evaluate_grid(run, nets))
 
 
@@ -910,8 +901,8 @@ def table(options):
     """Table 1, whole: runs on file with these settings count, the others are trained now."""
     if options.dataset == "grid":
         raise common.UserError("--table is of the images: --dataset grid does not go with it")
-    if options.out is not None:
-        raise common.UserError("--table makes a folder for each model in runs/bigan: leave --out out")
+    if options.out is not None or options.model != "bigan":
+        raise common.UserError("--table makes a folder for each model in runs/bigan: leave --out and --model out")
     lines = []
     for model in ("pixels", "untrained", *PAPER_TABLE1, "ali", "alice"):
         cycle = options.cycle_weight if model == "alice" else None
@@ -925,6 +916,7 @@ def table(options):
         lines.append((model, metrics))
     names = [("nn_error_features", "1-NN hidden"), ("nn_error_code", "1-NN code"), ("probe_error_code", "probe code"), ("reconstruction_l2", "L2"),
              ("reconstruction_digit", "digit kept"), ("sample_quality", "samples")]
+    print("errors in %; L2: mean length of x - G(E(x)); digit kept: %; samples: the judge's inception score")
     print("".join(word.ljust(13) for word in ["model", "paper: 1-NN", *(words for _, words in names)]))
     for model, metrics in lines:
         paper = f"{100 - PAPER_TABLE1[model]:.2f}" if model in PAPER_TABLE1 and options.dataset == "mnist" else "-"

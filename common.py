@@ -640,6 +640,23 @@ def _set_rng(state):
     random.setstate(state["python"])
 
 
+@torch.no_grad()
+def settle_batch_norm(net, batches):
+    """Batch norm's statistics of a network anew, a plain average over `batches` (tuples of its inputs): those kept in training lag behind the weights and may
+    come from other inputs. Leaves it in eval mode."""
+    norms = [m for m in net.eval().modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None                              # a plain average
+        norm.train()
+    for inputs in batches if norms else ():
+        net(*inputs)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+    net.eval()
+
+
 def run_main(main, parser, recipes=None):
     """Parse the command line and run; mistakes of the user become one line on stderr and exit status 2.
 

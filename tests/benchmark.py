@@ -104,7 +104,7 @@ def time_bigan(precision, steps=200):
         train(20 * opt.batch_size, "warm")
         run = train(steps * opt.batch_size, "timed")
         with FlopCounterMode(display=False) as counter:
-            counted = train(bigan.PENALTY_EVERY * opt.batch_size, "counted")
+            counted = train(4 * opt.batch_size, "counted")
         return run.train_seconds / run.step, counter.get_total_flops() / counted.step, opt.batch_size, run.device
 
 
