@@ -473,20 +473,10 @@ def train(run, nets, data, labelled):
     run.save()
 
 
-@torch.no_grad()
 def settle_batch_norm(enc, x, batch_size=500):
     """Batch norm's statistics anew, from clean images: in training they mix clean, noisy and perturbed ones. x: uint8 [N, ...]. Leaves it in eval mode."""
-    norms = [m for m in enc.eval().modules() if isinstance(m, nn.BatchNorm1d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None                              # a plain average over the batches
-        norm.train()
     with torch.random.fork_rng():
-        for part in x[:20_000].split(batch_size) if norms else ():
-            enc(common.to_float(part))
-    for norm in norms:
-        norm.momentum = 0.1
-    enc.eval()
+        common.settle_batch_norm(enc, ((common.to_float(part),) for part in x[:20_000].split(batch_size)))
 
 
 def sees_labels(options):

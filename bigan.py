@@ -18,7 +18,7 @@ Where to find what
     ALI section 2 (stochastic E)      --model ali: sample_code
     ALI's 2-D mixture                 --dataset grid: train_grid, figure_mixture; its ten settings: --random-setting --seed 0, 1, ... 9
     ALICE (arXiv 1709.01215)          --model alice: joint_step's cycle terms
-    not in the papers                 --model pixels, untrained
+    not in the papers                 --model pixels, untrained; --bilinear 256, a D that sees at once whether a code belongs to its image
 
 Differences from the papers
  1. 30 epochs, rates of 5e-4 that fall linearly in the second half; BiGAN's code has 400 epochs and 2e-4, with an exponential fall. --recipe paper takes
@@ -104,23 +104,35 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """D: images [B, ...] and codes [B, z_dim] -> logit [B] that the pair is (x, E(x)) rather than (G(z), z). z_dim=0: a GAN's D, of images alone.
 
-    z enters at the second hidden layer, by a linear map that is added (BiGAN section 4), not beside the pixels."""
+    z enters at the second hidden layer, by a linear map that is added (BiGAN section 4), not beside the pixels. bilinear=n (ours): the logit gains
+    <U h, V z> / sqrt(n), h the first hidden layer, U h and V z of n numbers: whether a code belongs to its image is then seen at once (projection
+    discriminator, Miyato and Koyama 2018, arXiv 1802.05637)."""
 
-    def __init__(self, inputs=784, z_dim=50, hidden=1024):
+    def __init__(self, inputs=784, z_dim=50, hidden=1024, bilinear=0):
         super().__init__()
         self.layer1 = nn.Linear(inputs, hidden, bias=False)
         self.layer2 = nn.Linear(hidden, hidden, bias=False)
         self.from_z = nn.Linear(z_dim, hidden, bias=False) if z_dim else None
         self.norm = nn.BatchNorm1d(hidden, affine=False)
         self.out = nn.Linear(hidden, 1, bias=False)
+        self.u = nn.Linear(hidden, bilinear, bias=False) if bilinear else None
+        self.v = nn.Linear(z_dim, bilinear, bias=False) if bilinear else None
+
+    def layers(self, x, z):
+        h1 = F.leaky_relu(self.layer1(x.flatten(1)), 0.2)
+        h2 = self.layer2(h1)
+        return h1, F.leaky_relu(self.norm(h2 if z is None else h2 + self.from_z(z)), 0.2)
 
     def features(self, x, z=None):
         """The last hidden layer [B, hidden]."""
-        h = self.layer2(F.leaky_relu(self.layer1(x.flatten(1)), 0.2))
-        return F.leaky_relu(self.norm(h if z is None else h + self.from_z(z)), 0.2)
+        return self.layers(x, z)[1]
 
     def forward(self, x, z=None):
-        return self.out(self.features(x, z)).float().squeeze(1)
+        h1, h2 = self.layers(x, z)
+        logit = self.out(h2).float().squeeze(1)
+        if self.u is not None:
+            logit = logit + (self.u(h1) * self.v(z)).float().sum(1) / self.u.out_features ** 0.5
+        return logit
 
 
 # ---------------------------------------------------------------------------------------------------------- losses
@@ -188,7 +200,7 @@ def build(options, pixels):
     nets = SimpleNamespace(
         enc=None if o.model == "gan" else Encoder(pixels, o.z_dim, o.hidden, o.model in ("ali", "alice")),
         gen=Generator(o.z_dim, pixels, o.hidden),
-        disc=Discriminator(pixels, o.z_dim if o.model in JOINT else 0, o.hidden) if o.model in (*JOINT, "gan", *LATENT) else None)
+        disc=Discriminator(pixels, o.z_dim if o.model in JOINT else 0, o.hidden, o.bilinear) if o.model in (*JOINT, "gan", *LATENT) else None)
     gaussian_weights(present(nets), 0.02)
     if nets.disc is not None:
         nn.init.zeros_(nets.disc.out.weight)              # so the first losses are those of chance
@@ -777,7 +789,7 @@ def evaluate_grid(run, nets):
 # ------------------------------------------------------------------------------------------------------------ main
 
 OURS = dict(lr=5e-4, lr_discriminator=5e-4, beta1=0.5, weight_decay=2.5e-5, schedule="linear", hidden=1024, penalty=0.5, average=0.999)
-OURS_IMAGES = dict(epochs=30, batch_size=128, z_dim=50, regressor_weight=0.25)
+OURS_IMAGES = dict(epochs=30, batch_size=128, z_dim=50, regressor_weight=0.25, bilinear=0)
 PAPER_IMAGES = dict(epochs=400, batch_size=128, lr=2e-4, lr_discriminator=2e-4, schedule="exponential", penalty=0.0, average=0.0)
 OURS_GRID = dict(epochs=26, batch_size=256, hidden=256, generator_layers=4, maxout=128, pieces=2, init_std=0.0, weight_decay=0.0, lr=5e-4,
                  lr_discriminator=1e-3, beta1=0.0, penalty=0.015, average=0.998, vae_std=0.1)
@@ -810,6 +822,7 @@ def make_parser():
     add("--random-setting", "with --dataset grid: ALI and the GAN alone, 12 epochs, with lr, beta1 and --init-std drawn by the seed (10^-4 to 10^-3, "
         "0.2 to 0.8, 0.01 to 0.1)", action="store_true", default=False)
     add("--cycle-weight", "lambda of ALICE's cycle terms; also for bigan and ali; None is 0.05 for alice, 0 for the others", type=common.weight)
+    add("--bilinear", "joint models: size of a product of image and code in D, by which G(E(x)) keeps more digits (see Discriminator)", type=common.whole)
     add("--regressor-weight", "of the latent regressor's loss for G in jlr; 1 is degenerate, the authors say", type=common.weight)
     add("--lr", "Adam's rate of G and E", type=common.positive)
     add("--lr-discriminator", "Adam's rate of D", type=common.positive)
@@ -842,9 +855,9 @@ def resolve(options):
                                "leave --model, --cycle-weight, --validation and --precision out")
     if grid:
         o.precision = "fp32"                              # bf16 would round a coordinate of 4 to steps of 0.03, and the Gaussians are 0.05 wide
-    if o.cycle_weight and o.model not in JOINT:
-        raise common.UserError(f"--cycle-weight is for --model {', '.join(JOINT)}")
-    for name in ("z_dim", "regressor_weight") if grid else ("maxout", "pieces", "generator_layers", "init_std", "vae_std"):
+    if (o.cycle_weight or o.bilinear) and o.model not in JOINT:
+        raise common.UserError(f"--cycle-weight and --bilinear are for --model {', '.join(JOINT)}")
+    for name in ("z_dim", "regressor_weight", "bilinear") if grid else ("maxout", "pieces", "generator_layers", "init_std", "vae_std"):
         if getattr(o, name) is not None:
             raise common.UserError(f"--{name.replace('_', '-')} does not go with --dataset {o.dataset}")
     defaults = {**OURS, **(OURS_GRID if grid else OURS_IMAGES), "cycle_weight": CYCLE.get(o.model, 0.0)}
@@ -874,7 +887,7 @@ def run_name(options):
     o = options
     if o.dataset == "grid":
         return "grid-random" if o.random_setting else "grid"
-    return o.model + (f"-{o.dataset}" if o.dataset != "mnist" else "")
+    return "-".join([o.model, *(["bilinear"] if o.bilinear else []), *([o.dataset] if o.dataset != "mnist" else [])])
 
 
 def train_and_score(options):
@@ -905,8 +918,8 @@ def table(options):
         raise common.UserError("--table makes a folder for each model in runs/bigan: leave --out and --model out")
     lines = []
     for model in ("pixels", "untrained", *PAPER_TABLE1, "ali", "alice"):
-        cycle = options.cycle_weight if model == "alice" else None
-        mine = resolve(SimpleNamespace(**{**vars(options), "model": model, "table": None, "resume": False, "cycle_weight": cycle}))
+        own = {"cycle_weight": options.cycle_weight if model == "alice" else None, "bilinear": options.bilinear if model in JOINT else None}
+        mine = resolve(SimpleNamespace(**{**vars(options), **own, "model": model, "table": None, "resume": False}))
         folder = common.find_run("bigan", mine, run_name(mine))
         if folder is not None and (folder / "metrics.json").exists():
             metrics = json.loads((folder / "metrics.json").read_text())

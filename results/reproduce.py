@@ -47,6 +47,7 @@ ROWS = {
     "aae/embed-0": "--task embed --labels 0",
     "bigan/mnist": "",
     **{f"bigan/{model}": f"--model {model}" for model in ("gan", "lr", "jlr", "ae-l2", "ae-l1", "ali", "alice", "pixels", "untrained")},
+    "bigan/bilinear": "--bilinear 256",
     "bigan/grid": "--dataset grid",
     "bigan/grid-random": "--dataset grid --random-setting",
 }
@@ -57,7 +58,7 @@ FIGURES = {"mathieu/mnist": ("swap", "interpolation", "generation", "retrieval",
            "aae/prior-swiss-roll-10000": ("codes", "manifold"), "aae/likelihood": ("samples",), "aae/style": ("style",),
            "aae/cluster-16": ("clusters",), "aae/cluster-30": ("clusters",),
            **{f"aae/embed-{labels}": ("codes",) for labels in (1000, 100, 0)},
-           "bigan/mnist": ("reconstructions", "samples"), "bigan/alice": ("reconstructions",), "bigan/grid": ("grid",)}
+           "bigan/mnist": ("reconstructions", "samples"), "bigan/bilinear": ("reconstructions",), "bigan/alice": ("reconstructions",), "bigan/grid": ("grid",)}
 
 
 def read(row):
@@ -198,7 +199,8 @@ def aae_table():
 
 
 def bigan_table():
-    lines = [("raw pixels", "pixels", "–"), ("untrained E", "untrained", "–"), ("BiGAN", "mnist", "2.61"), ("D of a GAN", "gan", "2.70"),
+    lines = [("raw pixels", "pixels", "–"), ("untrained E", "untrained", "–"), ("BiGAN", "mnist", "2.61"), ("BiGAN, D with a product of image and code", "bilinear", "–"),
+             ("D of a GAN", "gan", "2.70"),
              ("latent regressor (LR)", "lr", "2.56"), ("joint latent regressor (JLR)", "jlr", "2.87"), ("autoencoder, l2", "ae-l2", "2.42"),
              ("autoencoder, l1", "ae-l1", "2.37"), ("ALI", "ali", "–"), ("ALICE: ALI with cycle terms", "alice", "–")]
     columns = [("nn_error_features", 2), ("nn_error_code", 2), ("probe_error_code", 2), ("reconstruction_l2", 2), ("reconstruction_digit", 1), ("sample_quality", 2)]

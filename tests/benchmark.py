@@ -70,42 +70,34 @@ def time_mathieu(precision, steps=60):
 AAE = {"aae": [], "aae-semi": ["--task", "semi"], "aae-small": ["--task", "likelihood", "--dropout", "0", "--encoder", "gaussian", "--z-dim", "10", "--hidden", "512", "--batch-size", "64"]}
 
 
-def time_aae(name, precision, steps=200):
-    """The same for aae.py; images are counted without the labelled ones."""
+def time_script(script, words, precision, steps, counted_steps, train):
+    """The same for a script with flags `words`; train(run, data) is one epoch of it."""
     with tempfile.TemporaryDirectory() as folder:
-        opt = aae.resolve(aae.make_parser().parse_args([*AAE[name], "--epochs", "1", "--precision", precision]))
+        opt = script.resolve(script.make_parser().parse_args([*words, "--epochs", "1", "--precision", precision]))
 
-        def train(images, place):
+        def epoch(steps, place):
             opt.out = f"{folder}/{place}"
-            data = common.load_dataset("mnist")[0].take(torch.arange(images))
-            run = common.Run("aae", opt)
-            data = data.to(run.device)
-            aae.train(run, aae.build(opt, 784), data, aae.choose_labelled(data.y, opt.labels, 0))
+            data = common.load_dataset("mnist")[0].take(torch.arange(steps * opt.batch_size))
+            run = common.Run(script.__name__, opt)
+            train(run, data.to(run.device))
             return run
-        train(20 * opt.batch_size, "warm")
-        run = train(steps * opt.batch_size, "timed")
+        epoch(20, "warm")
+        run = epoch(steps, "timed")
         with FlopCounterMode(display=False) as counter:
-            counted = train(4 * opt.batch_size, "counted")
+            counted = epoch(counted_steps, "counted")
         return run.train_seconds / run.step, counter.get_total_flops() / counted.step, opt.batch_size, run.device
 
 
-def time_bigan(precision, steps=200):
-    """The same for bigan.py's default model; four steps are counted, one of which has a gradient penalty."""
-    with tempfile.TemporaryDirectory() as folder:
-        opt = bigan.resolve(bigan.make_parser().parse_args(["--epochs", "1", "--precision", precision]))
+def time_aae(name, precision):
+    """Images are counted without the labelled ones."""
+    def train(run, data):
+        aae.train(run, aae.build(run.options, 784), data, aae.choose_labelled(data.y, run.options.labels, 0))
+    return time_script(aae, AAE[name], precision, 200, 4, train)
 
-        def train(images, place):
-            opt.out = f"{folder}/{place}"
-            data = common.load_dataset("mnist")[0].take(torch.arange(images))
-            run = common.Run("bigan", opt)
-            data = data.to(run.device)
-            bigan.train(run, bigan.build(opt, 784), data)
-            return run
-        train(20 * opt.batch_size, "warm")
-        run = train(steps * opt.batch_size, "timed")
-        with FlopCounterMode(display=False) as counter:
-            counted = train(4 * opt.batch_size, "counted")
-        return run.train_seconds / run.step, counter.get_total_flops() / counted.step, opt.batch_size, run.device
+
+def time_bigan(precision):
+    """The default model; of the four steps that are counted one has a gradient penalty."""
+    return time_script(bigan, [], precision, 200, 4, lambda run, data: bigan.train(run, bigan.build(run.options, 784), data))
 
 
 def main(names):

@@ -7,11 +7,25 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import common  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def complains(monkeypatch, capsys):
+    """Checks that a script refuses a dry run with these arguments: exit status 2, one line on stderr that has the words, nothing written."""
+    def call(script, arguments, words):
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", "--dry-run", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            common.run_main(script.main, script.make_parser())
+        out, err = capsys.readouterr()
+        assert stop.value.code == 2 and out == "" and err.count("\n") == 1 and words in err, err
+        assert not list(Path(".").iterdir())
+    return call
 
 
 @pytest.fixture

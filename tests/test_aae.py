@@ -981,13 +981,8 @@ MISTAKES = [(["--prior", "mixture", "--task", "semi"], "are for --task prior"), 
 
 
 @pytest.mark.parametrize("arguments, words", MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else str(v))
-def test_mistakes_end_with_one_line(arguments, words, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["aae.py", "--dry-run", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        common.run_main(aae.main, aae.make_parser())
-    out, err = capsys.readouterr()
-    assert stop.value.code == 2 and out == "" and err.count("\n") == 1 and words in err, err
-    assert not list(common.Path(".").iterdir())
+def test_mistakes_end_with_one_line(arguments, words, complains):
+    complains(aae, arguments, words)
 
 
 def test_a_checkpoint_of_another_script_is_refused():
