@@ -291,6 +291,38 @@ def test_tile_puts_images_where_they_belong():
     assert torch.isclose(picture[3, 8, 0], torch.tensor(.4)) and torch.isclose(picture[4, 14, 2], torch.tensor(.5))
 
 
+def test_tile_has_a_wider_gap_at_each_place_named():
+    images = torch.zeros(8, 1, 2, 2)
+    assert common.tile(images, 4).shape == (5, 11, 3) and common.tile(images, 4, after_column=[0, 2]).shape == (5, 11 + 8, 3)
+    white = (common.tile(images, 4, after_column=[0, 2], after_row=0) == 1).all(2)
+    assert [k for k, column in enumerate(white.all(0).tolist()) if not column] == [0, 1, 7, 8, 10, 11, 17, 18]
+    assert [k for k, row in enumerate(white.all(1).tolist()) if not row] == [0, 1, 7, 8]
+
+
+def test_batch_norm_is_settled_as_a_plain_average():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=.3))
+    net[1].running_mean.fill_(5.)
+    x = torch.randn(60, 3)
+    common.settle_batch_norm(net, ((part,) for part in x.split(20)))
+    h = net[0](x).detach()
+    assert torch.allclose(net[1].running_mean, h.mean(0), atol=1e-6) and not net.training and not net[1].training and net[1].momentum == .3
+    assert torch.allclose(net[1].running_var, torch.stack([part.var(0) for part in h.split(20)]).mean(0), atol=1e-6)
+    common.settle_batch_norm(nn.Linear(3, 4), iter(()))   # nothing to do
+
+
+def test_a_run_of_the_same_settings_is_found_a_finished_one_first():
+    opt = options(out=None)
+    assert common.find_run("toy", opt, "mnist") is None
+    first = common.Run("toy", opt, "mnist").folder
+    assert common.find_run("toy", opt, "mnist") == first and common.find_run("toy", options(out=None, batch_size=5), "mnist") is None
+    second = common.Run("toy", opt, "mnist").folder
+    (second / "metrics.json").write_text("{}")
+    assert second != first and common.find_run("toy", opt, "mnist") == second
+    (first / "config.json").write_text("{")               # damaged: passed over
+    assert common.find_run("toy", opt, "mnist") == second
+
+
 # ------------------------------------------------------------------------------------------------------ run folder
 
 
