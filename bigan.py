@@ -21,10 +21,12 @@ Where to find what
     not in the papers                 --model pixels, untrained; --bilinear 256, a D that sees at once whether a code belongs to its image
 
 Differences from the papers
- 1. 30 epochs, rates of 5e-4 that fall linearly in the second half; BiGAN's code has 400 epochs and 2e-4, with an exponential fall. --recipe paper takes
+ 1. 30 epochs, rates of 5e-4 (not all: see 2) that fall linearly in the second half; BiGAN's code has 400 epochs and 2e-4, with an exponential fall. --recipe paper takes
     that code's setting: its epochs, rate and schedule, no penalty, no average; its weight decay counts half (see below).
- 2. A penalty on the slope of D, of either kind of pair, every fourth step (gradient_penalty). Without it reconstructions
-    collapse at these rates, and at 2e-4 half the digits are lost: E's codes crowd into the corners of [-1, 1]^50, where the prior has almost no mass.
+ 2. In the joint models a penalty on the slope of D, of either kind of pair, every fourth step (gradient_penalty). Without it reconstructions collapse at these
+    rates, and at 2e-4 half the digits are lost: E's codes crowd into the corners of [-1, 1]^50, where the prior has almost no mass. gan, lr and jlr have no
+    penalty and rates of 2e-4: with it G collapses onto one image, since a D that is flat and normalises each batch by itself does not see what all
+    of a batch has in common.
  3. The scores are of running averages of the weights; --average 0 takes the last weights.
  4. ali and alice have BiGAN's networks and 50 dimensions on MNIST, which the ALI paper leaves out; reconstructions and interpolations are of the mean of
     q(z|x), the paper's of a sample. Of ALICE only the explicit cycle loss is here: squared errors summed over pixels and dimensions, one weight for both.
@@ -791,6 +793,7 @@ def evaluate_grid(run, nets):
 OURS = dict(lr=5e-4, lr_discriminator=5e-4, beta1=0.5, weight_decay=2.5e-5, schedule="linear", hidden=1024, penalty=0.5, average=0.999)
 OURS_IMAGES = dict(epochs=30, batch_size=128, z_dim=50, regressor_weight=0.25, bilinear=0)
 PAPER_IMAGES = dict(epochs=400, batch_size=128, lr=2e-4, lr_discriminator=2e-4, schedule="exponential", penalty=0.0, average=0.0)
+OURS_GAN = dict(lr=2e-4, lr_discriminator=2e-4, penalty=0.0)                 # of gan, lr, jlr (difference 2)
 OURS_GRID = dict(epochs=26, batch_size=256, hidden=256, generator_layers=4, maxout=128, pieces=2, init_std=0.0, weight_decay=0.0, lr=5e-4,
                  lr_discriminator=1e-3, beta1=0.0, penalty=0.015, average=0.998, vae_std=0.1)
 PAPER_GRID = dict(epochs=250, batch_size=100, hidden=400, generator_layers=4, maxout=200, pieces=5, init_std=0.02, lr=1e-4, lr_discriminator=1e-4, beta1=0.2,
@@ -800,7 +803,7 @@ CYCLE = {"alice": 0.05}
 
 def make_parser():
     def told(name):                                       # the defaults in words
-        kinds = {"images": {**OURS, **OURS_IMAGES}, "--recipe paper": {**OURS, **OURS_IMAGES, **PAPER_IMAGES}, "grid": {**OURS, **OURS_GRID},
+        kinds = {"images": {**OURS, **OURS_IMAGES}, "gan, lr and jlr": OURS_GAN, "--recipe paper": {**OURS, **OURS_IMAGES, **PAPER_IMAGES}, "grid": {**OURS, **OURS_GRID},
                  "grid --recipe paper": {**OURS, **OURS_GRID, **PAPER_GRID}}
         return "; None is " + ", ".join(f"{values[name]} ({kind})" for kind, values in kinds.items() if name in values)
 
@@ -861,6 +864,8 @@ def resolve(options):
         if getattr(o, name) is not None:
             raise common.UserError(f"--{name.replace('_', '-')} does not go with --dataset {o.dataset}")
     defaults = {**OURS, **(OURS_GRID if grid else OURS_IMAGES), "cycle_weight": CYCLE.get(o.model, 0.0)}
+    if o.model in ("gan", *LATENT):
+        defaults.update(OURS_GAN)
     if o.recipe == "paper":
         defaults.update(PAPER_GRID if grid else PAPER_IMAGES)
     if o.random_setting:

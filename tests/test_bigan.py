@@ -290,6 +290,9 @@ def test_defaults():
     assert [options("--model", model).cycle_weight > 0 for model in bigan.JOINT] == [False, False, True]
     assert (options().penalty, options().average, options("--model", "jlr").regressor_weight) == (.5, .999, .25)
     assert [options("--model", model).bilinear for model in (*bigan.JOINT, "gan")] == [0, 0, 0, 0]
+    for model in ("gan", "lr", "jlr"):
+        opt = options("--model", model)
+        assert (opt.lr, opt.lr_discriminator, opt.penalty) == (2e-4, 2e-4, 0) and options("--model", model, "--penalty", 1).penalty == 1
     assert options("--dataset", "grid").precision == "fp32"
     assert (bigan.build(options("--model", "jlr"), 784).enc.out.weight == 0).all() and (bigan.build(options(), 784).enc.out.weight != 0).any()
 
