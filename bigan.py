@@ -23,8 +23,8 @@ Where to find what
 Differences from the papers
  1. 30 epochs, rates of 5e-4 (not all: see 2) that fall linearly in the second half; BiGAN's code has 400 epochs and 2e-4, with an exponential fall. --recipe paper takes
     that code's setting: its epochs, rate and schedule, no penalty, no average; its weight decay counts half (see below).
- 2. In the joint models a penalty on the slope of D, of either kind of pair, every fourth step (gradient_penalty). Without it reconstructions collapse at these
-    rates, and at 2e-4 half the digits are lost: E's codes crowd into the corners of [-1, 1]^50, where the prior has almost no mass. gan, lr and jlr have no
+ 2. In the joint models a penalty on the slope of D, of either kind of pair, every fourth step (gradient_penalty). Without it reconstructions collapse at rates
+    of 6e-4, and at 2e-4 half the digits are lost: E's codes crowd into the corners of [-1, 1]^50, where the prior has almost no mass. gan, lr and jlr have no
     penalty and rates of 2e-4: with it G collapses onto one image, since a D that is flat and normalises each batch by itself does not see what all
     of a batch has in common.
  3. The scores are of running averages of the weights; --average 0 takes the last weights.
@@ -174,7 +174,7 @@ def gradient_penalty(logits, inputs):
 
 
 def pixel_loss(reconstruction, x, power=2):
-    """Squared (power 2) or absolute (1) error, summed over pixels, mean over the batch. Both [B, D] in [0, 1]."""
+    """Squared (power 2) or absolute (1) error, summed over the pixels (or a code's numbers), mean over the batch. Both [B, D]."""
     return (reconstruction - x).abs().pow(power).sum(1).mean()
 
 
@@ -559,6 +559,7 @@ def load(run_dir, device="cpu"):
     nets.options = options
     return nets
 
+
 # --------------------------------------------------------------------------------------------- the 25 Gaussians
 # A plane of data, a plane of codes, and networks of their own (ALI's released code); the losses are those above.
 
@@ -582,7 +583,7 @@ class ToyEncoder(nn.Module):
 
 
 class MaxoutDiscriminator(nn.Module):
-    """Three maxout layers (each unit the largest of five linear ones): points and codes side by side [B, inputs] -> logit [B]."""
+    """Three maxout layers (each unit the largest of `pieces` linear ones, five in ALI's code): points and codes side by side [B, inputs] -> logit [B]."""
 
     def __init__(self, inputs=4, hidden=200, pieces=5):
         super().__init__()

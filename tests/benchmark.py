@@ -9,6 +9,7 @@ A step's floor is its multiply-adds over the rate of a 2048 x 2048 matrix produc
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -101,14 +102,17 @@ def time_bigan(precision):
     return time_script(bigan, [], precision, 200, 4, lambda run, data: bigan.train(run, bigan.build(run.options, 784), data))
 
 
+TIMES = {"mathieu": time_mathieu, **{name: partial(time_aae, name) for name in AAE}, "bigan": time_bigan}
+
+
 def main(names):
     for name in names:
         for precision in ("fp32", "bf16"):
-            seconds, flops, images, device = {"mathieu": time_mathieu, "bigan": time_bigan}[name](precision) if name in ("mathieu", "bigan") else time_aae(name, precision)
+            seconds, flops, images, device = TIMES[name](precision)
             rate = matmul_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
             print(f"{name} {precision}: {images / seconds:.0f} images/s, {seconds * 1e3:.1f} ms a step of {images}; {flops / 1e9:.2f} GFLOP a step, "
                   f"{flops / seconds / 1e9:.0f} GFLOP/s; matmul {rate / 1e9:.0f} GFLOP/s; ratio {flops / seconds / rate:.2f}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["mathieu", *AAE, "bigan"])
+    main(sys.argv[1:] or TIMES)
