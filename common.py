@@ -603,10 +603,10 @@ class Run:
         self.names = list(losses)
         self.rows.append(torch.stack([loss.detach().float() for loss in losses.values()]))
 
-    def autocast(self):
-        """Context in which convolutions and matrix products run in this run's precision."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16",
-                              cache_enabled=False)        # a cached cast would go stale when weights change inside
+    def autocast(self, cached=False):
+        """Context in which convolutions and matrix products run in this run's precision. cached: weights used several times are converted once; only where none
+        of them changes before a later use inside the context."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=cached)
 
     def finish(self, metrics, table=()):
         """Write metrics.json (flat name -> number) and print the table: rows (words, metric's name, the paper's value, compare)."""
@@ -778,6 +778,84 @@ def name_clusters(scores, y, rule="exemplar"):
 def cluster_error(scores, y, names):
     """Error in percent when every example takes the class `names` [K] of its likeliest cluster. scores [N, K], y [N]."""
     return (names[scores.argmax(1)] != y).float().mean().item() * 100
+
+
+def match_clusters(scores, y):
+    """Class int64 [K] of each of K clusters, every class for one cluster at most, by the matching with the most examples right; -1 for a cluster left over.
+
+    scores: float [N, K], the largest says the cluster; y: int64 [N]."""
+    k, classes = scores.shape[1], int(y.max()) + 1
+    counts = torch.zeros(k, classes).index_put_((scores.argmax(1).cpu(), y.cpu()), torch.ones(len(y)), True)
+    size = max(k, classes)
+    cost = torch.zeros(size, size)
+    cost[:k, :classes] = -counts
+    column = assign(cost)[:k]
+    return torch.where(column < classes, column, torch.full_like(column, -1)).to(y.device)
+
+
+def assign(cost):
+    """Column int64 [n] of each row in the assignment of least total cost [n, n], each column once: the Hungarian method by shortest augmenting paths, O(n^3)."""
+    cost = cost.double().tolist()
+    n = len(cost)
+    u, v, row_of = [0.] * (n + 1), [0.] * (n + 1), [0] * (n + 1)             # potentials; row_of[j]: the row in column j, 1-based, 0 none
+    for i in range(1, n + 1):
+        row_of[0], j = i, 0
+        best, back, seen = [math.inf] * (n + 1), [0] * (n + 1), [False] * (n + 1)
+        while row_of[j]:
+            seen[j], row, delta, following = True, row_of[j], math.inf, 0
+            for k in range(1, n + 1):
+                if not seen[k]:
+                    reduced = cost[row - 1][k - 1] - u[row] - v[k]
+                    if reduced < best[k]:
+                        best[k], back[k] = reduced, j
+                    if best[k] < delta:
+                        delta, following = best[k], k
+            for k in range(n + 1):
+                if seen[k]:
+                    u[row_of[k]] += delta
+                    v[k] -= delta
+                else:
+                    best[k] -= delta
+            j = following
+        while j:
+            row_of[j] = row_of[back[j]]
+            j = back[j]
+    column = [0] * n
+    for k in range(1, n + 1):
+        column[row_of[k] - 1] = k - 1
+    return torch.tensor(column)
+
+
+def normalized_mutual_information(a, b):
+    """Mutual information of two labellings int64 [N], over the mean of their entropies: from 0 (independent) to 1 (the same but for names)."""
+    joint = torch.zeros(int(a.max()) + 1, int(b.max()) + 1, dtype=torch.float64).index_put_((a.cpu(), b.cpu()), torch.ones(len(a), dtype=torch.float64), True) / len(a)
+    entropy = lambda p: -(p[p > 0] * p[p > 0].log()).sum()  # noqa: E731
+    h_a, h_b, h = entropy(joint.sum(1)), entropy(joint.sum(0)), entropy(joint)
+    return ((h_a + h_b - h) / ((h_a + h_b) / 2)).item() if h_a + h_b > 0 else 1.
+
+
+def k_means(x, k, seed=0, tries=5, iterations=100):
+    """Centres [k, d] of k-means on x [N, d]: Lloyd's algorithm from k-means++ seeds, the best of `tries` by the total squared distance."""
+    rng = torch.Generator().manual_seed(seed)
+    best, least = None, math.inf
+    for _ in range(tries):
+        centres = x[torch.randint(len(x), (1,), generator=rng).to(x.device)]
+        distance = (x - centres).square().sum(1)
+        for _ in range(k - 1):                            # the next seed: far points are likelier
+            chosen = torch.multinomial(distance.double().cpu(), 1, generator=rng).to(x.device)
+            centres = torch.cat([centres, x[chosen]])
+            distance = torch.minimum(distance, (x - x[chosen]).square().sum(1))
+        member = None
+        for _ in range(iterations):
+            previous = member
+            distance, member = (torch.cat(parts) for parts in zip(*(torch.cdist(part, centres).min(1) for part in x.split(5000))))
+            if previous is not None and torch.equal(previous, member):
+                break
+            number = torch.bincount(member, minlength=k)[:, None]
+            centres = torch.where(number > 0, torch.zeros_like(centres).index_add_(0, member, x) / number.clamp(min=1), centres)
+        if distance.square().sum() < least:
+            best, least = centres, distance.square().sum()
+    return best
 
 
 def parzen_log_likelihood(x, samples, sigmas):

@@ -50,6 +50,10 @@ ROWS = {
     "bigan/bilinear": "--bilinear 256",
     "bigan/grid": "--dataset grid",
     "bigan/grid-random": "--dataset grid --random-setting",
+    "infogan/mnist": "",
+    "infogan/baseline": "--baseline",
+    "infogan/paper": "--recipe paper",
+    **{f"infogan/k{k}": f"--categories {k}" for k in (0, 2, 5, 20, 30, 50)},
 }
 FIGURES = {"mathieu/mnist": ("swap", "interpolation", "generation", "retrieval", "losses"),
            "mathieu/sprites": ("swap", "generation", "retrieval"),
@@ -58,7 +62,8 @@ FIGURES = {"mathieu/mnist": ("swap", "interpolation", "generation", "retrieval",
            "aae/prior-swiss-roll-10000": ("codes", "manifold"), "aae/likelihood": ("samples",), "aae/style": ("style",),
            "aae/cluster-16": ("clusters",), "aae/cluster-30": ("clusters",),
            **{f"aae/embed-{labels}": ("codes",) for labels in (1000, 100, 0)},
-           "bigan/mnist": ("reconstructions", "samples"), "bigan/bilinear": ("reconstructions",), "bigan/alice": ("reconstructions",), "bigan/grid": ("grid",)}
+           "bigan/mnist": ("reconstructions", "samples"), "bigan/bilinear": ("reconstructions",), "bigan/alice": ("reconstructions",), "bigan/grid": ("grid",),
+           "infogan/mnist": ("information", "categories", "categories-regular", "continuous-1", "continuous-2"), "infogan/paper": ("categories",), "infogan/k20": ("categories",)}
 
 
 def read(row):
@@ -221,6 +226,36 @@ def grid_table():
                   for words, row, gen, enc, paper in lines])
 
 
+def infogan_table():
+    columns = ("mnist", "paper", "baseline")
+    lines = [("L_I of the category, nats (log 10 = 2.303)", "mutual_information", 3, "2.30", "–"),
+             ("updates until it is 2.25", "steps_to_2.25", 0, "–", "–"),
+             ("error, a category a digit, %", "cluster_error", 2, "5", "ClusterGAN 9.0 ± 4.0"),
+             ("error, category's commonest digit, %", "cluster_error_majority", 2, "–", "–"),
+             ("normalised mutual information", "nmi", 3, "–", "–"),
+             ("k-means on pixels: error, a cluster a digit, %", "kmeans_cluster_error", 2, "–", "–"),
+             ("generated: shows its category's digit, %", "generated_purity", 2, "figure", "–"),
+             ("generated: slant by one code, R²", "slant_r2", 2, "figure", "–"), ("generated: stroke width by one code, R²", "width_r2", 2, "figure", "–"),
+             ("sweeps from -2 to 2 that change the digit, %", "identity_leak", 1, "–", "–"), ("the same from -1 to 1, %", "identity_leak_inside", 1, "–", "–"),
+             *((f"linear probe, {words}, {labels.replace('1000', '1,000')} labels, %", f"probe_error_{layer}_{labels}", 2, "–", "–") for layer, words in
+               (("trunk", "trunk"), ("q_hidden", "Q's hidden layer"), ("q_out", "Q's outputs"), ("untrained", "untrained trunk"), ("pixels", "raw pixels")) for labels in ("100", "1000", "all"))]
+    head = ["MNIST, test set", "paper", "best public", *(f"{words} ({seeds(f'infogan/{row}')} seeds)" for row, words in zip(columns, ("ours", "released recipe, here", "regular GAN"))),]
+    return table(head, [[words, paper, public, *(ours(f"infogan/{row}", metric, digits) for row in columns)] for words, metric, digits, paper, public in lines]
+                 + [["minutes on two cores", "–", "–", *(minutes(f"infogan/{row}") for row in columns)],
+                    ["command", "", "", *(f"`{('python infogan.py ' + ROWS[f'infogan/{row}']).strip()}`" for row in columns)]])
+
+
+def leak_table():
+    rows = [("0", "k0"), ("2", "k2"), ("5", "k5"), ("10", "mnist"), ("20", "k20"), ("30", "k30"), ("50", "k50"), ("regular GAN", "baseline")]
+    columns = [("cluster_error", "a category a digit, %"), ("cluster_error_majority", "commonest digit, %"), ("kmeans_cluster_error_majority", "k-means' clusters, %"),
+               ("nmi", "nmi"), ("kmeans_nmi", "k-means' nmi"), ("probe_error_trunk_100", "probe on the trunk, 100 labels, %"), ("probe_error_trunk_1000", "1,000"), ("probe_error_trunk_all", "all"),
+               ("probe_error_q_hidden_100", "on Q's hidden layer, 100 labels, %"), ("probe_error_q_hidden_1000", "1,000"), ("probe_error_q_hidden_all", "all")]
+    beside = [[words, *["–"] * 5, *(ours("infogan/mnist", f"probe_error_{name}_{labels}", 2) for labels in ("100", "1000", "all")), *["–"] * 3, seeds("infogan/mnist")]
+              for words, name in (("untrained trunk", "untrained"), ("raw pixels", "pixels"))]
+    return table(["K", *(words for _, words in columns), "seeds"],
+                 [[words, *("–" if words == "regular GAN" and "probe" not in name else ours(f"infogan/{row}", name, 3 if "nmi" in name else 2) for name, _ in columns), seeds(f"infogan/{row}")] for words, row in rows] + beside)
+
+
 def hardware():
     """Machines, versions and minutes behind the tables, in a sentence."""
     entries = [e for row in ROWS for e in read(row)]      # of every script
@@ -228,7 +263,7 @@ def hardware():
     return f"Measured on {'; '.join(machines)}. MNIST: {minutes('mathieu/mnist')} minutes a seed, sprites: {minutes('mathieu/sprites')}, evaluation included."
 
 
-PARTS = {"mnist": mnist_table, "sprites": sprites_table, "ablations": ablation_table, "aae": aae_table, "bigan": bigan_table, "grid": grid_table, "hardware": hardware}
+PARTS = {"mnist": mnist_table, "sprites": sprites_table, "ablations": ablation_table, "aae": aae_table, "bigan": bigan_table, "grid": grid_table, "infogan": infogan_table, "leak": leak_table, "hardware": hardware}
 
 
 def rendered(text):

@@ -1,6 +1,6 @@
 """Speed of each script's training step, beside the machine's own matrix-product rate measured in the same run.
 
-    python tests/benchmark.py mathieu aae aae-semi aae-small bigan        # all of them without a name
+    python tests/benchmark.py mathieu aae aae-semi aae-small bigan infogan        # all of them without a name
 
 aae is its default run, aae-semi Table 2's, aae-small the sizes of PyTorch-GAN's aae.py (512 hidden units, batches of 64, a Gaussian encoder).
 
@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import aae
 import bigan
 import common
+import infogan
 import mathieu
 
 
@@ -102,7 +103,13 @@ def time_bigan(precision):
     return time_script(bigan, [], precision, 200, 4, lambda run, data: bigan.train(run, bigan.build(run.options, 784), data))
 
 
-TIMES = {"mathieu": time_mathieu, **{name: partial(time_aae, name) for name in AAE}, "bigan": time_bigan}
+def time_infogan(precision):
+    """InfoGAN alone, all its terms in force, without the regular GAN beside it."""
+    words = ["--regular-epochs", "0", "--continuous-start", "0"]
+    return time_script(infogan, words, precision, 60, 4, lambda run, data: infogan.train(run, infogan.build(run.options), None, data))
+
+
+TIMES = {"mathieu": time_mathieu, **{name: partial(time_aae, name) for name in AAE}, "bigan": time_bigan, "infogan": time_infogan}
 
 
 def main(names):

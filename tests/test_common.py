@@ -1,6 +1,7 @@
 """Data, pairing, run folder, scores and figures of common.py."""
 import csv
 import gzip
+import itertools
 import json
 import math
 import pickle
@@ -233,6 +234,68 @@ def test_the_two_rules_differ_where_the_surest_example_is_an_exception():
     assert common.cluster_error(scores, y, torch.tensor([5, 1])) == 50 and common.cluster_error(scores, y, torch.tensor([3, 1])) == 25
     empty = torch.tensor([[.9, .1], [.8, .2]]).log()      # nobody falls into cluster 1: its exemplar names it, for what it is worth
     assert common.name_clusters(empty, torch.tensor([2, 4]), "majority").tolist()[1] == 4
+
+
+@pytest.mark.parametrize("k, classes", [(4, 4), (3, 5), (6, 4), (1, 3)])
+def test_matching_against_every_permutation(k, classes):
+    torch.manual_seed(k)
+    for _ in range(5):
+        scores, y = torch.randn(80, k), torch.randint(classes, (80,))
+        y[:classes] = torch.arange(classes)
+        names = common.match_clusters(scores, y)
+        member = scores.argmax(1)
+        padded = [*range(classes), *[-1] * max(0, k - 1)]
+        best = max(sum(int(member[n]) == j and int(y[n]) == c for n in range(80) for j, c in enumerate(choice)) for choice in set(itertools.permutations(padded, k)))
+        assert int((names[member] == y).sum()) == best
+        used = names[names >= 0].tolist()
+        assert len(used) == len(set(used)) == min(k, classes)                                 # no class twice, none left out that could be had
+        assert common.cluster_error(scores, y, names) == pytest.approx(100 * (80 - best) / 80)
+
+
+def test_assignment_of_negative_and_equal_costs():
+    torch.manual_seed(0)
+    for n in (1, 2, 5, 6):
+        for cost in (torch.randn(n, n), torch.randint(-2, 3, (n, n)).float(), torch.zeros(n, n)):
+            column = common.assign(cost)
+            best = min(sum(cost[i, p[i]].item() for i in range(n)) for p in itertools.permutations(range(n)))
+            assert sorted(column.tolist()) == list(range(n)) and cost[range(n), column].sum().item() == pytest.approx(best, abs=1e-5)
+
+
+def test_a_head_that_always_answers_one_category_scores_as_it_deserves():
+    y = torch.arange(10).repeat(30)
+    collapsed = torch.nn.functional.one_hot(torch.full((300,), 3), 10).float()
+    assert common.cluster_error(collapsed, y, common.match_clusters(collapsed, y)) == pytest.approx(90)
+    assert common.cluster_error(collapsed, y, common.name_clusters(collapsed, y, "majority")) == pytest.approx(90)
+    assert common.normalized_mutual_information(collapsed.argmax(1), y) == pytest.approx(0, abs=1e-9)
+    merged = torch.nn.functional.one_hot(torch.where(y == 9, 4, y), 10).float()               # 4 and 9 in one
+    assert common.cluster_error(merged, y, common.match_clusters(merged, y)) == pytest.approx(10)
+
+
+def test_normalized_mutual_information_against_its_definition():
+    torch.manual_seed(0)
+    a, b = torch.randint(4, (300,)), torch.randint(3, (300,))
+    b = torch.where(torch.rand(300) < .5, a.clamp(max=2), b)
+    p = [[((a == i) & (b == j)).double().mean().item() for j in range(3)] for i in range(4)]
+    pa, pb = [sum(row) for row in p], [sum(row[j] for row in p) for j in range(3)]
+    shared = sum(p[i][j] * math.log(p[i][j] / pa[i] / pb[j]) for i in range(4) for j in range(3) if p[i][j])
+    h = lambda q: -sum(v * math.log(v) for v in q if v)  # noqa: E731
+    assert common.normalized_mutual_information(a, b) == pytest.approx(2 * shared / (h(pa) + h(pb)))
+    assert common.normalized_mutual_information(a, (a + 2) % 4) == pytest.approx(1)           # names do not count
+
+
+def test_k_means_finds_blobs_and_ends_where_no_point_moves():
+    torch.manual_seed(0)
+    centres = torch.tensor([[0., 0.], [10., 0.], [0., 10.], [10., 10.]])
+    y = torch.arange(4).repeat(50)
+    x = centres[y] + torch.randn(200, 2)
+    found = common.k_means(x, 4)
+    order = torch.cdist(centres, found).argmin(1)
+    assert sorted(order.tolist()) == [0, 1, 2, 3] and torch.allclose(found[order], torch.stack([x[y == k].mean(0) for k in range(4)]), atol=1e-4)
+    x = torch.rand(500, 5)
+    found = common.k_means(x, 7)
+    member = torch.cdist(x, found).argmin(1)
+    assert torch.allclose(found, torch.stack([x[member == k].mean(0) for k in range(7)]), atol=1e-5)       # a fixed point of Lloyd's algorithm
+    assert torch.equal(found, common.k_means(x, 7)) and not torch.equal(found, common.k_means(x, 7, seed=1))
 
 
 def test_parzen_against_a_naive_double_loop():

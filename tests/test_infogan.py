@@ -1,0 +1,620 @@
+"""infogan.py: the bound against known channels, who moves in each update, scores that catch degenerate models, the command line."""
+import copy
+import inspect
+import json
+import math
+import random
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import common
+import infogan
+from conftest import ROOT
+from kills import kill_and_resume
+
+
+def options(*arguments):
+    return infogan.resolve(infogan.make_parser().parse_args([str(a) for a in ("--precision", "fp32", "--device", "cpu", *arguments)]))
+
+
+def mnist(n, part=0):
+    return common.load_dataset("mnist")[part].take(slice(0, n))
+
+
+def state(nets):
+    return {f"{k}.{n}": p.detach().clone() for k, net in vars(nets).items() for n, p in net.named_parameters()}
+
+
+def moved(before, after):
+    return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+# ---------------------------------------------------------------------------------------------------------- losses
+
+
+def test_adversarial_losses_against_their_formulas():
+    torch.manual_seed(0)
+    real, fake = (torch.randn(7, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    D = torch.sigmoid
+    assert torch.allclose(infogan.discriminator_loss(real, fake), -D(real).log().mean() - (1 - D(fake)).log().mean())
+    assert torch.allclose(infogan.generator_loss(fake), -D(fake).log().mean())
+    assert torch.autograd.gradcheck(infogan.discriminator_loss, (real, fake)) and torch.autograd.gradcheck(infogan.generator_loss, (fake,))
+    zero = torch.zeros(4)
+    assert infogan.discriminator_loss(zero, zero).item() == pytest.approx(2 * math.log(2)) and infogan.generator_loss(zero).item() == pytest.approx(math.log(2))
+    assert infogan.generator_loss(torch.tensor([-500.])).item() == pytest.approx(500)         # log D would be infinite
+
+
+def channel(seed, k=4, images=5, denominator=24):
+    """P(x|c) of a channel from k equally likely codes to a few images, in 24ths, and every pair (c, x) as often as it happens."""
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(denominator, rng.dirichlet(np.full(images, .5)), size=k)
+    pairs = [(c, x) for c in range(k) for x in range(images) for _ in range(counts[c, x])]
+    return counts / denominator, torch.tensor([c for c, _ in pairs]), torch.tensor([x for _, x in pairs])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_bound_is_tight_for_the_posterior_and_a_bound_for_any_other_q(seed):
+    p, c, x = channel(seed)
+    joint = p / len(p)
+    information = sum(joint[i, j] * math.log(joint[i, j] / joint[i].sum() / joint[:, j].sum()) for i in range(4) for j in range(5) if joint[i, j])
+    posterior = torch.tensor(joint / joint.sum(0).clip(1e-300)).t()                           # [images, k]
+    assert infogan.mutual_information((posterior + 1e-300).log()[x], c).item() == pytest.approx(information, abs=1e-9)
+    torch.manual_seed(seed)
+    others = [infogan.mutual_information(torch.randn(5, 4, dtype=torch.float64)[x], c).item() for _ in range(50)]
+    assert max(others) < information and min(others) < 0
+    assert infogan.mutual_information(torch.zeros(len(c), 4), c).item() == pytest.approx(0, abs=1e-6)        # Q knows nothing
+    assert infogan.mutual_information(100. * F.one_hot(c, 4), c).item() == pytest.approx(math.log(4))          # Q knows all
+    wrong = 100. * F.one_hot((c + 1) % 4, 4)
+    assert infogan.mutual_information(wrong, c) < -90     # no floor: a Q that is sure and wrong
+
+
+def test_category_loss_takes_logits_not_probabilities():
+    torch.manual_seed(0)
+    logits, c = torch.randn(6, 10, dtype=torch.float64, requires_grad=True), torch.randint(10, (6,))
+    v = logits.tolist()
+    truth = -sum(math.log(math.exp(v[n][c[n]]) / sum(map(math.exp, v[n]))) for n in range(6)) / 6
+    assert infogan.category_loss(logits, c).item() == pytest.approx(truth) and torch.autograd.gradcheck(lambda t: infogan.category_loss(t, c), logits)
+    twice = infogan.category_loss((50. * F.one_hot(c, 10)).softmax(1), c).item()
+    assert twice == pytest.approx(math.log(1 + 9 / math.e), abs=1e-4) and infogan.category_loss(50. * F.one_hot(c, 10), c) < 1e-6       # the double softmax of others
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_continuous_loss_against_torch_distributions(learned):
+    torch.manual_seed(0)
+    mean, code, log_std = (torch.randn(8, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    truth = -torch.distributions.Normal(mean, log_std.exp() if learned else 1.).log_prob(code).sum(1).mean()
+    arguments = (mean, code, log_std) if learned else (mean, code)
+    assert torch.allclose(infogan.continuous_loss(*arguments), truth) and torch.autograd.gradcheck(infogan.continuous_loss, arguments)
+    assert infogan.continuous_loss(code, code).item() == pytest.approx(3 * .9189385)
+
+
+# ---------------------------------------------------------------------------------------------------------- prior
+
+
+def test_the_prior_and_the_generators_input():
+    torch.manual_seed(0)
+    opt = options("--categories", 5)
+    category, continuous, noise = infogan.draw_code(opt, 10_000, "cpu", far=5000)
+    assert category.shape == (15_000,) and continuous.shape == (15_000, 2) and noise.shape == (15_000, 62)
+    assert (torch.bincount(category, minlength=5) / 15_000 - .2).abs().max() < .015
+    for part, reach in ((continuous[:10_000], 1), (continuous[10_000:], 2), (noise, 1)):
+        assert abs(part.mean()) < .03 and abs(part.var() - reach ** 2 / 3) < .03 * reach ** 2 and reach * .99 < part.abs().max() <= reach
+    made = infogan.code_input(opt, category, continuous, noise)
+    assert made.shape == (15_000, 62 + 5 + 2) and torch.equal(made[:, :62], noise) and torch.equal(made[:, 62:67].argmax(1), category)
+    assert torch.equal(made[:, 62:67].sum(1), torch.ones(15_000)) and torch.equal(made[:, 67:], continuous)
+    opt = options("--categories", 0, "--continuous", 3)
+    category, continuous, noise = infogan.draw_code(opt, 4, "cpu")
+    assert category is None and infogan.code_input(opt, category, continuous, noise).shape == (4, 65)
+
+
+def test_warps_are_small_and_another_for_each_image():
+    torch.manual_seed(0)
+    x = common.to_float(mnist(300).x)
+    assert torch.allclose(infogan.warp(x, 0.), x, atol=1e-5)
+    warped = infogan.warp(x)
+    assert warped.shape == x.shape and (warped[0] - infogan.warp(x)[0]).abs().max() > .1
+    same = infogan.warp(x[:1].expand(50, -1, -1, -1))
+    assert (same - same[0]).flatten(1).norm(dim=1)[1:].min() > .3
+    judge = common.load_judge("mnist")
+    assert (judge.classify(warped) == judge.classify(x)).float().mean() > .97                 # the digit survives
+    moments, moments_ = infogan.image_moments(x), infogan.image_moments(warped)
+    assert .1 < (moments[0] - moments_[0]).std() < .35    # the slant does not
+
+
+# --------------------------------------------------------------------------------------------------------- updates
+
+
+def by_hand(nets, x, fake, code, opt, weight, extra):
+    """Losses of D with Q, and of G, spelled out; the caller takes gradients."""
+    D = lambda images: torch.sigmoid(nets.head(nets.trunk(images))[:, 0])  # noqa: E731
+    category, continuous, _ = code
+    near = fake[:len(x)]
+    features = nets.trunk(near)
+    loss_d = -(D(x).log() + (1 - torch.sigmoid(nets.head(features)[:, 0])).log()).mean()
+    loss_g = -torch.sigmoid(nets.head(features)[:, 0]).log().mean()
+    h = features.detach() if opt.baseline else features
+    out = nets.q.out(nets.q.hidden(h))
+    logits, mean = out[:, :10], out[:, 10:12]
+    told = math.log(10) + logits.log_softmax(1).gather(1, category[:len(x), None]).mean()
+    if opt.warp:
+        logits = nets.q.out(nets.q.hidden(nets.trunk(infogan.warp(fake, opt.warp))))[:, :10]
+    assert len(logits) == len(x) + extra
+    info = -opt.category_weight * logits.log_softmax(1).gather(1, category[:len(logits), None]).mean()
+    if opt.learned_std:
+        std = out[:, 12:].exp()
+        info = info - weight * torch.distributions.Normal(mean, std).log_prob(continuous[:len(x)]).sum(1).mean()
+    else:
+        info = info + weight * (.5 * (continuous[:len(x)] - mean) ** 2 + .9189385).sum(1).mean()
+    return loss_d, info, loss_g, told
+
+
+@pytest.mark.parametrize("words", [[], ["--baseline"], ["--recipe", "paper", "--learned-std", "--category-weight", "2"]], ids=["ours", "baseline", "paper"])
+def test_steps_are_the_papers_and_move_whom_they_should(words):
+    """D, the trunk and Q go down D's loss and the information; G down its own and the information; the baseline's G gets nothing, its trunk nothing of Q."""
+    torch.manual_seed(0)
+    opt = options(*words)
+    nets = infogan.build(opt)
+    for p in nets.gen.parameters():                       # images that differ, so that the information matters
+        p.data.mul_(3)
+    x, extra = torch.rand(8, 1, 28, 28), 4 if opt.far else 0
+    code = infogan.draw_code(opt, 8, "cpu", extra)
+    fake = torch.sigmoid(nets.gen(infogan.code_input(opt, *code))).detach()
+    mine, before = copy.deepcopy(nets), state(nets)
+    torch.manual_seed(3)
+    loss_d, info, _, told = by_hand(mine, x, fake, code, opt, .7, extra)
+    body = {f"{k}.{n}": p for k in ("trunk", "head", "q") for n, p in getattr(mine, k).named_parameters()}
+    truth = {name: (p - .1 * g).detach() for (name, p), g in zip(body.items(), torch.autograd.grad(loss_d + info, list(body.values())))}
+    torch.manual_seed(3)
+    answer = infogan.discriminator_step(nets, torch.optim.SGD([p for net in (nets.trunk, nets.head, nets.q) for p in net.parameters()], .1), x, fake, code, .7, opt)
+    assert torch.allclose(answer[0], loss_d) and torch.allclose(answer[1], told, atol=1e-5) and not answer[1].requires_grad
+    after = state(nets)
+    assert moved(before, after) == {"trunk", "head", "q"} and close(before, after, truth)
+
+    mine, before = copy.deepcopy(nets), after
+    torch.manual_seed(4)
+    fake = torch.sigmoid(mine.gen(infogan.code_input(opt, *code)))
+    _, info, loss_g, _ = by_hand(mine, x, fake, code, opt, .7, extra)
+    gen = {f"gen.{n}": p for n, p in mine.gen.named_parameters()}
+    truth = {name: (p - .1 * g).detach() for (name, p), g in zip(gen.items(), torch.autograd.grad(loss_g + (0 if opt.baseline else info), list(gen.values())))}
+    torch.manual_seed(4)
+    fake = torch.sigmoid(nets.gen(infogan.code_input(opt, *code)))
+    answer = infogan.generator_step(nets, torch.optim.SGD(nets.gen.parameters(), .1), fake, 8, code, .7, opt)
+    after = state(nets)
+    assert torch.allclose(answer, loss_g) and moved(before, after) == {"gen"} and close(before, after, truth)
+    assert all(p.grad is None for net in vars(nets).values() for p in net.parameters())
+
+
+def close(before, after, truth):
+    return all(torch.allclose(after[name], truth[name], atol=max(2e-3 * (truth[name] - before[name]).abs().max().item(), 1e-6)) for name in truth)
+
+
+def test_the_informations_gradient_reaches_g_trunk_and_q_and_not_ds_head():
+    torch.manual_seed(0)
+    for words in ([], ["--recipe", "paper"]):
+        opt = options(*words)
+        nets = infogan.build(opt)
+        code = infogan.draw_code(opt, 6, "cpu", 2 if opt.far else 0)
+        fake = torch.sigmoid(nets.gen(infogan.code_input(opt, *code)))
+        loss, _ = infogan.information(nets, fake, nets.trunk(fake[:6]), code, 1., opt)
+        for name, net in vars(nets).items():
+            gradients = torch.autograd.grad(loss, list(net.parameters()), retain_graph=True, allow_unused=True)
+            assert all(g is None for g in gradients) if name == "head" else all(g is not None and g.abs().sum() > 0 for g in gradients), name
+
+
+def test_the_same_code_scores_the_image_it_made(monkeypatch):
+    """A G that writes its category into a pixel and a trunk and Q that read it there: L_I is log K in an update, and about 0 or less when the codes are shuffled."""
+    opt = options("--recipe", "paper", "--continuous", 1)
+
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(9.))  # right with probability .999
+
+        def forward(self, features):
+            return self.weight * F.one_hot((features[:, 0] * 9).round().long(), 10), features[:, :1] * self.weight, None
+
+    class Writer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, z_and_c):
+            pixel = torch.logit((z_and_c[:, 62:72].argmax(1) / 9).clamp(1e-4, 1 - 1e-4))
+            return self.weight * pixel[:, None, None, None].expand(-1, 1, 28, 28)
+    nets = types.SimpleNamespace(trunk=nn.Flatten(), head=nn.Linear(784, 1), q=Reader(), gen=Writer())
+    player = infogan.Player(nets, opt, torch.device("cpu"), 3)
+    _, _, right = infogan.update(player, torch.rand(400, 1, 28, 28), 0)
+    assert right.item() == pytest.approx(math.log(10), abs=.02) and player.curve.nats.tolist() == [right.item(), 0, 0]
+    real = infogan.draw_code
+    monkeypatch.setattr(infogan, "draw_code", lambda *words: real(*words))
+    shuffled = infogan.discriminator_step
+    monkeypatch.setattr(infogan, "discriminator_step", lambda nets, o, x, fake, code, *rest: shuffled(nets, o, x, fake, (code[0].roll(1), *code[1:]), *rest))
+    assert infogan.update(player, torch.rand(400, 1, 28, 28), 1)[2] < .1
+
+
+def test_real_and_generated_images_have_their_own_statistics():
+    torch.manual_seed(0)
+    opt = options()
+    nets = infogan.build(opt)
+    seen = []
+    nets.trunk.register_forward_hook(lambda net, inputs, output: seen.append((len(inputs[0]), output.detach())))
+    x, still = torch.rand(8, 1, 28, 28), torch.optim.SGD([p for net in (nets.trunk, nets.head, nets.q) for p in net.parameters()], 0.)
+    for fake in (torch.rand(12, 1, 28, 28), 5 * torch.rand(12, 1, 28, 28)):
+        infogan.discriminator_step(nets, still, x, fake, infogan.draw_code(opt, 8, "cpu", 4), 1., opt)
+    assert [n for n, _ in seen] == [8, 8, 12] * 2         # D sees the prior's codes alone, the category's Q all, warped
+    assert torch.equal(seen[0][1], seen[3][1]) and not torch.allclose(seen[1][1], seen[4][1])
+
+
+def trained(*words, images=40, **more):
+    opt = options("--batch-size", 10, "--out", "run", *words)
+    run = common.Run("infogan", opt)
+    data = mnist(images)
+    nets = infogan.build(opt)
+    regular = infogan.build(opt) if opt.regular_epochs else None
+    return opt, run, nets, regular, infogan.train(run, nets, regular, data)
+
+
+def test_g_is_judged_by_the_new_discriminator_in_bf16(monkeypatch):
+    """Converted weights are kept within a part of an update, not from D's step to G's."""
+    opt = options("--lr-discriminator", .01)
+    player = infogan.Player(infogan.build(opt), opt, torch.device("cpu"), 1)
+    old, seen = copy.deepcopy(player.nets), {}
+    real = infogan.generator_step
+
+    def spy(nets, optimiser, fake, n, *rest):
+        seen["fake"], seen["new"] = fake[:n].detach().float(), copy.deepcopy(nets)
+        return real(nets, optimiser, fake, n, *rest)
+    monkeypatch.setattr(infogan, "generator_step", spy)
+    loss = infogan.update(player, torch.rand(16, 1, 28, 28), 0, lambda: torch.autocast("cpu", torch.bfloat16, cache_enabled=True))[1].item()
+    new, stale = (infogan.generator_loss(nets.head(nets.trunk(seen["fake"]))[:, 0]).item() for nets in (seen["new"], old))
+    assert abs(loss - new) < .1 * abs(new - stale), (loss, new, stale)
+
+
+def test_continuous_codes_join_late_and_the_regular_gan_ends_early(monkeypatch):
+    calls = []
+    real = infogan.discriminator_step
+    monkeypatch.setattr(infogan, "discriminator_step", lambda nets, o, x, fake, code, weight, opt: calls.append((nets, len(x), len(fake), weight, opt, o))
+                        or real(nets, o, x, fake, code, weight, opt))
+    opt, run, nets, regular, curves = trained("--epochs", 2, "--regular-epochs", 1, "--continuous-start", 3, "--continuous-weight", 4, images=20)
+    ours, others = ([call for call in calls if call[0] is which] for which in (nets, regular))
+    assert [c[1:4] for c in ours] == [(10, 15, 0), (10, 15, 0), (10, 15, 0), (10, 15, 4)] and [c[1:4] for c in others] == [(10, 10, 1)] * 2
+    assert all(c[4].baseline and not c[4].warp for c in others) and not any(c[4].baseline for c in ours)
+    assert [len(curve) for curve in curves] == [4, 2] and all((curve != 0).all() for curve in curves)
+    rates = [[g["lr"] for g in optimiser.param_groups] for optimiser in (ours[0][5], run.tracked["optimiser_g"])]
+    assert rates == [[2e-4], [1e-3]] and ours[0][5].param_groups[0]["betas"] == (.5, .999)
+    assert not any(m.training for side in (nets, regular) for net in vars(side).values() for m in net.modules())
+
+
+def test_batch_norm_is_settled_on_what_is_scored():
+    torch.manual_seed(0)
+    opt = options()
+    nets, data = infogan.build(opt), mnist(300)
+    for net in vars(nets).values():
+        for m in net.modules():
+            if hasattr(m, "running_mean"):
+                m.running_mean.fill_(7.)
+    infogan.settle(nets, data.x, opt)
+    x = common.to_float(data.x)
+    h = nets.trunk.net[2](nets.trunk.net[1](nets.trunk.net[0](x)))
+    assert torch.allclose(nets.trunk.net[3].running_mean, h.mean((0, 2, 3)), atol=1e-5)
+    h = nets.q.hidden[0](nets.trunk(x))                   # of real images: Q has seen none in training
+    assert torch.allclose(nets.q.hidden[1].running_mean, h.mean(0), atol=1e-4) and torch.allclose(nets.q.hidden[1].running_var, h.var(0), rtol=.02)
+    w = nets.gen.dense[0].weight                          # of the prior: uniform parts of variance 1/3, one-hot parts of .09
+    variance = (w[:, :62].square().sum(1) + w[:, 72:].square().sum(1)) / 3 + w[:, 62:72].var(1, unbiased=False) / 1.
+    assert torch.allclose(nets.gen.dense[1].running_var, variance, rtol=.4)
+    before = torch.get_rng_state()
+    infogan.settle(nets, data.x, opt)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_networks_have_the_papers_sizes():
+    nets = infogan.build(options())
+    sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in vars(nets).items()}
+    assert sizes == {"trunk": 64 * 16 + 64 + 128 * 64 * 16 + 128 + 256 + 6272 * 1024 + 1024 + 2048, "head": 1025, "q": 1024 * 128 + 128 + 256 + 128 * 12 + 12,
+                     "gen": 74 * 1024 + 1024 + 2048 + 1024 * 6272 + 6272 + 2 * 6272 + 128 * 64 * 16 + 64 + 128 + 64 * 16 + 1}
+    assert nets.trunk(torch.rand(3, 1, 28, 28)).shape == (3, 1024) and nets.gen(torch.rand(3, 74)).shape == (3, 1, 28, 28)
+    assert abs(nets.trunk.net[6].weight.std() - .02) < 1e-3 and abs(nets.gen.dense[4].weight.mean() - 1) < .002 and (nets.gen.dense[0].bias == 0).all()
+    logits, mean, log_std = infogan.QHead(7, 3, learned_std=True)(torch.rand(4, 1024))
+    assert logits.shape == (4, 7) and mean.shape == log_std.shape == (4, 3)
+    assert infogan.QHead(7, 3)(torch.rand(4, 1024))[2] is None
+    slopes = {m.negative_slope for net in (nets.trunk, nets.q) for m in net.modules() if isinstance(m, nn.LeakyReLU)}
+    assert slopes == {.1} and {m.negative_slope for m in infogan.build(options("--slope", .01)).trunk.modules() if isinstance(m, nn.LeakyReLU)} == {.01}
+
+
+def test_defaults_and_the_papers_recipe():
+    opt = options("--recipe", "paper")
+    assert (opt.epochs * math.ceil(60_000 / opt.batch_size), opt.batch_size, opt.lr, opt.lr_discriminator, opt.beta1) == (5159, 128, 1e-3, 2e-4, .5)
+    assert (opt.category_weight, opt.continuous_weight, opt.continuous_start, opt.warp, opt.far, opt.learned_std) == (1, 1, 0, 0, 0, False)
+    assert (opt.noise, opt.categories, opt.continuous) == (62, 10, 2)
+    assert options("--warp", 0).far == 0 == options("--baseline").far == options("--categories", 0).far and options().far > 0
+    assert options("--baseline").regular_epochs == 0 and options("--baseline").warp == 0 and options().regular_epochs == 2
+    assert options("--recipe", "paper", "--warp", .5).warp == .5
+    names = {infogan.run_name(options(*words)) for words in ([], ["--baseline"], ["--categories", 20], ["--dataset", "fashion"], ["--dataset", "fashion", "--baseline"])}
+    assert names == {"mnist", "baseline", "mnist-k20", "fashion", "fashion-baseline"}
+
+
+def test_tiny_training_informs_and_the_regular_gan_does_not():
+    """Four kinds of picture, seconds: the code ends up saying which, unless G is not rewarded for it."""
+    told = {}
+    for words in (["--recipe", "paper"], ["--baseline"]):
+        torch.manual_seed(0)
+        opt = options("--categories", 4, "--continuous", 0, "--noise", 40, *words)
+        player = infogan.Player(infogan.build(opt), opt, torch.device("cpu"), 50)
+        for step in range(50):
+            x = torch.zeros(20, 1, 28, 28)
+            for k in range(4):
+                x[k::4, :, 14 * (k // 2):, 14 * (k % 2):][:, :, :14, :14] = 1
+            infogan.update(player, x, step)
+        told[opt.baseline] = player.curve.nats[-10:].mean().item()
+    assert told[False] > .9 and told[True] < .4, told     # log 4 = 1.39
+
+
+# ---------------------------------------------------------------------------------------------------------- scores
+
+
+def bar(lean, width, length=24):
+    """A stroke that leans by the tangent `lean`, `width` pixels wide, with soft edges."""
+    y, x = torch.meshgrid(torch.arange(28.) - 13.5, torch.arange(28.) - 13.5, indexing="ij")
+    across = (x + lean * y).abs()                         # y points down: positive leans to the right
+    return ((width / 2 + .5 - across).clamp(0, 1) * (length / 2 + .5 - y.abs()).clamp(0, 1))[None, None]
+
+
+@pytest.mark.parametrize("lean", [-.4, 0., .25])
+@pytest.mark.parametrize("width", [2., 4.])
+def test_moments_of_bars(lean, width):
+    slant, measured = infogan.image_moments(bar(lean, width))
+    assert slant.item() == pytest.approx(lean, abs=.02)
+    assert infogan.image_moments(bar(lean, width + 1))[1] > measured + .5 and measured.item() == pytest.approx(width / math.sqrt(1 + lean ** 2), rel=.25)
+    assert all(torch.isfinite(v).all() for v in infogan.image_moments(torch.zeros(2, 1, 28, 28)))
+
+
+def test_within_group_r2_against_numpy():
+    rng = np.random.default_rng(0)
+    group, code = rng.integers(0, 3, 600), rng.uniform(-1, 1, 600)
+    measure = np.array([.5, -2., 0.])[group] * code + 10 * group + .3 * rng.normal(size=600)
+    left = total = 0
+    for k in range(3):
+        c, m = code[group == k], measure[group == k]
+        left, total = left + ((m - np.polyval(np.polyfit(c, m, 1), c)) ** 2).sum(), total + ((m - m.mean()) ** 2).sum()
+    ours = infogan.within_group_r2(*(torch.tensor(v) for v in (code, measure, group)))
+    assert ours == pytest.approx(1 - left / total) and .3 < ours < .95
+    assert infogan.within_group_r2(torch.tensor(code), torch.tensor(group) * 5. + 0 * torch.tensor(code), torch.tensor(group)) <= 1
+    assert infogan.within_group_r2(torch.tensor(rng.uniform(-1, 1, 600)), torch.tensor(measure), torch.tensor(group)) < .03
+
+
+class Puppet(nn.Module):
+    """A generator of real digits: show(category, continuous, noise) -> images in [0, 1]."""
+
+    def __init__(self, show):
+        super().__init__()
+        self.show = show
+
+    def forward(self, z_and_c):
+        return torch.logit(self.show(z_and_c[:, 62:72].argmax(1), z_and_c[:, 72:], z_and_c[:, :62]).clamp(1e-4, 1 - 1e-4))
+
+
+def test_code_scores_of_generators_that_are_known():
+    data, judge, opt = mnist(2000), common.load_judge("mnist"), options()
+    right = judge.classify(common.to_float(data.x)) == data.y
+    examples = torch.stack([common.to_float(data.x[(data.y == k) & right][:20]) for k in range(10)])            # [10, 20, 1, 28, 28]
+
+    def digits(category, continuous, noise):
+        return examples[category, (noise[:, 0].abs() * 19.99).long()]
+
+    def leaning(category, continuous, noise):
+        theta = torch.zeros(len(category), 2, 3)
+        theta[:, 0, 0] = theta[:, 1, 1] = 1
+        theta[:, 0, 1] = .5 * continuous[:, 1]            # the second code shears
+        return F.grid_sample(digits(category, continuous, 0 * noise), F.affine_grid(theta, (len(category), 1, 28, 28), align_corners=False), align_corners=False)
+    cases = {"steady": digits, "leaning": leaning, "leaky": lambda c, u, z: digits((c + (u[:, 0] > 0)) % 10, u, 0 * z), "beyond": lambda c, u, z: digits((c + (u[:, 0] > 1.2)) % 10, u, 0 * z),
+             "collapsed": lambda c, u, z: digits(0 * c + 3, u, z), "merged": lambda c, u, z: digits(torch.where(z[:, 1] > 0, c, (c + 1) % 10), u, z)}
+    scores = {}
+    for name, show in cases.items():
+        torch.manual_seed(0)
+        scores[name] = infogan.code_scores(types.SimpleNamespace(gen=Puppet(show)), opt, judge, "cpu", 600)
+    assert scores["steady"]["generated_purity"] == 100 and scores["steady"]["identity_leak"] == 0 == scores["steady"]["identity_leak_inside"] and scores["steady"]["slant_r2"] < .06 > scores["steady"]["width_r2"]
+    assert scores["leaning"]["slant_r2"] > .95 and scores["leaning"]["identity_leak_inside"] < 25
+    assert scores["leaky"]["identity_leak"] == 50 == scores["leaky"]["identity_leak_inside"]   # one of two codes, always
+    assert scores["beyond"]["identity_leak"] == 50 and scores["beyond"]["identity_leak_inside"] == 0 and scores["beyond"]["generated_purity"] == 100
+    assert scores["collapsed"]["generated_purity"] == 100 and scores["collapsed"]["generated_digits"] == 1 and scores["steady"]["generated_digits"] == 10
+    assert 45 < scores["merged"]["generated_purity"] < 58
+
+
+def test_a_sweep_changes_one_code_alone():
+    opt = options()
+    category, continuous, noise = infogan.draw_code(opt, 3, "cpu")
+    kept = continuous.clone()
+    c, u, z = infogan.sweep(opt, 1, 2., 5, category, continuous, noise)
+    assert torch.equal(c.view(3, 5), category[:, None].expand(3, 5)) and torch.equal(z.view(3, 5, -1), noise[:, None].expand(3, 5, -1))
+    assert torch.equal(u.view(3, 5, 2)[..., 0], kept[:, :1].expand(3, 5)) and torch.equal(u.view(3, 5, 2)[..., 1], torch.linspace(-2, 2, 5).expand(3, 5))
+    assert torch.equal(continuous, kept)
+
+
+class Answer(nn.Module):
+    """A Q whose logits are a function of the image."""
+    sizes = [10, 2, 0]
+
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+
+    def forward(self, features):
+        return self.f(features), features[:, :2], None
+
+
+def test_cluster_scores_of_heads_that_are_known():
+    data, test, judge = mnist(1500), mnist(400, 1), common.load_judge("mnist")
+    read = lambda features: judge(features.view(-1, 1, 28, 28))  # noqa: E731
+    net = lambda f: types.SimpleNamespace(trunk=nn.Flatten(), q=Answer(f), head=nn.Linear(1, 1))  # noqa: E731
+    scores = {"reads": read, "renamed": lambda h: read(h).roll(3, 1), "one": lambda h: F.one_hot(torch.full((len(h),), 4), 10).float(),
+              "merged": lambda h: read(h) @ torch.eye(10)[[0, 1, 2, 3, 4, 3, 6, 7, 8, 4]]}    # 5 goes to 3, 9 to 4
+    with torch.no_grad():
+        scores = {name: infogan.cluster_scores(net(f), data, test, dry=True) for name, f in scores.items()}
+    assert scores["reads"]["cluster_error"] < 2 and scores["renamed"] == scores["reads"] and scores["reads"]["nmi"] > .96
+    commonest = torch.bincount(data.y).argmax()
+    deserved = 100 * (test.y != commonest).float().mean().item()
+    assert scores["one"]["cluster_error"] == pytest.approx(deserved) == scores["one"]["cluster_error_majority"] and scores["one"]["nmi"] == pytest.approx(0, abs=1e-6)
+    assert scores["merged"]["cluster_error"] > 10
+    x, x_ = (common.to_float(part.x).flatten(1) for part in (data, test))
+    centres = common.k_means(x, 10, tries=1)
+    members, members_ = (torch.cdist(v, centres).argmin(1) for v in (x, x_))
+    names = torch.stack([torch.bincount(data.y[members == k], minlength=10).argmax() for k in range(10)])
+    assert scores["one"]["kmeans_cluster_error_majority"] == pytest.approx(100 * (names[members_] != test.y).float().mean().item())
+    assert scores["one"]["kmeans_cluster_error"] >= scores["one"]["kmeans_cluster_error_majority"]
+
+
+def test_probes_are_of_the_layers_they_name():
+    torch.manual_seed(0)
+    nets, data, test = infogan.build(options()), mnist(1000), mnist(300, 1)
+    infogan.settle(nets, data.x, options())
+    scores = infogan.probe_scores(nets, data, test, dry=True)
+    assert set(scores) == {f"probe_error_{layer}_{labels}" for layer in ("trunk", "q_hidden", "q_out", "untrained", "pixels") for labels in (100, "all")}
+    x, x_ = (common.to_float(part.x) for part in (data, test))
+    with torch.no_grad():
+        codes = {"pixels": (x.flatten(1), x_.flatten(1)), "trunk": (nets.trunk(x), nets.trunk(x_)), "q_hidden": tuple(nets.q.hidden(nets.trunk(v)) for v in (x, x_)),
+                 "q_out": tuple(nets.q.out(nets.q.hidden(nets.trunk(v))) for v in (x, x_))}
+    for name, (a, b) in codes.items():
+        assert scores[f"probe_error_{name}_all"] == pytest.approx(common.probe(a, data.y, b, test.y, hidden=0, epochs=1).item(), abs=2.1), name
+    torch.manual_seed(1)
+    nets = infogan.build(options())
+    infogan.settle(nets, data.x, options())
+    again = infogan.probe_scores(nets, data, test, dry=True)
+    assert again["probe_error_untrained_all"] == scores["probe_error_untrained_all"] and again["probe_error_trunk_all"] != scores["probe_error_trunk_all"]
+
+
+def test_balanced_labels():
+    y = mnist(3000).y
+    chosen = infogan.balanced(y, 100)
+    assert torch.bincount(y[chosen]).tolist() == [10] * 10 and len(set(chosen.tolist())) == 100 and torch.equal(chosen, infogan.balanced(y, 100))
+    assert torch.equal(infogan.balanced(y, 3000), torch.arange(3000))
+
+
+def test_curve_scores():
+    opt = options()
+    curve = torch.cat([torch.linspace(0, 2.3, 200), torch.full((150,), 2.29)])
+    scores = infogan.curve_scores(curve, opt)
+    assert scores["mutual_information"] == pytest.approx(2.29) and scores["log_k"] == pytest.approx(2.302585)
+    means = [sum(curve[n - 20:n].tolist()) / 20 for n in range(20, 351)]
+    assert scores["steps_to_2.25"] == 20 + next(k for k, v in enumerate(means) if v >= 2.25)
+    assert "steps_to_2.25" not in infogan.curve_scores(torch.full((50,), .1), opt)
+
+
+# ---------------------------------------------------------------------------------------------------- command line
+
+RUNS = {
+    "plain": ([], {"mutual_information", "baseline_mutual_information", "cluster_error", "nmi", "generated_purity", "slant_r2", "width_r2", "identity_leak", "probe_error_trunk_100",
+                   "probe_error_q_hidden_all", "probe_error_pixels_all"}, {"information", "categories", "categories-regular", "continuous-1", "continuous-2", "losses"}),
+    "baseline": (["--baseline", "--continuous", "0"], {"mutual_information", "cluster_error"}, {"information", "categories"}),
+    "zero": (["--categories", "0", "--learned-std", "--validation"], {"slant_r2", "probe_error_trunk_all"}, {"continuous-1", "continuous-2"}),
+    "paper": (["--recipe", "paper", "--categories", "12", "--regular-epochs", "0", "--sweep", "1"], {"cluster_error_majority", "identity_leak"}, {"categories", "information"}),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_setting_runs_through(name, monkeypatch, capsys):
+    arguments, metrics, figures = RUNS[name]
+    monkeypatch.setattr(sys, "argv", ["infogan.py", "--dry-run", *arguments])
+    common.run_main(infogan.main, infogan.make_parser())
+    folder, = common.Path("runs/infogan").iterdir()
+    scores = json.loads((folder / "metrics.json").read_text())
+    assert metrics <= set(scores) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in scores.values())
+    assert {f.stem for f in folder.glob("*.png")} >= figures and all(f.stat().st_size > 2000 for f in folder.glob("*.png"))
+    assert ("cluster_error" in scores) == (name != "zero") and ("slant_r2" in scores) == (name != "baseline")
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["score", "this", "run", "paper", "to", "compare"] and len(table) >= 10
+    nets = infogan.load(folder)
+    assert not any(net.training for net in (nets.trunk, nets.head, nets.q, nets.gen))
+    if name == "plain":                                   # as it was scored, batch norm and all
+        data, test = mnist(600), mnist(300, 1)
+        names = common.match_clusters(infogan.encode(nets, data.x)[0], data.y)
+        assert common.cluster_error(infogan.encode(nets, test.x)[0], test.y, names) == pytest.approx(scores["cluster_error"], abs=.41)
+        torch.manual_seed(0)
+        again = infogan.code_scores(nets, nets.options, common.load_judge("mnist"), "cpu", 1000)
+        assert again["width_r2"] == pytest.approx(scores["width_r2"], abs=.06)
+
+
+def test_the_leak_table_trains_what_is_missing(monkeypatch, capsys):
+    trained = []
+
+    def pretend(opt):                                     # a finished run, without the training
+        trained.append((opt.baseline, opt.categories))
+        opt.out = opt.out or f"runs/infogan/{'dry-run'}-{len(trained) + 1}"
+        run = common.Run("infogan", opt, infogan.run_name(opt))
+        return run.finish({"cluster_error_majority": 10. + opt.categories, "probe_error_trunk_100": 5., "probe_error_untrained_100": 7., "probe_error_pixels_100": 9.})
+
+    def call():
+        monkeypatch.setattr(sys, "argv", ["infogan.py", "--table", "leak", "--dry-run"])
+        common.run_main(infogan.main, infogan.make_parser())
+        return capsys.readouterr().out.split("trunk, 100")[1]                 # behind what the runs print
+    monkeypatch.setattr(infogan, "train_and_score", pretend)
+    first = call()
+    assert trained == [(True, 10), *((False, k) for k in (0, 2, 5, 10, 20, 30, 50))]
+    lines = {line[:12].strip(): line[12:].split() for line in first.splitlines()[1:]}
+    assert list(lines) == ["regular GAN", *(f"K = {k}" for k in infogan.LEAK_CATEGORIES), "untrained", "pixels"]
+    assert lines["K = 50"][1] == "60.00" and lines["K = 2"][5] == "5.00" and lines["untrained"][5] == "7.00" and lines["pixels"][5] == "9.00"
+    folder = next(f for f in common.Path("runs/infogan").iterdir() if json.loads((f / "config.json").read_text())["settings"]["categories"] == 5)
+    (folder / "metrics.json").unlink()                    # one that was cut off
+    assert call() == first and trained[8:] == [(False, 5)] and (folder / "metrics.json").exists()
+
+
+SNIPPETS = {
+    "Trunk": lambda f: f()(torch.rand(4, 1, 28, 28)).shape == (4, 1024) and f(3, 32)(torch.rand(4, 3, 32, 32)).shape == (4, 1024),
+    "QHead": lambda f: f()(torch.rand(4, 1024))[0].shape == (4, 10),
+    "Generator": lambda f: f()(torch.rand(4, 74)).shape == (4, 1, 28, 28) and f(20, 3, 32)(torch.rand(4, 20)).shape == (4, 3, 32, 32),
+    "discriminator_loss": lambda f: f(torch.zeros(2), torch.zeros(2)) > 1,
+    "generator_loss": lambda f: f(torch.zeros(2)) > .5,
+    "category_loss": lambda f: f(torch.zeros(2, 10), torch.tensor([1, 2])) > 2,
+    "continuous_loss": lambda f: f(torch.zeros(2, 3), torch.ones(2, 3)) > 1,
+}
+
+
+@pytest.mark.parametrize("name", SNIPPETS)
+def test_snippets_stand_alone(name):
+    space = {"torch": torch, "nn": nn, "F": F, "math": math}
+    exec(inspect.getsource(getattr(infogan, name)), space)
+    assert SNIPPETS[name](space[name])
+
+
+def test_an_unfinished_run_is_not_loaded():
+    trained("--epochs", 1, images=20)                     # killed before its scores
+    with pytest.raises(common.UserError, match="not finished"):
+        infogan.load("run")
+
+
+def test_import_does_nothing(tmp_path):
+    done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import infogan"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(tmp_path.iterdir())
+
+
+def test_kill_at_random_moments_then_resume_is_bit_identical(tmp_path):
+    kill_and_resume(tmp_path, times=1, rng=random.Random(0), command=["infogan.py", "--dry-run", "--device", "cpu", "--batch-size", "200", "--continuous", "0"])
+
+
+MISTAKES = [(["--categories", "1"], "0 or at least 2"), (["--categories", "0", "--continuous", "0"], "needs information"), (["--categories", "-1"], "at least 0"),
+            (["--dataset", "sprites"], "grey images"), (["--dataset", "nothing"], "unknown data set"), (["--batch-size", "2"], "at least 3"), (["--far", ".5", "--warp", "0"], "does not go with"),
+            (["--far", ".5", "--baseline"], "does not go with"), (["--table", "1"], "invalid choice"), (["--table", "leak", "--baseline"], "leave --out"),
+            (["--table", "leak", "--categories", "5"], "--categories out"), (["--lr", "0"], "above 0"), (["--slope", "nan"], "at least 0")]
+
+
+@pytest.mark.parametrize("arguments, words", MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else str(v))
+def test_mistakes_end_with_one_line(arguments, words, complains):
+    complains(infogan, arguments, words)
+
+
+def test_a_training_that_breaks_says_where(command):
+    done = command("infogan.py", "--dry-run", "--lr", "1e9", "--precision", "fp32", "--out", "run", "--regular-epochs", "0", "--epochs", "1")
+    assert done.returncode == 2 and "is not finite at step" in done.stderr and "Traceback" not in done.stderr
+    assert not common.Path("run/metrics.json").exists()
+
+
+def test_help_tells_every_flag(command):
+    text = " ".join(command("infogan.py", "--help").stdout.split())
+    for action in infogan.make_parser()._actions:
+        assert action.help and action.option_strings[-1] in text, action.dest
