@@ -101,10 +101,10 @@ def test_continuous_loss_against_torch_distributions(learned):
 def test_the_prior_and_the_generators_input():
     torch.manual_seed(0)
     opt = options("--categories", 5)
-    category, continuous, noise = infogan.draw_code(opt, 10_000, "cpu", far=5000)
+    category, continuous, noise = infogan.draw_code(opt, 15_000, "cpu", wide=5000)
     assert category.shape == (15_000,) and continuous.shape == (15_000, 2) and noise.shape == (15_000, 62)
     assert (torch.bincount(category, minlength=5) / 15_000 - .2).abs().max() < .015
-    for part, reach in ((continuous[:10_000], 1), (continuous[10_000:], 2), (noise, 1)):
+    for part, reach in ((continuous[5000:], 1), (continuous[:5000], 2), (noise, 1)):
         assert abs(part.mean()) < .03 and abs(part.var() - reach ** 2 / 3) < .03 * reach ** 2 and reach * .99 < part.abs().max() <= reach
     made = infogan.code_input(opt, category, continuous, noise)
     assert made.shape == (15_000, 62 + 5 + 2) and torch.equal(made[:, :62], noise) and torch.equal(made[:, 62:67].argmax(1), category)
@@ -131,27 +131,25 @@ def test_warps_are_small_and_another_for_each_image():
 # --------------------------------------------------------------------------------------------------------- updates
 
 
-def by_hand(nets, x, fake, code, opt, weight, extra):
+def by_hand(nets, x, fake, code, opt, weight):
     """Losses of D with Q, and of G, spelled out; the caller takes gradients."""
     D = lambda images: torch.sigmoid(nets.head(nets.trunk(images))[:, 0])  # noqa: E731
     category, continuous, _ = code
-    near = fake[:len(x)]
-    features = nets.trunk(near)
+    features = nets.trunk(fake)
     loss_d = -(D(x).log() + (1 - torch.sigmoid(nets.head(features)[:, 0])).log()).mean()
     loss_g = -torch.sigmoid(nets.head(features)[:, 0]).log().mean()
     h = features.detach() if opt.baseline else features
     out = nets.q.out(nets.q.hidden(h))
     logits, mean = out[:, :10], out[:, 10:12]
-    told = math.log(10) + logits.log_softmax(1).gather(1, category[:len(x), None]).mean()
+    told = math.log(10) + logits.log_softmax(1).gather(1, category[:, None]).mean()
     if opt.warp:
         logits = nets.q.out(nets.q.hidden(nets.trunk(infogan.warp(fake, opt.warp))))[:, :10]
-    assert len(logits) == len(x) + extra
-    info = -opt.category_weight * logits.log_softmax(1).gather(1, category[:len(logits), None]).mean()
+    info = -opt.category_weight * logits.log_softmax(1).gather(1, category[:, None]).mean()
     if opt.learned_std:
         std = out[:, 12:].exp()
-        info = info - weight * torch.distributions.Normal(mean, std).log_prob(continuous[:len(x)]).sum(1).mean()
+        info = info - weight * torch.distributions.Normal(mean, std).log_prob(continuous).sum(1).mean()
     else:
-        info = info + weight * (.5 * (continuous[:len(x)] - mean) ** 2 + .9189385).sum(1).mean()
+        info = info + weight * (.5 * (continuous - mean) ** 2 + .9189385).sum(1).mean()
     return loss_d, info, loss_g, told
 
 
@@ -163,12 +161,11 @@ def test_steps_are_the_papers_and_move_whom_they_should(words):
     nets = infogan.build(opt)
     for p in nets.gen.parameters():                       # images that differ, so that the information matters
         p.data.mul_(3)
-    x, extra = torch.rand(8, 1, 28, 28), 4 if opt.far else 0
-    code = infogan.draw_code(opt, 8, "cpu", extra)
+    x, code = torch.rand(8, 1, 28, 28), infogan.draw_code(opt, 8, "cpu", 3)
     fake = torch.sigmoid(nets.gen(infogan.code_input(opt, *code))).detach()
     mine, before = copy.deepcopy(nets), state(nets)
     torch.manual_seed(3)
-    loss_d, info, _, told = by_hand(mine, x, fake, code, opt, .7, extra)
+    loss_d, info, _, told = by_hand(mine, x, fake, code, opt, .7)
     body = {f"{k}.{n}": p for k in ("trunk", "head", "q") for n, p in getattr(mine, k).named_parameters()}
     truth = {name: (p - .1 * g).detach() for (name, p), g in zip(body.items(), torch.autograd.grad(loss_d + info, list(body.values())))}
     torch.manual_seed(3)
@@ -180,12 +177,12 @@ def test_steps_are_the_papers_and_move_whom_they_should(words):
     mine, before = copy.deepcopy(nets), after
     torch.manual_seed(4)
     fake = torch.sigmoid(mine.gen(infogan.code_input(opt, *code)))
-    _, info, loss_g, _ = by_hand(mine, x, fake, code, opt, .7, extra)
+    _, info, loss_g, _ = by_hand(mine, x, fake, code, opt, .7)
     gen = {f"gen.{n}": p for n, p in mine.gen.named_parameters()}
     truth = {name: (p - .1 * g).detach() for (name, p), g in zip(gen.items(), torch.autograd.grad(loss_g + (0 if opt.baseline else info), list(gen.values())))}
     torch.manual_seed(4)
     fake = torch.sigmoid(nets.gen(infogan.code_input(opt, *code)))
-    answer = infogan.generator_step(nets, torch.optim.SGD(nets.gen.parameters(), .1), fake, 8, code, .7, opt)
+    answer = infogan.generator_step(nets, torch.optim.SGD(nets.gen.parameters(), .1), fake, code, .7, opt)
     after = state(nets)
     assert torch.allclose(answer, loss_g) and moved(before, after) == {"gen"} and close(before, after, truth)
     assert all(p.grad is None for net in vars(nets).values() for p in net.parameters())
@@ -200,9 +197,9 @@ def test_the_informations_gradient_reaches_g_trunk_and_q_and_not_ds_head():
     for words in ([], ["--recipe", "paper"]):
         opt = options(*words)
         nets = infogan.build(opt)
-        code = infogan.draw_code(opt, 6, "cpu", 2 if opt.far else 0)
+        code = infogan.draw_code(opt, 6, "cpu")
         fake = torch.sigmoid(nets.gen(infogan.code_input(opt, *code)))
-        loss, _ = infogan.information(nets, fake, nets.trunk(fake[:6]), code, 1., opt)
+        loss, _ = infogan.information(nets, fake, nets.trunk(fake), code, 1., opt)
         for name, net in vars(nets).items():
             gradients = torch.autograd.grad(loss, list(net.parameters()), retain_graph=True, allow_unused=True)
             assert all(g is None for g in gradients) if name == "head" else all(g is not None and g.abs().sum() > 0 for g in gradients), name
@@ -246,9 +243,9 @@ def test_real_and_generated_images_have_their_own_statistics():
     seen = []
     nets.trunk.register_forward_hook(lambda net, inputs, output: seen.append((len(inputs[0]), output.detach())))
     x, still = torch.rand(8, 1, 28, 28), torch.optim.SGD([p for net in (nets.trunk, nets.head, nets.q) for p in net.parameters()], 0.)
-    for fake in (torch.rand(12, 1, 28, 28), 5 * torch.rand(12, 1, 28, 28)):
-        infogan.discriminator_step(nets, still, x, fake, infogan.draw_code(opt, 8, "cpu", 4), 1., opt)
-    assert [n for n, _ in seen] == [8, 8, 12] * 2         # D sees the prior's codes alone, the category's Q all, warped
+    for fake in (torch.rand(6, 1, 28, 28), 5 * torch.rand(6, 1, 28, 28)):
+        infogan.discriminator_step(nets, still, x, fake, infogan.draw_code(opt, 6, "cpu"), 1., opt)
+    assert [n for n, _ in seen] == [8, 6, 6] * 2          # real, generated, generated and warped
     assert torch.equal(seen[0][1], seen[3][1]) and not torch.allclose(seen[1][1], seen[4][1])
 
 
@@ -268,9 +265,9 @@ def test_g_is_judged_by_the_new_discriminator_in_bf16(monkeypatch):
     old, seen = copy.deepcopy(player.nets), {}
     real = infogan.generator_step
 
-    def spy(nets, optimiser, fake, n, *rest):
-        seen["fake"], seen["new"] = fake[:n].detach().float(), copy.deepcopy(nets)
-        return real(nets, optimiser, fake, n, *rest)
+    def spy(nets, optimiser, fake, *rest):
+        seen["fake"], seen["new"] = fake.detach().float(), copy.deepcopy(nets)
+        return real(nets, optimiser, fake, *rest)
     monkeypatch.setattr(infogan, "generator_step", spy)
     loss = infogan.update(player, torch.rand(16, 1, 28, 28), 0, lambda: torch.autocast("cpu", torch.bfloat16, cache_enabled=True))[1].item()
     new, stale = (infogan.generator_loss(nets.head(nets.trunk(seen["fake"]))[:, 0]).item() for nets in (seen["new"], old))
@@ -280,15 +277,17 @@ def test_g_is_judged_by_the_new_discriminator_in_bf16(monkeypatch):
 def test_continuous_codes_join_late_and_the_regular_gan_ends_early(monkeypatch):
     calls = []
     real = infogan.discriminator_step
-    monkeypatch.setattr(infogan, "discriminator_step", lambda nets, o, x, fake, code, weight, opt: calls.append((nets, len(x), len(fake), weight, opt, o))
+    monkeypatch.setattr(infogan, "discriminator_step", lambda nets, o, x, fake, code, weight, opt: calls.append((nets, len(fake), code[1].abs().amax(1) > 1, weight, opt, o, o.param_groups[0]["lr"]))
                         or real(nets, o, x, fake, code, weight, opt))
     opt, run, nets, regular, curves = trained("--epochs", 2, "--regular-epochs", 1, "--continuous-start", 3, "--continuous-weight", 4, images=20)
     ours, others = ([call for call in calls if call[0] is which] for which in (nets, regular))
-    assert [c[1:4] for c in ours] == [(10, 15, 0), (10, 15, 0), (10, 15, 0), (10, 15, 4)] and [c[1:4] for c in others] == [(10, 10, 1)] * 2
+    assert [(c[1], c[3]) for c in ours] == [(10, 0), (10, 0), (10, 0), (10, 4)] and [(c[1], c[3]) for c in others] == [(10, 1)] * 2
+    assert sum(c[2][:3].sum() for c in ours) > 3 and not any(c[2][3:].any() for c in ours) and not any(c[2].any() for c in others)           # a third of the codes are wide
     assert all(c[4].baseline and not c[4].warp for c in others) and not any(c[4].baseline for c in ours)
     assert [len(curve) for curve in curves] == [4, 2] and all((curve != 0).all() for curve in curves)
-    rates = [[g["lr"] for g in optimiser.param_groups] for optimiser in (ours[0][5], run.tracked["optimiser_g"])]
-    assert rates == [[2e-4], [1e-3]] and ours[0][5].param_groups[0]["betas"] == (.5, .999)
+    assert [c[6] for c in ours] == pytest.approx([2e-4, 2e-4, 2e-4, 1e-4]) and [c[6] for c in others] == pytest.approx([2e-4, 2e-4])          # a half, then down, each its own
+    assert run.tracked["optimiser_g"].param_groups[0]["lr"] == pytest.approx(5e-4) and ours[0][5].param_groups[0]["betas"] == (.5, .999)
+    assert len(ours[0][5].param_groups) == len(run.tracked["optimiser_g"].param_groups) == 1 and ours[0][5] is run.tracked["optimiser_d"]
     assert not any(m.training for side in (nets, regular) for net in vars(side).values() for m in net.modules())
 
 
@@ -331,9 +330,9 @@ def test_networks_have_the_papers_sizes():
 def test_defaults_and_the_papers_recipe():
     opt = options("--recipe", "paper")
     assert (opt.epochs * math.ceil(60_000 / opt.batch_size), opt.batch_size, opt.lr, opt.lr_discriminator, opt.beta1) == (5159, 128, 1e-3, 2e-4, .5)
-    assert (opt.category_weight, opt.continuous_weight, opt.continuous_start, opt.warp, opt.far, opt.learned_std) == (1, 1, 0, 0, 0, False)
+    assert (opt.category_weight, opt.continuous_weight, opt.continuous_start, opt.warp, opt.wide, opt.learned_std, opt.schedule) == (1, 1, 0, 0, 0, False, "constant")
     assert (opt.noise, opt.categories, opt.continuous) == (62, 10, 2)
-    assert options("--warp", 0).far == 0 == options("--baseline").far == options("--categories", 0).far and options().far > 0
+    assert options("--baseline").wide == 0 < options().wide
     assert options("--baseline").regular_epochs == 0 and options("--baseline").warp == 0 and options().regular_epochs == 2
     assert options("--recipe", "paper", "--warp", .5).warp == .5
     names = {infogan.run_name(options(*words)) for words in ([], ["--baseline"], ["--categories", 20], ["--dataset", "fashion"], ["--dataset", "fashion", "--baseline"])}
@@ -598,8 +597,8 @@ def test_kill_at_random_moments_then_resume_is_bit_identical(tmp_path):
 
 
 MISTAKES = [(["--categories", "1"], "0 or at least 2"), (["--categories", "0", "--continuous", "0"], "needs information"), (["--categories", "-1"], "at least 0"),
-            (["--dataset", "sprites"], "grey images"), (["--dataset", "nothing"], "unknown data set"), (["--batch-size", "2"], "at least 3"), (["--far", ".5", "--warp", "0"], "does not go with"),
-            (["--far", ".5", "--baseline"], "does not go with"), (["--table", "1"], "invalid choice"), (["--table", "leak", "--baseline"], "leave --out"),
+            (["--dataset", "sprites"], "grey images"), (["--dataset", "nothing"], "unknown data set"), (["--batch-size", "2"], "at least 3"), (["--wide", "2"], "from 0 to 1"),
+            (["--table", "1"], "invalid choice"), (["--table", "leak", "--baseline"], "leave --out"),
             (["--table", "leak", "--categories", "5"], "--categories out"), (["--lr", "0"], "above 0"), (["--slope", "nan"], "at least 0")]
 
 

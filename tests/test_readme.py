@@ -7,6 +7,7 @@ import torch
 
 import aae
 import bigan
+import infogan
 import mathieu
 from conftest import ROOT
 
@@ -17,8 +18,8 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_commands_are_accepted():
-    scripts = {"aae": aae, "bigan": bigan, "mathieu": mathieu}
-    commands = re.findall(r"python (mathieu|aae|bigan)\.py([^`\n|]*)", README)
+    scripts = {"aae": aae, "bigan": bigan, "infogan": infogan, "mathieu": mathieu}
+    commands = re.findall(r"python (mathieu|aae|bigan|infogan)\.py([^`\n|]*)", README)
     assert len(commands) >= 20
     for script in re.findall(r"python ((?:\w+/)*\w+\.py)", README):
         assert (ROOT / script).exists(), script
@@ -68,7 +69,7 @@ def test_linked_files_exist():
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("script, count", [("mathieu", 9), ("aae", 7), ("bigan", 15)])
+@pytest.mark.parametrize("script, count", [("mathieu", 9), ("aae", 7), ("bigan", 15), ("infogan", 3)])
 def test_log_legend_names_every_column(script, count):
     source = (ROOT / f"{script}.py").read_text()
     calls = []
