@@ -691,14 +691,17 @@ def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, seed=
     """
     rng = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(train), generator=rng).to(train.device)
+    noisy = noise is not None
     noise = (torch.zeros(()),) * 2 if noise is None else noise
     deviation = [n.to(train) if n.dim() else n.to(train).expand(len(c), 1) for n, c in zip(noise, (train, test))]
     mean, scale = train.mean(0), (train.var(0) + deviation[0].square().mean(0)).sqrt()
     scale = torch.where(scale > 1e-5 * scale.max(), scale, math.inf)         # a dimension that is constant in training says nothing
 
     def sample(codes, std, index):
-        fresh = torch.randn(len(index), codes.shape[1], generator=rng).to(codes)
-        return (codes[index] + std[index] * fresh - mean) / scale
+        codes, std = codes[index], std[index]
+        if noisy:
+            codes = codes + std * torch.randn(codes.shape, generator=rng).to(codes)
+        return (codes - mean) / scale
 
     regression = train_y.is_floating_point()
     train_y, test_y = (y[:, None] if y.dim() == 1 else y for y in (train_y, test_y))
@@ -842,7 +845,7 @@ def k_means(x, k, seed=0, tries=5, iterations=100):
         centres = x[torch.randint(len(x), (1,), generator=rng).to(x.device)]
         distance = (x - centres).square().sum(1)
         for _ in range(k - 1):                            # the next seed: far points are likelier
-            chosen = torch.multinomial(distance.double().cpu(), 1, generator=rng).to(x.device)
+            chosen = torch.multinomial(distance.cpu().double(), 1, generator=rng).to(x.device)
             centres = torch.cat([centres, x[chosen]])
             distance = torch.minimum(distance, (x - x[chosen]).square().sum(1))
         member = None
@@ -958,7 +961,7 @@ def load_judge(name, root=None, device="cpu", quick=False):
 # --------------------------------------------------------------------------------------------------------- figures
 
 
-def _pyplot():
+def pyplot():
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -981,7 +984,7 @@ def tile(images, columns, gap=1, after_row=(), after_column=()):
 
 def figure_grid(path, images, columns, title, x_label=None, y_label=None, zoom=2, **gaps):
     """A grid of images as PNG, each pixel `zoom` wide, with a title and words beside rows and columns."""
-    plt = _pyplot()
+    plt = pyplot()
     picture = tile(images, columns, **gaps)
     h, w = picture.shape[:2]
     top, side = .6, .35                                   # inches for the words
@@ -1001,7 +1004,7 @@ def figure_grid(path, images, columns, title, x_label=None, y_label=None, zoom=2
 
 def figure_curves(path, history, groups, title):
     """Losses over epochs as PNG: a panel for each of `groups`, (title, names, unit)."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, panels = plt.subplots(1, len(groups), figsize=(4 * len(groups), 3), dpi=100, squeeze=False)
     epochs = [row["epoch"] for row in history]
     for axes, (words, names, unit) in zip(panels[0], groups):
@@ -1020,7 +1023,7 @@ def figure_scatter(path, codes, y, title, outline=(), marks=None):
     """Two-dimensional codes [N, 2] as PNG, a colour for each class y [N], equal axes; outline: curves [n, 2] of the prior in grey.
 
     marks: points [K, 2], drawn as crosses."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(5.4, 4.8), dpi=100)
     codes, y = codes.cpu(), y.cpu()
     for label in y.unique().tolist():
@@ -1041,7 +1044,7 @@ def figure_scatter(path, codes, y, title, outline=(), marks=None):
 def figure_scatters(path, columns, rows, limits):
     """Scatters side by side as PNG. columns: title -> for each of `rows` (words) the points [N, 2] and their colours' number int64 [N]; limits:
     half-width of the axes for each row."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, panels = plt.subplots(len(rows), len(columns), figsize=(1.7 * len(columns) + .3, 1.7 * len(rows) + .3), dpi=90, squeeze=False)
     for j, (title, cells) in enumerate(columns.items()):
         panels[0, j].set_title(title, fontsize=9)

@@ -281,6 +281,7 @@ def test_normalized_mutual_information_against_its_definition():
     h = lambda q: -sum(v * math.log(v) for v in q if v)  # noqa: E731
     assert common.normalized_mutual_information(a, b) == pytest.approx(2 * shared / (h(pa) + h(pb)))
     assert common.normalized_mutual_information(a, (a + 2) % 4) == pytest.approx(1)           # names do not count
+    assert common.normalized_mutual_information(a * 0, a * 0) == 1
 
 
 def test_k_means_finds_blobs_and_ends_where_no_point_moves():
@@ -295,6 +296,8 @@ def test_k_means_finds_blobs_and_ends_where_no_point_moves():
     found = common.k_means(x, 7)
     member = torch.cdist(x, found).argmin(1)
     assert torch.allclose(found, torch.stack([x[member == k].mean(0) for k in range(7)]), atol=1e-5)       # a fixed point of Lloyd's algorithm
+    loss = [torch.cdist(x, common.k_means(x, 7, tries=n)).min(1).values.square().sum().item() for n in (1, 2, 4, 8)]
+    assert loss == sorted(loss, reverse=True) and loss[3] < loss[0]          # more tries are never worse
     assert torch.equal(found, common.k_means(x, 7)) and not torch.equal(found, common.k_means(x, 7, seed=1))
 
 
@@ -366,6 +369,7 @@ def test_batch_norm_is_settled_as_a_plain_average():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=.3))
     net[1].running_mean.fill_(5.)
+    net[1].num_batches_tracked.fill_(10_000)              # a long training
     x = torch.randn(60, 3)
     common.settle_batch_norm(net, ((part,) for part in x.split(20)))
     h = net[0](x).detach()

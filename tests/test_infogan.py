@@ -101,59 +101,69 @@ def test_continuous_loss_against_torch_distributions(learned):
 def test_the_prior_and_the_generators_input():
     torch.manual_seed(0)
     opt = options("--categories", 5)
-    category, continuous, noise = infogan.draw_code(opt, 15_000, "cpu", wide=5000)
+    category, continuous, noise = infogan.draw_prior(opt, 10_000, "cpu", far=5000)
     assert category.shape == (15_000,) and continuous.shape == (15_000, 2) and noise.shape == (15_000, 62)
     assert (torch.bincount(category, minlength=5) / 15_000 - .2).abs().max() < .015
-    for part, reach in ((continuous[5000:], 1), (continuous[:5000], 2), (noise, 1)):
+    for part, reach in ((continuous[:10_000], 1), (continuous[10_000:], 2), (noise, 1)):
         assert abs(part.mean()) < .03 and abs(part.var() - reach ** 2 / 3) < .03 * reach ** 2 and reach * .99 < part.abs().max() <= reach
-    made = infogan.code_input(opt, category, continuous, noise)
+    made = infogan.generator_input(opt, category, continuous, noise)
     assert made.shape == (15_000, 62 + 5 + 2) and torch.equal(made[:, :62], noise) and torch.equal(made[:, 62:67].argmax(1), category)
     assert torch.equal(made[:, 62:67].sum(1), torch.ones(15_000)) and torch.equal(made[:, 67:], continuous)
     opt = options("--categories", 0, "--continuous", 3)
-    category, continuous, noise = infogan.draw_code(opt, 4, "cpu")
-    assert category is None and infogan.code_input(opt, category, continuous, noise).shape == (4, 65)
+    category, continuous, noise = infogan.draw_prior(opt, 4, "cpu")
+    assert category is None and infogan.generator_input(opt, category, continuous, noise).shape == (4, 65)
 
 
 def test_warps_are_small_and_another_for_each_image():
     torch.manual_seed(0)
     x = common.to_float(mnist(300).x)
-    assert torch.allclose(infogan.warp(x, 0.), x, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):           # the grid is not rounded
+        assert torch.allclose(infogan.warp(x, 0.), x, atol=1e-5)
     warped = infogan.warp(x)
     assert warped.shape == x.shape and (warped[0] - infogan.warp(x)[0]).abs().max() > .1
-    same = infogan.warp(x[:1].expand(50, -1, -1, -1))
-    assert (same - same[0]).flatten(1).norm(dim=1)[1:].min() > .3
     judge = common.load_judge("mnist")
     assert (judge.classify(warped) == judge.classify(x)).float().mean() > .97                 # the digit survives
-    moments, moments_ = infogan.image_moments(x), infogan.image_moments(warped)
-    assert .1 < (moments[0] - moments_[0]).std() < .35    # the slant does not
+
+
+def test_warps_have_the_sizes_they_name(monkeypatch):
+    """The map of each of two images, read from what the sampling grid is made of."""
+    maps = []
+    affine_grid = F.affine_grid
+    monkeypatch.setattr(infogan.F, "affine_grid", lambda theta, *words, **more: maps.append(theta) or affine_grid(theta, *words, **more))
+    draws = torch.tensor([[.5, -.4], [0., .8], [.6, -1.], [-.2, .7]])        # angle, shear, wide, high, each a share of its range
+    shift = torch.tensor([[[.5], [-1.]], [[1.], [0.]]])
+    feed = [*draws, shift]
+    monkeypatch.setattr(infogan.torch, "rand", lambda *shape, **more: (feed.pop(0) + 1) / 2)
+    infogan.warp(torch.zeros(2, 1, 28, 28), 2.)
+    for n in range(2):
+        angle, shear, wide, high = (draws[:, n] * torch.tensor([.15, .3, .15, .15]) * 2).tolist()
+        turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        assert np.allclose(maps[0][n, :, :2], np.diag([1 + wide, 1 + high]) @ (turn + [[0, shear], [0, 0]]), atol=1e-6)
+        assert np.allclose(maps[0][n, :, 2], 2 * shift[n, :, 0] * 2 / 14)    # two pixels of 28, the image being two wide
 
 
 # --------------------------------------------------------------------------------------------------------- updates
 
 
-def by_hand(nets, x, fake, code, opt, weight):
+def by_hand(nets, x, generated, code, opt, weights):
     """Losses of D with Q, and of G, spelled out; the caller takes gradients."""
-    D = lambda images: torch.sigmoid(nets.head(nets.trunk(images))[:, 0])  # noqa: E731
-    category, continuous, _ = code
-    features = nets.trunk(fake)
-    loss_d = -(D(x).log() + (1 - torch.sigmoid(nets.head(features)[:, 0])).log()).mean()
-    loss_g = -torch.sigmoid(nets.head(features)[:, 0]).log().mean()
-    h = features.detach() if opt.baseline else features
-    out = nets.q.out(nets.q.hidden(h))
+    D = lambda h: torch.sigmoid(nets.head(h)[:, 0])  # noqa: E731
+    category, continuous, n = code[0], code[1][:len(x)], len(x)
+    features = nets.trunk(generated[:n])
+    loss_d = -(D(nets.trunk(x)).log() + (1 - D(features)).log()).mean()
+    loss_g = -D(features).log().mean()
+    out = nets.q.out(nets.q.hidden(features.detach() if opt.baseline else features))
     logits, mean = out[:, :10], out[:, 10:12]
-    told = math.log(10) + logits.log_softmax(1).gather(1, category[:, None]).mean()
+    told = math.log(10) + logits.log_softmax(1).gather(1, category[:n, None]).mean()
     if opt.warp:
-        logits = nets.q.out(nets.q.hidden(nets.trunk(infogan.warp(fake, opt.warp))))[:, :10]
-    info = -opt.category_weight * logits.log_softmax(1).gather(1, category[:, None]).mean()
-    if opt.learned_std:
-        std = out[:, 12:].exp()
-        info = info - weight * torch.distributions.Normal(mean, std).log_prob(continuous).sum(1).mean()
-    else:
-        info = info + weight * (.5 * (continuous - mean) ** 2 + .9189385).sum(1).mean()
-    return loss_d, info, loss_g, told
+        h = nets.trunk(infogan.warp(generated, opt.warp))
+        logits = nets.q.out(nets.q.hidden(h.detach() if opt.baseline else h))[:, :10]
+    std = out[:, 12:].exp() if opt.learned_std else torch.ones(2)
+    continuous = -torch.distributions.Normal(mean, std).log_prob(continuous).sum(1).mean()
+    return loss_d, -weights[0] * logits.log_softmax(1).gather(1, category[:len(logits), None]).mean() + weights[1] * continuous, loss_g, told, continuous
 
 
-@pytest.mark.parametrize("words", [[], ["--baseline"], ["--recipe", "paper", "--learned-std", "--category-weight", "2"]], ids=["ours", "baseline", "paper"])
+@pytest.mark.parametrize("words", [["--warp", ".5"], ["--baseline"], ["--baseline", "--warp", "1"], ["--recipe", "paper", "--learned-std"]], ids=["ours", "baseline", "baseline-warp", "paper"])
 def test_steps_are_the_papers_and_move_whom_they_should(words):
     """D, the trunk and Q go down D's loss and the information; G down its own and the information; the baseline's G gets nothing, its trunk nothing of Q."""
     torch.manual_seed(0)
@@ -161,28 +171,28 @@ def test_steps_are_the_papers_and_move_whom_they_should(words):
     nets = infogan.build(opt)
     for p in nets.gen.parameters():                       # images that differ, so that the information matters
         p.data.mul_(3)
-    x, code = torch.rand(8, 1, 28, 28), infogan.draw_code(opt, 8, "cpu", 3)
-    fake = torch.sigmoid(nets.gen(infogan.code_input(opt, *code))).detach()
+    x, code = torch.rand(8, 1, 28, 28), infogan.draw_prior(opt, 8, "cpu", 4 if opt.warp else 0)
+    fake = torch.sigmoid(nets.gen(infogan.generator_input(opt, *code))).detach()
     mine, before = copy.deepcopy(nets), state(nets)
     torch.manual_seed(3)
-    loss_d, info, _, told = by_hand(mine, x, fake, code, opt, .7)
+    loss_d, info, _, told, continuous = by_hand(mine, x, fake, code, opt, (2., .7))
     body = {f"{k}.{n}": p for k in ("trunk", "head", "q") for n, p in getattr(mine, k).named_parameters()}
     truth = {name: (p - .1 * g).detach() for (name, p), g in zip(body.items(), torch.autograd.grad(loss_d + info, list(body.values())))}
     torch.manual_seed(3)
-    answer = infogan.discriminator_step(nets, torch.optim.SGD([p for net in (nets.trunk, nets.head, nets.q) for p in net.parameters()], .1), x, fake, code, .7, opt)
-    assert torch.allclose(answer[0], loss_d) and torch.allclose(answer[1], told, atol=1e-5) and not answer[1].requires_grad
+    answer = infogan.discriminator_step(nets, torch.optim.SGD([p for net in (nets.trunk, nets.head, nets.q) for p in net.parameters()], .1), x, fake, code, (2., .7), opt)
+    assert torch.allclose(answer[0], loss_d) and torch.allclose(answer[1], continuous) and torch.allclose(answer[2], told, atol=1e-5) and not answer[2].requires_grad
     after = state(nets)
     assert moved(before, after) == {"trunk", "head", "q"} and close(before, after, truth)
 
     mine, before = copy.deepcopy(nets), after
     torch.manual_seed(4)
-    fake = torch.sigmoid(mine.gen(infogan.code_input(opt, *code)))
-    _, info, loss_g, _ = by_hand(mine, x, fake, code, opt, .7)
+    fake = torch.sigmoid(mine.gen(infogan.generator_input(opt, *code)))
+    _, info, loss_g, _, _ = by_hand(mine, x, fake, code, opt, (2., .7))
     gen = {f"gen.{n}": p for n, p in mine.gen.named_parameters()}
     truth = {name: (p - .1 * g).detach() for (name, p), g in zip(gen.items(), torch.autograd.grad(loss_g + (0 if opt.baseline else info), list(gen.values())))}
     torch.manual_seed(4)
-    fake = torch.sigmoid(nets.gen(infogan.code_input(opt, *code)))
-    answer = infogan.generator_step(nets, torch.optim.SGD(nets.gen.parameters(), .1), fake, code, .7, opt)
+    fake = torch.sigmoid(nets.gen(infogan.generator_input(opt, *code)))
+    answer = infogan.generator_step(nets, torch.optim.SGD(nets.gen.parameters(), .1), fake, 8, code, (2., .7), opt)
     after = state(nets)
     assert torch.allclose(answer, loss_g) and moved(before, after) == {"gen"} and close(before, after, truth)
     assert all(p.grad is None for net in vars(nets).values() for p in net.parameters())
@@ -197,9 +207,9 @@ def test_the_informations_gradient_reaches_g_trunk_and_q_and_not_ds_head():
     for words in ([], ["--recipe", "paper"]):
         opt = options(*words)
         nets = infogan.build(opt)
-        code = infogan.draw_code(opt, 6, "cpu")
-        fake = torch.sigmoid(nets.gen(infogan.code_input(opt, *code)))
-        loss, _ = infogan.information(nets, fake, nets.trunk(fake), code, 1., opt)
+        code = infogan.draw_prior(opt, 6, "cpu", 2 if opt.far else 0)
+        fake = torch.sigmoid(nets.gen(infogan.generator_input(opt, *code)))
+        loss = sum(infogan.information_losses(nets, fake, nets.trunk(fake[:6]), code, opt)[:2])
         for name, net in vars(nets).items():
             gradients = torch.autograd.grad(loss, list(net.parameters()), retain_graph=True, allow_unused=True)
             assert all(g is None for g in gradients) if name == "head" else all(g is not None and g.abs().sum() > 0 for g in gradients), name
@@ -226,14 +236,12 @@ def test_the_same_code_scores_the_image_it_made(monkeypatch):
             pixel = torch.logit((z_and_c[:, 62:72].argmax(1) / 9).clamp(1e-4, 1 - 1e-4))
             return self.weight * pixel[:, None, None, None].expand(-1, 1, 28, 28)
     nets = types.SimpleNamespace(trunk=nn.Flatten(), head=nn.Linear(784, 1), q=Reader(), gen=Writer())
-    player = infogan.Player(nets, opt, torch.device("cpu"), 3)
-    _, _, right = infogan.update(player, torch.rand(400, 1, 28, 28), 0)
-    assert right.item() == pytest.approx(math.log(10), abs=.02) and player.curve.nats.tolist() == [right.item(), 0, 0]
-    real = infogan.draw_code
-    monkeypatch.setattr(infogan, "draw_code", lambda *words: real(*words))
+    game = infogan.Game(nets, opt, torch.device("cpu"), 3)
+    right = infogan.update(game, torch.rand(400, 1, 28, 28), 0)[3]
+    assert right.item() == pytest.approx(math.log(10), abs=.02) and game.curve.nats.tolist() == [right.item(), 0, 0]
     shuffled = infogan.discriminator_step
     monkeypatch.setattr(infogan, "discriminator_step", lambda nets, o, x, fake, code, *rest: shuffled(nets, o, x, fake, (code[0].roll(1), *code[1:]), *rest))
-    assert infogan.update(player, torch.rand(400, 1, 28, 28), 1)[2] < .1
+    assert infogan.update(game, torch.rand(400, 1, 28, 28), 1)[3] < .1
 
 
 def test_real_and_generated_images_have_their_own_statistics():
@@ -243,33 +251,33 @@ def test_real_and_generated_images_have_their_own_statistics():
     seen = []
     nets.trunk.register_forward_hook(lambda net, inputs, output: seen.append((len(inputs[0]), output.detach())))
     x, still = torch.rand(8, 1, 28, 28), torch.optim.SGD([p for net in (nets.trunk, nets.head, nets.q) for p in net.parameters()], 0.)
-    for fake in (torch.rand(6, 1, 28, 28), 5 * torch.rand(6, 1, 28, 28)):
-        infogan.discriminator_step(nets, still, x, fake, infogan.draw_code(opt, 6, "cpu"), 1., opt)
-    assert [n for n, _ in seen] == [8, 6, 6] * 2          # real, generated, generated and warped
-    assert torch.equal(seen[0][1], seen[3][1]) and not torch.allclose(seen[1][1], seen[4][1])
+    for fake in (torch.rand(12, 1, 28, 28), 5 * torch.rand(12, 1, 28, 28)):
+        infogan.discriminator_step(nets, still, x, fake, infogan.draw_prior(opt, 8, "cpu", 4), (1., 1.), opt)
+    assert [n for n, _ in seen] == [8, 8, 12] * 2         # generated, real; of the far codes' images warped ones alone
+    assert torch.equal(seen[1][1], seen[4][1]) and not torch.allclose(seen[0][1], seen[3][1])
 
 
-def trained(*words, images=40, **more):
+def trained(*words, images=40):
     opt = options("--batch-size", 10, "--out", "run", *words)
     run = common.Run("infogan", opt)
     data = mnist(images)
     nets = infogan.build(opt)
-    regular = infogan.build(opt) if opt.regular_epochs else None
-    return opt, run, nets, regular, infogan.train(run, nets, regular, data)
+    baseline = infogan.build(opt) if opt.baseline_epochs else None
+    return opt, run, nets, baseline, infogan.train(run, nets, baseline, data)
 
 
 def test_g_is_judged_by_the_new_discriminator_in_bf16(monkeypatch):
     """Converted weights are kept within a part of an update, not from D's step to G's."""
     opt = options("--lr-discriminator", .01)
-    player = infogan.Player(infogan.build(opt), opt, torch.device("cpu"), 1)
-    old, seen = copy.deepcopy(player.nets), {}
+    game = infogan.Game(infogan.build(opt), opt, torch.device("cpu"), 1)
+    old, seen = copy.deepcopy(game.nets), {}
     real = infogan.generator_step
 
-    def spy(nets, optimiser, fake, *rest):
-        seen["fake"], seen["new"] = fake.detach().float(), copy.deepcopy(nets)
-        return real(nets, optimiser, fake, *rest)
+    def spy(nets, optimiser, fake, n, *rest):
+        seen["fake"], seen["new"] = fake[:n].detach().float(), copy.deepcopy(nets)
+        return real(nets, optimiser, fake, n, *rest)
     monkeypatch.setattr(infogan, "generator_step", spy)
-    loss = infogan.update(player, torch.rand(16, 1, 28, 28), 0, lambda: torch.autocast("cpu", torch.bfloat16, cache_enabled=True))[1].item()
+    loss = infogan.update(game, torch.rand(16, 1, 28, 28), 0, lambda: torch.autocast("cpu", torch.bfloat16, cache_enabled=True))[1].item()
     new, stale = (infogan.generator_loss(nets.head(nets.trunk(seen["fake"]))[:, 0]).item() for nets in (seen["new"], old))
     assert abs(loss - new) < .1 * abs(new - stale), (loss, new, stale)
 
@@ -277,28 +285,52 @@ def test_g_is_judged_by_the_new_discriminator_in_bf16(monkeypatch):
 def test_continuous_codes_join_late_and_the_regular_gan_ends_early(monkeypatch):
     calls = []
     real = infogan.discriminator_step
-    monkeypatch.setattr(infogan, "discriminator_step", lambda nets, o, x, fake, code, weight, opt: calls.append((nets, len(fake), code[1].abs().amax(1) > 1, weight, opt, o, o.param_groups[0]["lr"]))
-                        or real(nets, o, x, fake, code, weight, opt))
-    opt, run, nets, regular, curves = trained("--epochs", 2, "--regular-epochs", 1, "--continuous-start", 3, "--continuous-weight", 4, images=20)
-    ours, others = ([call for call in calls if call[0] is which] for which in (nets, regular))
-    assert [(c[1], c[3]) for c in ours] == [(10, 0), (10, 0), (10, 0), (10, 4)] and [(c[1], c[3]) for c in others] == [(10, 1)] * 2
-    assert sum(c[2][:3].sum() for c in ours) > 3 and not any(c[2][3:].any() for c in ours) and not any(c[2].any() for c in others)           # a third of the codes are wide
-    assert all(c[4].baseline and not c[4].warp for c in others) and not any(c[4].baseline for c in ours)
+
+    def spy(nets, optimiser, x, generated, code, weights, opt):
+        calls.append(types.SimpleNamespace(nets=nets, n=len(generated), far=code[1].abs().amax(1) > 1, weights=weights, opt=opt, optimiser=optimiser, lr=optimiser.param_groups[0]["lr"]))
+        return real(nets, optimiser, x, generated, code, weights, opt)
+    monkeypatch.setattr(infogan, "discriminator_step", spy)
+    opt, run, nets, baseline, curves = trained("--epochs", 2, "--baseline-epochs", 1, "--continuous-start", .75, "--continuous-weight", 4, "--far", .5, "--category-weight", 2, images=20)
+    ours, others = ([call for call in calls if call.nets is which] for which in (nets, baseline))
+    assert [(c.n, c.weights) for c in ours] == [(15, (2, 0)), (15, (2, 0)), (15, (2, 0)), (15, (2, 4))] and [(c.n, c.weights) for c in others] == [(10, (2, 1))] * 2
+    assert sum(c.far[10:].sum() for c in ours) > 6 and not any(c.far[:10].any() for c in (*ours, *others))
+    assert all(c.opt.baseline and not c.opt.warp for c in others) and not any(c.opt.baseline for c in ours)
     assert [len(curve) for curve in curves] == [4, 2] and all((curve != 0).all() for curve in curves)
-    assert [c[6] for c in ours] == pytest.approx([2e-4, 2e-4, 2e-4, 1e-4]) and [c[6] for c in others] == pytest.approx([2e-4, 2e-4])          # a half, then down, each its own
-    assert run.tracked["optimiser_g"].param_groups[0]["lr"] == pytest.approx(5e-4) and ours[0][5].param_groups[0]["betas"] == (.5, .999)
-    assert len(ours[0][5].param_groups) == len(run.tracked["optimiser_g"].param_groups) == 1 and ours[0][5] is run.tracked["optimiser_d"]
-    assert not any(m.training for side in (nets, regular) for net in vars(side).values() for m in net.modules())
+    assert [c.lr for c in ours] == pytest.approx([2e-4, 2e-4, 2e-4, 1e-4]) and [c.lr for c in others] == pytest.approx([2e-4, 2e-4])     # a half, then down, each its own
+    assert run.tracked["optimiser_g"].param_groups[0]["lr"] == pytest.approx(5e-4) and ours[0].optimiser.param_groups[0]["betas"] == (.5, .999)
+    assert ours[0].optimiser is run.tracked["optimiser_d"]
+    for which, prefix in ((nets, ""), (baseline, "baseline_")):                               # who moves whom
+        for optimiser, moving in (("optimiser_d", (which.trunk, which.head, which.q)), ("optimiser_g", (which.gen,))):
+            group, = run.tracked[prefix + optimiser].param_groups
+            assert {id(p) for p in group["params"]} == {id(p) for net in moving for p in net.parameters()}
+    assert not any(m.training for side in (nets, baseline) for net in vars(side).values() for m in net.modules())
+
+
+def test_the_log_and_the_precision_are_what_they_say(monkeypatch):
+    seen, kinds = [], set()
+    real, trunk = infogan.update, infogan.Trunk.forward
+
+    def forward(net, x):
+        h = trunk(net, x)
+        if net.training and torch.is_grad_enabled():
+            kinds.add(h.dtype)
+        return h
+    monkeypatch.setattr(infogan, "update", lambda *words: seen.append(real(*words)) or seen[-1])
+    monkeypatch.setattr(infogan.Trunk, "forward", forward)
+    opt, run, *_ = trained("--epochs", 1, "--precision", "bf16", "--baseline-epochs", 0, images=20)
+    mean = torch.stack([torch.stack([v.detach() for v in losses]) for losses in seen]).mean(0).tolist()
+    assert [run.history[0][k] for k in ("discriminator", "generator", "continuous", "mutual_information")] == pytest.approx(mean, rel=1e-4) and kinds == {torch.bfloat16}
 
 
 def test_batch_norm_is_settled_on_what_is_scored():
     torch.manual_seed(0)
-    opt = options()
+    opt = options("--far", 0)
     nets, data = infogan.build(opt), mnist(300)
     for net in vars(nets).values():
         for m in net.modules():
             if hasattr(m, "running_mean"):
                 m.running_mean.fill_(7.)
+                m.num_batches_tracked.fill_(10_000)
     infogan.settle(nets, data.x, opt)
     x = common.to_float(data.x)
     h = nets.trunk.net[2](nets.trunk.net[1](nets.trunk.net[0](x)))
@@ -320,6 +352,8 @@ def test_networks_have_the_papers_sizes():
                      "gen": 74 * 1024 + 1024 + 2048 + 1024 * 6272 + 6272 + 2 * 6272 + 128 * 64 * 16 + 64 + 128 + 64 * 16 + 1}
     assert nets.trunk(torch.rand(3, 1, 28, 28)).shape == (3, 1024) and nets.gen(torch.rand(3, 74)).shape == (3, 1, 28, 28)
     assert abs(nets.trunk.net[6].weight.std() - .02) < 1e-3 and abs(nets.gen.dense[4].weight.mean() - 1) < .002 and (nets.gen.dense[0].bias == 0).all()
+    assert all(abs(m.weight.mean() - 1) < .02 for net in vars(nets).values() for m in net.modules() if hasattr(m, "running_mean"))
+    assert sum(isinstance(m, nn.ReLU) for m in nets.gen.modules()) == 3 and not any(isinstance(m, nn.LeakyReLU) for m in nets.gen.modules())
     logits, mean, log_std = infogan.QHead(7, 3, learned_std=True)(torch.rand(4, 1024))
     assert logits.shape == (4, 7) and mean.shape == log_std.shape == (4, 3)
     assert infogan.QHead(7, 3)(torch.rand(4, 1024))[2] is None
@@ -330,13 +364,14 @@ def test_networks_have_the_papers_sizes():
 def test_defaults_and_the_papers_recipe():
     opt = options("--recipe", "paper")
     assert (opt.epochs * math.ceil(60_000 / opt.batch_size), opt.batch_size, opt.lr, opt.lr_discriminator, opt.beta1) == (5159, 128, 1e-3, 2e-4, .5)
-    assert (opt.category_weight, opt.continuous_weight, opt.continuous_start, opt.warp, opt.wide, opt.learned_std, opt.schedule) == (1, 1, 0, 0, 0, False, "constant")
+    assert (opt.category_weight, opt.continuous_weight, opt.continuous_start, opt.warp, opt.far, opt.learned_std, opt.schedule) == (1, 1, 0, 0, 0, False, "constant")
     assert (opt.noise, opt.categories, opt.continuous) == (62, 10, 2)
-    assert options("--baseline").wide == 0 < options().wide
-    assert options("--baseline").regular_epochs == 0 and options("--baseline").warp == 0 and options().regular_epochs == 2
+    assert options("--warp", 0).far == 0 == options("--baseline").far == options("--categories", 0).far and options().far > 0
+    assert options("--baseline").baseline_epochs == 0 == options("--categories", 5).baseline_epochs and options("--baseline").warp == 0 and options().baseline_epochs == 2
+    assert options("--categories", 0).continuous_start == 0 and f"lambda = {options().continuous_weight:g}" in infogan.__doc__ and f" {options().epochs} epochs" in infogan.__doc__
     assert options("--recipe", "paper", "--warp", .5).warp == .5
-    names = {infogan.run_name(options(*words)) for words in ([], ["--baseline"], ["--categories", 20], ["--dataset", "fashion"], ["--dataset", "fashion", "--baseline"])}
-    assert names == {"mnist", "baseline", "mnist-k20", "fashion", "fashion-baseline"}
+    names = {infogan.run_name(options(*words)) for words in ([], ["--baseline"], ["--categories", 20], ["--dataset", "fashion"], ["--dataset", "fashion", "--baseline"], ["--recipe", "paper"])}
+    assert names == {"mnist", "baseline", "mnist-k20", "fashion", "fashion-baseline", "mnist-paper"}
 
 
 def test_tiny_training_informs_and_the_regular_gan_does_not():
@@ -345,13 +380,13 @@ def test_tiny_training_informs_and_the_regular_gan_does_not():
     for words in (["--recipe", "paper"], ["--baseline"]):
         torch.manual_seed(0)
         opt = options("--categories", 4, "--continuous", 0, "--noise", 40, *words)
-        player = infogan.Player(infogan.build(opt), opt, torch.device("cpu"), 50)
+        game = infogan.Game(infogan.build(opt), opt, torch.device("cpu"), 50)
         for step in range(50):
             x = torch.zeros(20, 1, 28, 28)
             for k in range(4):
                 x[k::4, :, 14 * (k // 2):, 14 * (k % 2):][:, :, :14, :14] = 1
-            infogan.update(player, x, step)
-        told[opt.baseline] = player.curve.nats[-10:].mean().item()
+            infogan.update(game, x, step)
+        told[opt.baseline] = game.curve.nats[-10:].mean().item()
     assert told[False] > .9 and told[True] < .4, told     # log 4 = 1.39
 
 
@@ -404,6 +439,8 @@ def test_code_scores_of_generators_that_are_known():
     right = judge.classify(common.to_float(data.x)) == data.y
     examples = torch.stack([common.to_float(data.x[(data.y == k) & right][:20]) for k in range(10)])            # [10, 20, 1, 28, 28]
 
+    real = types.SimpleNamespace(x=(examples.flatten(0, 1) * 255).round().to(torch.uint8), y=torch.arange(10).repeat_interleave(20))
+
     def digits(category, continuous, noise):
         return examples[category, (noise[:, 0].abs() * 19.99).long()]
 
@@ -413,22 +450,23 @@ def test_code_scores_of_generators_that_are_known():
         theta[:, 0, 1] = .5 * continuous[:, 1]            # the second code shears
         return F.grid_sample(digits(category, continuous, 0 * noise), F.affine_grid(theta, (len(category), 1, 28, 28), align_corners=False), align_corners=False)
     cases = {"steady": digits, "leaning": leaning, "leaky": lambda c, u, z: digits((c + (u[:, 0] > 0)) % 10, u, 0 * z), "beyond": lambda c, u, z: digits((c + (u[:, 0] > 1.2)) % 10, u, 0 * z),
-             "collapsed": lambda c, u, z: digits(0 * c + 3, u, z), "merged": lambda c, u, z: digits(torch.where(z[:, 1] > 0, c, (c + 1) % 10), u, z)}
+             "collapsed": lambda c, u, z: digits(0 * c + 3, u, z), "template": lambda c, u, z: digits(c, u, 0 * z), "merged": lambda c, u, z: digits(torch.where(z[:, 1] > 0, c, (c + 1) % 10), u, z)}
     scores = {}
     for name, show in cases.items():
         torch.manual_seed(0)
-        scores[name] = infogan.code_scores(types.SimpleNamespace(gen=Puppet(show)), opt, judge, "cpu", 600)
+        scores[name] = infogan.code_scores(types.SimpleNamespace(gen=Puppet(show), head=nn.Linear(1, 1)), opt, judge, real, 600)
     assert scores["steady"]["generated_purity"] == 100 and scores["steady"]["identity_leak"] == 0 == scores["steady"]["identity_leak_inside"] and scores["steady"]["slant_r2"] < .06 > scores["steady"]["width_r2"]
     assert scores["leaning"]["slant_r2"] > .95 and scores["leaning"]["identity_leak_inside"] < 25
     assert scores["leaky"]["identity_leak"] == 50 == scores["leaky"]["identity_leak_inside"]   # one of two codes, always
     assert scores["beyond"]["identity_leak"] == 50 and scores["beyond"]["identity_leak_inside"] == 0 and scores["beyond"]["generated_purity"] == 100
     assert scores["collapsed"]["generated_purity"] == 100 and scores["collapsed"]["generated_digits"] == 1 and scores["steady"]["generated_digits"] == 10
+    assert scores["steady"]["generated_diversity"] == pytest.approx(1, abs=.08) and scores["template"]["generated_diversity"] < 1e-6 and scores["template"]["generated_purity"] == 100
     assert 45 < scores["merged"]["generated_purity"] < 58
 
 
 def test_a_sweep_changes_one_code_alone():
     opt = options()
-    category, continuous, noise = infogan.draw_code(opt, 3, "cpu")
+    category, continuous, noise = infogan.draw_prior(opt, 3, "cpu")
     kept = continuous.clone()
     c, u, z = infogan.sweep(opt, 1, 2., 5, category, continuous, noise)
     assert torch.equal(c.view(3, 5), category[:, None].expand(3, 5)) and torch.equal(z.view(3, 5, -1), noise[:, None].expand(3, 5, -1))
@@ -436,26 +474,13 @@ def test_a_sweep_changes_one_code_alone():
     assert torch.equal(continuous, kept)
 
 
-class Answer(nn.Module):
-    """A Q whose logits are a function of the image."""
-    sizes = [10, 2, 0]
-
-    def __init__(self, f):
-        super().__init__()
-        self.f = f
-
-    def forward(self, features):
-        return self.f(features), features[:, :2], None
-
-
 def test_cluster_scores_of_heads_that_are_known():
     data, test, judge = mnist(1500), mnist(400, 1), common.load_judge("mnist")
-    read = lambda features: judge(features.view(-1, 1, 28, 28))  # noqa: E731
-    net = lambda f: types.SimpleNamespace(trunk=nn.Flatten(), q=Answer(f), head=nn.Linear(1, 1))  # noqa: E731
-    scores = {"reads": read, "renamed": lambda h: read(h).roll(3, 1), "one": lambda h: F.one_hot(torch.full((len(h),), 4), 10).float(),
-              "merged": lambda h: read(h) @ torch.eye(10)[[0, 1, 2, 3, 4, 3, 6, 7, 8, 4]]}    # 5 goes to 3, 9 to 4
     with torch.no_grad():
-        scores = {name: infogan.cluster_scores(net(f), data, test, dry=True) for name, f in scores.items()}
+        answers = [judge(common.to_float(part.x)) for part in (data, test)]
+    heads = {"reads": lambda h: h, "renamed": lambda h: h.roll(3, 1), "one": lambda h: F.one_hot(torch.full((len(h),), 4), 10).float(),
+             "merged": lambda h: h @ torch.eye(10)[[0, 1, 2, 3, 4, 3, 6, 7, 8, 4]]}           # 5 goes to 3, 9 to 4
+    scores = {name: infogan.cluster_scores(*map(f, answers), data, test, tries=1) for name, f in heads.items()}
     assert scores["reads"]["cluster_error"] < 2 and scores["renamed"] == scores["reads"] and scores["reads"]["nmi"] > .96
     commonest = torch.bincount(data.y).argmax()
     deserved = 100 * (test.y != commonest).float().mean().item()
@@ -466,10 +491,13 @@ def test_cluster_scores_of_heads_that_are_known():
     members, members_ = (torch.cdist(v, centres).argmin(1) for v in (x, x_))
     names = torch.stack([torch.bincount(data.y[members == k], minlength=10).argmax() for k in range(10)])
     assert scores["one"]["kmeans_cluster_error_majority"] == pytest.approx(100 * (names[members_] != test.y).float().mean().item())
-    assert scores["one"]["kmeans_cluster_error"] >= scores["one"]["kmeans_cluster_error_majority"]
+    names = common.match_clusters(-torch.cdist(x, centres), data.y)
+    assert scores["one"]["kmeans_cluster_error"] == pytest.approx(100 * (names[members_] != test.y).float().mean().item())
+    order = infogan.display_order(heads["renamed"](answers[0]), data.y)
+    assert common.match_clusters(heads["renamed"](answers[0]), data.y)[order].tolist() == list(range(10))
 
 
-def test_probes_are_of_the_layers_they_name():
+def test_probes_are_of_the_layers_they_name(monkeypatch):
     torch.manual_seed(0)
     nets, data, test = infogan.build(options()), mnist(1000), mnist(300, 1)
     infogan.settle(nets, data.x, options())
@@ -481,6 +509,13 @@ def test_probes_are_of_the_layers_they_name():
                  "q_out": tuple(nets.q.out(nets.q.hidden(nets.trunk(v))) for v in (x, x_))}
     for name, (a, b) in codes.items():
         assert scores[f"probe_error_{name}_all"] == pytest.approx(common.probe(a, data.y, b, test.y, hidden=0, epochs=1).item(), abs=2.1), name
+    chosen = infogan.balanced(data.y, 100)
+    assert scores["probe_error_pixels_100"] == pytest.approx(common.probe(x.flatten(1)[chosen], data.y[chosen], x_.flatten(1), test.y, hidden=0, epochs=1).item(), abs=1)
+    asked = []
+    with monkeypatch.context() as patch:
+        patch.setattr(common, "probe", lambda *words, epochs, **more: asked.append(epochs) or torch.zeros(1))
+        infogan.probe_scores(nets, data, test)
+    assert asked == [2000, 200] * 5
     torch.manual_seed(1)
     nets = infogan.build(options())
     infogan.settle(nets, data.x, options())
@@ -509,10 +544,10 @@ def test_curve_scores():
 
 RUNS = {
     "plain": ([], {"mutual_information", "baseline_mutual_information", "cluster_error", "nmi", "generated_purity", "slant_r2", "width_r2", "identity_leak", "probe_error_trunk_100",
-                   "probe_error_q_hidden_all", "probe_error_pixels_all"}, {"information", "categories", "categories-regular", "continuous-1", "continuous-2", "losses"}),
+                   "probe_error_q_hidden_all", "probe_error_pixels_all"}, {"information", "categories", "categories-baseline", "continuous-1", "continuous-2", "losses"}),
     "baseline": (["--baseline", "--continuous", "0"], {"mutual_information", "cluster_error"}, {"information", "categories"}),
     "zero": (["--categories", "0", "--learned-std", "--validation"], {"slant_r2", "probe_error_trunk_all"}, {"continuous-1", "continuous-2"}),
-    "paper": (["--recipe", "paper", "--categories", "12", "--regular-epochs", "0", "--sweep", "1"], {"cluster_error_majority", "identity_leak"}, {"categories", "information"}),
+    "paper": (["--recipe", "paper", "--categories", "12", "--baseline-epochs", "0", "--sweep", "1"], {"cluster_error_majority", "identity_leak"}, {"categories", "information"}),
 }
 
 
@@ -534,9 +569,12 @@ def test_every_setting_runs_through(name, monkeypatch, capsys):
         data, test = mnist(600), mnist(300, 1)
         names = common.match_clusters(infogan.encode(nets, data.x)[0], data.y)
         assert common.cluster_error(infogan.encode(nets, test.x)[0], test.y, names) == pytest.approx(scores["cluster_error"], abs=.41)
+        saved = common.read_checkpoint(folder, "infogan")["states"]
+        assert scores["mutual_information"] == pytest.approx(saved["curve"]["nats"][-100:].mean().item()) != scores["baseline_mutual_information"]
+        assert scores["baseline_mutual_information"] == pytest.approx(saved["baseline_curve"]["nats"][-100:].mean().item())
         torch.manual_seed(0)
-        again = infogan.code_scores(nets, nets.options, common.load_judge("mnist"), "cpu", 1000)
-        assert again["width_r2"] == pytest.approx(scores["width_r2"], abs=.06)
+        again = infogan.code_scores(nets, nets.options, common.load_judge("mnist"), test, 1000)
+        assert again["width_r2"] == pytest.approx(scores["width_r2"], abs=.06) and infogan.generate(nets, nets.options, *infogan.draw_prior(nets.options, 3)).shape == (3, 1, 28, 28)
 
 
 def test_the_leak_table_trains_what_is_missing(monkeypatch, capsys):
@@ -563,6 +601,26 @@ def test_the_leak_table_trains_what_is_missing(monkeypatch, capsys):
     assert call() == first and trained[8:] == [(False, 5)] and (folder / "metrics.json").exists()
 
 
+@pytest.mark.parametrize("figure", ["categories", "sweep"])
+def test_what_varies_in_figure_2(figure, monkeypatch):
+    """Along a row the noise is the same, and all of the code but the one that the figure is about."""
+    drawn = []
+    monkeypatch.setattr(common, "figure_grid", lambda path, images, columns, *words, **more: drawn.append((images, columns)))
+    nets = types.SimpleNamespace(gen=Puppet(lambda c, u, z: torch.stack([c / 9, (u[:, 0] + 2) / 4, (u[:, 1] + 2) / 4, (z[:, 0] + 1) / 2], 1).view(-1, 1, 2, 2)), head=nn.Linear(1, 1))
+    order = torch.tensor([3, 1, 4, 0, 5, 9, 2, 6, 8, 7])
+    if figure == "categories":
+        infogan.figure_categories(nets, options(), None, order, "words")
+    else:
+        infogan.figure_sweep(nets, options(), None, 1, order)
+    (images, columns), = drawn
+    c, u, v, z = images.view(-1, columns, 4).unbind(2)
+    assert (z == z[:, :1]).all() and (u == u[:, :1]).all() and len(z[:, 0].unique()) == len(z) == (5 if figure == "categories" else 10)
+    if figure == "categories":
+        assert torch.allclose(c * 9, order.float().expand(5, 10), atol=2e-3) and (v == v[:, :1]).all()
+    else:
+        assert torch.allclose(c[:, 0] * 9, order.float(), atol=2e-3) and (c == c[:, :1]).all() and torch.allclose(v, torch.linspace(0, 1, 11).expand(10, 11), atol=2e-3)
+
+
 SNIPPETS = {
     "Trunk": lambda f: f()(torch.rand(4, 1, 28, 28)).shape == (4, 1024) and f(3, 32)(torch.rand(4, 3, 32, 32)).shape == (4, 1024),
     "QHead": lambda f: f()(torch.rand(4, 1024))[0].shape == (4, 10),
@@ -570,6 +628,7 @@ SNIPPETS = {
     "discriminator_loss": lambda f: f(torch.zeros(2), torch.zeros(2)) > 1,
     "generator_loss": lambda f: f(torch.zeros(2)) > .5,
     "category_loss": lambda f: f(torch.zeros(2, 10), torch.tensor([1, 2])) > 2,
+    "warp": lambda f: f(torch.rand(3, 1, 28, 28)).shape == (3, 1, 28, 28),
     "continuous_loss": lambda f: f(torch.zeros(2, 3), torch.ones(2, 3)) > 1,
 }
 
@@ -596,8 +655,8 @@ def test_kill_at_random_moments_then_resume_is_bit_identical(tmp_path):
     kill_and_resume(tmp_path, times=1, rng=random.Random(0), command=["infogan.py", "--dry-run", "--device", "cpu", "--batch-size", "200", "--continuous", "0"])
 
 
-MISTAKES = [(["--categories", "1"], "0 or at least 2"), (["--categories", "0", "--continuous", "0"], "needs information"), (["--categories", "-1"], "at least 0"),
-            (["--dataset", "sprites"], "grey images"), (["--dataset", "nothing"], "unknown data set"), (["--batch-size", "2"], "at least 3"), (["--wide", "2"], "from 0 to 1"),
+MISTAKES = [(["--categories", "1"], "0 or at least 2"), (["--categories", "0", "--continuous", "0"], "needs information"), (["--table", "leak", "--continuous", "0"], "needs information"), (["--categories", "-1"], "at least 0"),
+            (["--dataset", "sprites"], "grey images"), (["--dataset", "nothing"], "unknown data set"), (["--batch-size", "2"], "at least 3"), (["--far", "2"], "from 0 to 1"), (["--far", ".5", "--warp", "0"], "--warp above 0"), (["--far", ".5", "--categories", "0"], "at least 2 and"),
             (["--table", "1"], "invalid choice"), (["--table", "leak", "--baseline"], "leave --out"),
             (["--table", "leak", "--categories", "5"], "--categories out"), (["--lr", "0"], "above 0"), (["--slope", "nan"], "at least 0")]
 
@@ -608,7 +667,7 @@ def test_mistakes_end_with_one_line(arguments, words, complains):
 
 
 def test_a_training_that_breaks_says_where(command):
-    done = command("infogan.py", "--dry-run", "--lr", "1e9", "--precision", "fp32", "--out", "run", "--regular-epochs", "0", "--epochs", "1")
+    done = command("infogan.py", "--dry-run", "--lr", "1e9", "--precision", "fp32", "--out", "run", "--baseline-epochs", "0", "--epochs", "1")
     assert done.returncode == 2 and "is not finite at step" in done.stderr and "Traceback" not in done.stderr
     assert not common.Path("run/metrics.json").exists()
 
