@@ -545,7 +545,7 @@ def evaluate(run, nets, baseline, data, test, curves):
     opt = run.options
     judge = common.load_judge(opt.dataset, opt.data, run.device, quick=opt.dry_run)
     at = lambda name: run.folder / f"{name}.png"  # noqa: E731
-    scores, order = code_scores(nets, opt, judge, test, 1000 if opt.dry_run else 10_000), None
+    scores, order = code_scores(nets, opt, judge, test, 500 if opt.dry_run else 10_000), None
     if opt.categories:
         (logits, _), (test_logits, _) = encode(nets, data.x), encode(nets, test.x)
         order = display_order(logits, data.y)

@@ -752,7 +752,7 @@ def test_import_does_nothing(tmp_path):
 
 @pytest.mark.parametrize("words", [["--hidden", "64"], ["--dataset", "grid"]], ids=["mnist", "grid"])
 def test_kill_at_random_moments_then_resume_is_bit_identical(tmp_path, words):
-    kill_and_resume(tmp_path, times=2 if words[0] == "--hidden" else 1, rng=random.Random(0), command=["bigan.py", "--dry-run", "--device", "cpu", "--batch-size", "32", *words])
+    kill_and_resume(tmp_path, times=1, rng=random.Random(0), command=["bigan.py", "--dry-run", "--device", "cpu", "--batch-size", "32", *words])
 
 
 MISTAKES = [(["--model", "wgan"], "invalid choice"), (["--dataset", "sprites"], "choose another --dataset"), (["--dataset", "grid", "--model", "ali"], "leave --model"),

@@ -3,7 +3,6 @@ import copy
 import inspect
 import json
 import math
-import random
 import subprocess
 import sys
 import types
@@ -17,7 +16,7 @@ from torch import nn
 import common
 import infogan
 from conftest import ROOT
-from kills import kill_and_resume
+from kills import same
 
 
 def options(*arguments):
@@ -573,8 +572,8 @@ def test_every_setting_runs_through(name, monkeypatch, capsys):
         assert scores["mutual_information"] == pytest.approx(saved["curve"]["nats"][-100:].mean().item()) != scores["baseline_mutual_information"]
         assert scores["baseline_mutual_information"] == pytest.approx(saved["baseline_curve"]["nats"][-100:].mean().item())
         torch.manual_seed(0)
-        again = infogan.code_scores(nets, nets.options, common.load_judge("mnist"), test, 1000)
-        assert again["width_r2"] == pytest.approx(scores["width_r2"], abs=.06) and infogan.generate(nets, nets.options, *infogan.draw_prior(nets.options, 3)).shape == (3, 1, 28, 28)
+        again = infogan.code_scores(nets, nets.options, common.load_judge("mnist"), test, 500)
+        assert again["width_r2"] == pytest.approx(scores["width_r2"], abs=.09) and infogan.generate(nets, nets.options, *infogan.draw_prior(nets.options, 3)).shape == (3, 1, 28, 28)
 
 
 def test_the_leak_table_trains_what_is_missing(monkeypatch, capsys):
@@ -651,8 +650,30 @@ def test_import_does_nothing(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(tmp_path.iterdir())
 
 
-def test_kill_at_random_moments_then_resume_is_bit_identical(tmp_path):
-    kill_and_resume(tmp_path, times=1, rng=random.Random(0), command=["infogan.py", "--dry-run", "--device", "cpu", "--batch-size", "200", "--continuous", "0"])
+@pytest.mark.parametrize("stop_at", [1, 3])
+def test_a_stopped_training_goes_on_bit_for_bit(stop_at, monkeypatch):
+    """Stopped inside the first epoch, with the regular GAN alive, and inside the second, without it."""
+    real = infogan.update
+
+    def update(game, x, step, autocast):
+        if step == stop_at and not game.options.baseline and common.Path("part").exists() and not resumed:
+            common.signal.raise_signal(common.signal.SIGINT)
+        return real(game, x, step, autocast)
+    monkeypatch.setattr(infogan, "update", update)
+    resumed = False
+
+    def go(folder, *more):
+        opt = options("--epochs", 2, "--batch-size", 10, "--baseline-epochs", 1, "--continuous-start", .5, "--precision", "bf16", "--out", folder, *more)
+        run, data = common.Run("infogan", opt), mnist(20)
+        infogan.train(run, infogan.build(opt), infogan.build(opt), data)
+    go("whole")
+    with pytest.raises(KeyboardInterrupt):
+        go("part")
+    resumed = True
+    torch.manual_seed(99)                                 # whatever happened in between
+    go("part", "--resume")
+    whole, part = (torch.load(f"{name}/checkpoint.pt", weights_only=True) for name in ("whole", "part"))
+    assert part["step"] == 4 and all(same(whole[key], part[key]) for key in ("states", "history", "epoch", "step", "rng", "images"))
 
 
 MISTAKES = [(["--categories", "1"], "0 or at least 2"), (["--categories", "0", "--continuous", "0"], "needs information"), (["--table", "leak", "--continuous", "0"], "needs information"), (["--categories", "-1"], "at least 0"),

@@ -591,7 +591,7 @@ def test_import_does_nothing(tmp_path):
 
 
 def test_kill_at_random_moments_then_resume_is_bit_identical(tmp_path):
-    kill_and_resume(tmp_path, times=3, rng=random.Random(0))
+    kill_and_resume(tmp_path, times=2, rng=random.Random(0))
 
 
 # --------------------------------------------------------------------------------------------- mistakes of the user
