@@ -7,6 +7,7 @@ A mistake by the user raises `UserError`, which `run_main` turns into one line o
 """
 import argparse
 import contextlib
+import copy
 import csv
 import io
 import json
@@ -724,7 +725,7 @@ def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, seed=
     optimiser = torch.optim.Adam(net.parameters(), 2e-3, fused=train.device.type != "mps")
     held, used = order[:len(order) // 10], order[len(order) // 10:]
     everything = torch.arange(len(test), device=test.device)
-    best, answer = math.inf, None
+    best, kept = math.inf, None
     if not torch.isfinite(train).all():
         raise UserError("the codes are not finite: the training broke")
     for _ in range(epochs):
@@ -735,7 +736,10 @@ def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, seed=
         with torch.no_grad():
             value = loss_of(net(sample(train, deviation[0], held)), train_y[held]).item()
             if value < best:
-                best, answer = value, net(sample(test, deviation[1], everything))
+                best, kept = value, copy.deepcopy(net.state_dict())
+    net.load_state_dict(kept)
+    with torch.no_grad():
+        answer = net(sample(test, deviation[1], everything))
     if regression:
         residual = (answer * spread + center - test_y).square().mean(0)
         return 1 - residual / test_y.var(0, unbiased=False)

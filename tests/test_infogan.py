@@ -152,17 +152,18 @@ def by_hand(nets, x, generated, code, opt, weights):
     loss_d = -(D(nets.trunk(x)).log() + (1 - D(features)).log()).mean()
     loss_g = -D(features).log().mean()
     out = nets.q.out(nets.q.hidden(features.detach() if opt.baseline else features))
-    logits, mean = out[:, :10], out[:, 10:12]
+    logits, rest = out[:, :10], out[:, 10:]
     told = math.log(10) + logits.log_softmax(1).gather(1, category[:n, None]).mean()
     if opt.warp:
         h = nets.trunk(infogan.warp(generated, opt.warp))
-        logits = nets.q.out(nets.q.hidden(h.detach() if opt.baseline else h))[:, :10]
-    std = out[:, 12:].exp() if opt.learned_std else torch.ones(2)
-    continuous = -torch.distributions.Normal(mean, std).log_prob(continuous).sum(1).mean()
+        out = nets.q.out(nets.q.hidden(h.detach() if opt.baseline else h))
+        logits, rest = out[:, :10], torch.where(torch.arange(rest.shape[1]) % 2 == 0, rest, out[:n, 10:])            # the second code's mean (and deviation) from the warps too
+    std = rest[:, 2:].exp() if opt.learned_std else torch.ones(2)
+    continuous = -torch.distributions.Normal(rest[:, :2], std).log_prob(continuous).sum(1).mean()
     return loss_d, -weights[0] * logits.log_softmax(1).gather(1, category[:len(logits), None]).mean() + weights[1] * continuous, loss_g, told, continuous
 
 
-@pytest.mark.parametrize("words", [["--warp", ".5"], ["--baseline"], ["--baseline", "--warp", "1"], ["--recipe", "paper", "--learned-std"]], ids=["ours", "baseline", "baseline-warp", "paper"])
+@pytest.mark.parametrize("words", [["--warp", ".5"], ["--learned-std"], ["--baseline"], ["--baseline", "--warp", "1"], ["--recipe", "paper", "--learned-std"]], ids=["ours", "ours-learned", "baseline", "baseline-warp", "paper"])
 def test_steps_are_the_papers_and_move_whom_they_should(words):
     """D, the trunk and Q go down D's loss and the information; G down its own and the information; the baseline's G gets nothing, its trunk nothing of Q."""
     torch.manual_seed(0)
