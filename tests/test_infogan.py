@@ -290,10 +290,13 @@ def test_continuous_codes_join_late_and_the_regular_gan_ends_early(monkeypatch):
         calls.append(types.SimpleNamespace(nets=nets, n=len(generated), far=code[1].abs().amax(1) > 1, weights=weights, opt=opt, optimiser=optimiser, lr=optimiser.param_groups[0]["lr"]))
         return real(nets, optimiser, x, generated, code, weights, opt)
     monkeypatch.setattr(infogan, "discriminator_step", spy)
+    settled, settle = [], infogan.settle
+    monkeypatch.setattr(infogan, "settle", lambda nets, images, opt: settled.append((nets, opt.far)) or settle(nets, images, opt))
     opt, run, nets, baseline, curves = trained("--epochs", 2, "--baseline-epochs", 1, "--continuous-start", .75, "--continuous-weight", 4, "--far", .5, "--category-weight", 2, images=20)
     ours, others = ([call for call in calls if call.nets is which] for which in (nets, baseline))
     assert [(c.n, c.weights) for c in ours] == [(15, (2, 0)), (15, (2, 0)), (15, (2, 0)), (15, (2, 4))] and [(c.n, c.weights) for c in others] == [(10, (2, 1))] * 2
     assert sum(c.far[10:].sum() for c in ours) > 6 and not any(c.far[:10].any() for c in (*ours, *others))
+    assert settled == [(nets, .5), (baseline, 0)]         # each on codes like those it was trained with
     assert all(c.opt.baseline and not c.opt.warp for c in others) and not any(c.opt.baseline for c in ours)
     assert [len(curve) for curve in curves] == [4, 2] and all((curve != 0).all() for curve in curves)
     assert [c.lr for c in ours] == pytest.approx([2e-4, 2e-4, 2e-4, 1e-4]) and [c.lr for c in others] == pytest.approx([2e-4, 2e-4])     # a half, then down, each its own
@@ -322,7 +325,7 @@ def test_the_log_and_the_precision_are_what_they_say(monkeypatch):
     assert [run.history[0][k] for k in ("discriminator", "generator", "continuous", "mutual_information")] == pytest.approx(mean, rel=1e-4) and kinds == {torch.bfloat16}
 
 
-def test_batch_norm_is_settled_on_what_is_scored():
+def test_batch_norm_is_settled_on_what_is_scored(monkeypatch):
     torch.manual_seed(0)
     opt = options("--far", 0)
     nets, data = infogan.build(opt), mnist(300)
@@ -340,9 +343,11 @@ def test_batch_norm_is_settled_on_what_is_scored():
     w = nets.gen.dense[0].weight                          # of the prior: uniform parts of variance 1/3, one-hot parts of .09
     variance = (w[:, :62].square().sum(1) + w[:, 72:].square().sum(1)) / 3 + w[:, 62:72].var(1, unbiased=False) / 1.
     assert torch.allclose(nets.gen.dense[1].running_var, variance, rtol=.4)
-    before = torch.get_rng_state()
-    infogan.settle(nets, data.x, opt)
-    assert torch.equal(before, torch.get_rng_state())
+    before, drawn = torch.get_rng_state(), []
+    draw = infogan.draw_prior
+    monkeypatch.setattr(infogan, "draw_prior", lambda opt, n, device, far: drawn.append((n, far)) or draw(opt, n, device, far))
+    infogan.settle(nets, data.x, options())
+    assert torch.equal(before, torch.get_rng_state()) and drawn == [(300, 150)]
 
 
 def test_networks_have_the_papers_sizes():
@@ -366,7 +371,9 @@ def test_defaults_and_the_papers_recipe():
     assert (opt.epochs * math.ceil(60_000 / opt.batch_size), opt.batch_size, opt.lr, opt.lr_discriminator, opt.beta1) == (5159, 128, 1e-3, 2e-4, .5)
     assert (opt.category_weight, opt.continuous_weight, opt.continuous_start, opt.warp, opt.far, opt.learned_std, opt.schedule) == (1, 1, 0, 0, 0, False, "constant")
     assert (opt.noise, opt.categories, opt.continuous) == (62, 10, 2)
-    assert options("--warp", 0).far == 0 == options("--baseline").far == options("--categories", 0).far and options().far > 0
+    assert [infogan.schedule(done, opt) for done in (0, .9, 1)] == [1, 1, 1] and [infogan.schedule(done, options()) for done in (0, .5, .75, 1)] == [1, 1, .5, .01]
+    assert options("--warp", 0, "--far", .3).far == 0 == options("--baseline", "--far", .3).far == options("--categories", 0, "--warp", 1, "--far", .3).far and options().far > 0
+    assert options("--categories", 0, "--warp", 1).warp == 0
     assert options("--baseline").baseline_epochs == 0 == options("--categories", 5).baseline_epochs and options("--baseline").warp == 0 and options().baseline_epochs == 2
     assert options("--categories", 0).continuous_start == 0 and f"lambda = {options().continuous_weight:g}" in infogan.__doc__ and f" {options().epochs} epochs" in infogan.__doc__
     assert options("--recipe", "paper", "--warp", .5).warp == .5
@@ -436,6 +443,7 @@ class Puppet(nn.Module):
 
 def test_code_scores_of_generators_that_are_known():
     data, judge, opt = mnist(2000), common.load_judge("mnist"), options()
+    assert infogan.within_group_variance(torch.tensor([[0.], [2.], [5.], [9.]]), torch.tensor([0, 0, 1, 1])) == 2.5
     right = judge.classify(common.to_float(data.x)) == data.y
     examples = torch.stack([common.to_float(data.x[(data.y == k) & right][:20]) for k in range(10)])            # [10, 20, 1, 28, 28]
 
@@ -554,6 +562,10 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_every_setting_runs_through(name, monkeypatch, capsys):
     arguments, metrics, figures = RUNS[name]
+    drawn = {}
+    for figure in ("figure_categories", "figure_information"):
+        real = getattr(infogan, figure)
+        monkeypatch.setattr(infogan, figure, lambda *words, real=real, figure=figure: drawn.setdefault(figure, []).append(words[0]) or real(*words))
     monkeypatch.setattr(sys, "argv", ["infogan.py", "--dry-run", *arguments])
     common.run_main(infogan.main, infogan.make_parser())
     folder, = common.Path("runs/infogan").iterdir()
@@ -570,6 +582,9 @@ def test_every_setting_runs_through(name, monkeypatch, capsys):
         names = common.match_clusters(infogan.encode(nets, data.x)[0], data.y)
         assert common.cluster_error(infogan.encode(nets, test.x)[0], test.y, names) == pytest.approx(scores["cluster_error"], abs=.41)
         saved = common.read_checkpoint(folder, "infogan")["states"]
+        curves, = drawn["figure_information"]
+        assert torch.equal(curves["InfoGAN"], saved["curve"]["nats"]) and torch.equal(curves["regular GAN"], saved["baseline_curve"]["nats"])
+        assert [torch.equal(side.gen.up[3].bias, saved[name]["up.3.bias"]) for side, name in zip(drawn["figure_categories"], ("gen", "baseline_gen"))] == [True, True]
         assert scores["mutual_information"] == pytest.approx(saved["curve"]["nats"][-100:].mean().item()) != scores["baseline_mutual_information"]
         assert scores["baseline_mutual_information"] == pytest.approx(saved["baseline_curve"]["nats"][-100:].mean().item())
         torch.manual_seed(0)
@@ -598,6 +613,7 @@ def test_the_leak_table_trains_what_is_missing(monkeypatch, capsys):
     assert lines["K = 50"][1] == "60.00" and lines["K = 2"][5] == "5.00" and lines["untrained"][5] == "7.00" and lines["pixels"][5] == "9.00"
     folder = next(f for f in common.Path("runs/infogan").iterdir() if json.loads((f / "config.json").read_text())["settings"]["categories"] == 5)
     (folder / "metrics.json").unlink()                    # one that was cut off
+    assert all(json.loads((f / "config.json").read_text())["settings"]["table"] is None for f in common.Path("runs/infogan").iterdir())      # plain commands find them
     assert call() == first and trained[8:] == [(False, 5)] and (folder / "metrics.json").exists()
 
 
@@ -611,14 +627,14 @@ def test_what_varies_in_figure_2(figure, monkeypatch):
     if figure == "categories":
         infogan.figure_categories(nets, options(), None, order, "words")
     else:
-        infogan.figure_sweep(nets, options(), None, 1, order)
+        infogan.figure_sweep(nets, options("--sweep", 1), None, 1, order)
     (images, columns), = drawn
     c, u, v, z = images.view(-1, columns, 4).unbind(2)
     assert (z == z[:, :1]).all() and (u == u[:, :1]).all() and len(z[:, 0].unique()) == len(z) == (5 if figure == "categories" else 10)
     if figure == "categories":
         assert torch.allclose(c * 9, order.float().expand(5, 10), atol=2e-3) and (v == v[:, :1]).all()
     else:
-        assert torch.allclose(c[:, 0] * 9, order.float(), atol=2e-3) and (c == c[:, :1]).all() and torch.allclose(v, torch.linspace(0, 1, 11).expand(10, 11), atol=2e-3)
+        assert torch.allclose(c[:, 0] * 9, order.float(), atol=2e-3) and (c == c[:, :1]).all() and torch.allclose(v, torch.linspace(.25, .75, 11).expand(10, 11), atol=2e-3)
 
 
 SNIPPETS = {
@@ -628,6 +644,7 @@ SNIPPETS = {
     "discriminator_loss": lambda f: f(torch.zeros(2), torch.zeros(2)) > 1,
     "generator_loss": lambda f: f(torch.zeros(2)) > .5,
     "category_loss": lambda f: f(torch.zeros(2, 10), torch.tensor([1, 2])) > 2,
+    "mutual_information": lambda f: f(torch.zeros(2, 10), torch.tensor([1, 2])).abs() < 1e-6,
     "warp": lambda f: f(torch.rand(3, 1, 28, 28)).shape == (3, 1, 28, 28),
     "continuous_loss": lambda f: f(torch.zeros(2, 3), torch.ones(2, 3)) > 1,
 }
@@ -636,7 +653,8 @@ SNIPPETS = {
 @pytest.mark.parametrize("name", SNIPPETS)
 def test_snippets_stand_alone(name):
     space = {"torch": torch, "nn": nn, "F": F, "math": math}
-    exec(inspect.getsource(getattr(infogan, name)), space)
+    for part in (["category_loss"] if name == "mutual_information" else []) + [name]:
+        exec(inspect.getsource(getattr(infogan, part)), space)
     assert SNIPPETS[name](space[name])
 
 
@@ -678,7 +696,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(stop_at, monkeypatch):
 
 
 MISTAKES = [(["--categories", "1"], "0 or at least 2"), (["--categories", "0", "--continuous", "0"], "needs information"), (["--table", "leak", "--continuous", "0"], "needs information"), (["--categories", "-1"], "at least 0"),
-            (["--dataset", "sprites"], "grey images"), (["--dataset", "nothing"], "unknown data set"), (["--batch-size", "2"], "at least 3"), (["--far", "2"], "from 0 to 1"), (["--far", ".5", "--warp", "0"], "--warp above 0"), (["--far", ".5", "--categories", "0"], "at least 2 and"),
+            (["--dataset", "sprites"], "grey images"), (["--dataset", "nothing"], "unknown data set"), (["--batch-size", "2"], "at least 3"), (["--far", "2"], "from 0 to 1"),
             (["--table", "1"], "invalid choice"), (["--table", "leak", "--baseline"], "leave --out"),
             (["--table", "leak", "--categories", "5"], "--categories out"), (["--lr", "0"], "above 0"), (["--slope", "nan"], "at least 0")]
 
