@@ -129,6 +129,10 @@ def seeds(row):
     return len(read(row))
 
 
+def counted(row):
+    return f"{seeds(row)} seed{'' if seeds(row) == 1 else 's'}"
+
+
 def table(head, lines):
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in [head, ["---"] * len(head), *lines])
 
@@ -141,7 +145,7 @@ def mnist_table():
               ("(always the commonest label, %)", "chance_error", 1, ""), ("reconstruction, MSE in [0, 1], mean of z", "reconstruction_mse", 4, ""),
               ("reconstruction, MSE in [0, 1], sampled z", "reconstruction_mse_sample", 4, "0.012"), ("KL, nats", "kl_nats", 1, ""),
               ("8 nearest by s of the query's class, %", "retrieval_s", 1, "")]
-    return table(["MNIST, test set", "paper", "others", f"ours (mean ± std, {seeds(row)} seeds)"],
+    return table(["MNIST, test set", "paper", "others", f"ours (mean ± std, {counted(row)})"],
                  [[words, "–", best or "–", ours(row, name, digits)] for words, name, digits, best in scores])
 
 
@@ -153,7 +157,7 @@ def sprites_table():
               ("R² of the pose read from z", "pose_r2_z", 3, "–"), ("R² of the pose read from s", "pose_r2_s", 3, "–"),
               ("swap against the true picture, MSE", "swap_mse", 4, "–"), ("the same for a decoder that ignores s, MSE", "swap_mse_ignore_s", 4, "–"),
               ("reconstruction, MSE in [0, 1], mean of z", "reconstruction_mse", 4, "–")]
-    return table(["sprites, identities never seen", "paper (its own sprites)", f"ours (mean ± std, {seeds(row)} seeds)"],
+    return table(["sprites, identities never seen", "paper (its own sprites)", f"ours (mean ± std, {counted(row)})"],
                  [[words, paper, ours(row, name, digits)] for words, name, digits, paper in scores])
 
 
@@ -240,7 +244,7 @@ def infogan_table():
              ("sweeps from -2 to 2 that change the digit, %", "identity_leak", 1, "–", "–"), ("the same from -1 to 1, %", "identity_leak_inside", 1, "–", "–"),
              *((f"linear probe, {words}, {labels.replace('1000', '1,000')} labels, %", f"probe_error_{layer}_{labels}", 2, "–", "–") for layer, words in
                (("trunk", "trunk"), ("q_hidden", "Q's hidden layer"), ("q_out", "Q's outputs"), ("untrained", "untrained trunk"), ("pixels", "raw pixels")) for labels in ("100", "1000", "all"))]
-    head = ["MNIST, test set", "paper", "ClusterGAN (another model, 10 seeds)", *(f"{words} ({seeds(f'infogan/{row}')} seeds)" for row, words in zip(columns, ("ours", "about the released recipe", "regular GAN"))),]
+    head = ["MNIST, test set", "paper", "ClusterGAN (another model, 10 seeds)", *(f"{words} ({counted(f'infogan/{row}')})" for row, words in zip(columns, ("ours", "about the released recipe", "regular GAN")))]
     return table(head, [[words, paper, public, *(ours(f"infogan/{row}", metric, digits) for row in columns)] for words, metric, digits, paper, public in lines]
                  + [["minutes on two cores", "–", "–", *(minutes(f"infogan/{row}") for row in columns)],
                     ["command", "", "", *(f"`{('python infogan.py ' + ROWS[f'infogan/{row}']).strip()}`" for row in columns)]])
