@@ -59,7 +59,7 @@ def test_results_say_how_they_were_made(row):
 
 
 def test_headlines_are_on_file():
-    for row in ("mathieu/mnist", "mathieu/sprites", "aae/prior-gaussian", "aae/likelihood", "aae/semi-100", "aae/cluster-30", "bigan/mnist", "bigan/alice", "bigan/grid", "bigan/pixels", "bigan/untrained"):
+    for row in ("mathieu/mnist", "mathieu/sprites", "aae/prior-gaussian", "aae/likelihood", "aae/semi-100", "aae/cluster-30", "bigan/mnist", "bigan/alice", "bigan/grid", "bigan/pixels", "bigan/untrained", "infogan/mnist", "infogan/baseline"):
         assert reproduce.read(row), row
     assert all(entry["metrics"]["epochs"] == 50 for row in ("mathieu/mnist", "mathieu/sprites") for entry in reproduce.read(row))
 
