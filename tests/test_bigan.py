@@ -750,9 +750,9 @@ def test_import_does_nothing(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("words", [["--hidden", "64"], ["--dataset", "grid"]], ids=["mnist", "grid"])
-def test_kill_at_random_moments_then_resume_is_bit_identical(tmp_path, words):
-    kill_and_resume(tmp_path, times=1, rng=random.Random(0), command=["bigan.py", "--dry-run", "--device", "cpu", "--batch-size", "32", *words])
+def test_kill_at_a_random_moment_then_resume_is_bit_identical(tmp_path):
+    """Of the grid, whose two phases resume differently."""
+    kill_and_resume(tmp_path, times=1, rng=random.Random(0), command=["bigan.py", "--dry-run", "--device", "cpu", "--batch-size", "32", "--dataset", "grid"])
 
 
 MISTAKES = [(["--model", "wgan"], "invalid choice"), (["--dataset", "sprites"], "choose another --dataset"), (["--dataset", "grid", "--model", "ali"], "leave --model"),
