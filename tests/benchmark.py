@@ -103,10 +103,12 @@ def time_bigan(precision):
     return time_script(bigan, [], precision, 200, 4, lambda run, data: bigan.train(run, bigan.build(run.options, 784), data))
 
 
+INFOGAN = ["--baseline-epochs", "0", "--continuous-start", "0"]
+
+
 def time_infogan(precision):
     """InfoGAN alone, all its terms in force, without the regular GAN beside it."""
-    words = ["--regular-epochs", "0", "--continuous-start", "0"]
-    return time_script(infogan, words, precision, 60, 4, lambda run, data: infogan.train(run, infogan.build(run.options), None, data))
+    return time_script(infogan, INFOGAN, precision, 60, 4, lambda run, data: infogan.train(run, infogan.build(run.options), None, data))
 
 
 TIMES = {"mathieu": time_mathieu, **{name: partial(time_aae, name) for name in AAE}, "bigan": time_bigan, "infogan": time_infogan}

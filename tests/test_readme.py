@@ -35,6 +35,7 @@ def test_benchmark_asks_for_what_there_is():
     import benchmark
     for words in benchmark.AAE.values():
         aae.resolve(aae.make_parser().parse_args(words))
+    infogan.resolve(infogan.make_parser().parse_args(benchmark.INFOGAN))
 
 
 def test_snippet_runs_as_printed():
