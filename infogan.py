@@ -207,7 +207,8 @@ def information_losses(nets, generated, features, code, options):
     """-log Q(c|x) of the codes that made the images, in nats: of the category, of the continuous codes (0 without); and, without gradient, L_I of the category.
 
     generated: [B + far, C, H, W], made of `code` (draw_prior); features [B, 1024]: the trunk's, of the first B. The first continuous code and L_I are read from
-    these; what trains the category, and the other continuous codes, are read from warped copies (differences 1 to 3), where --warp is above 0. --baseline: no gradient reaches the trunk."""
+    these; what trains the category, and the other continuous codes, are read from warped copies (differences 1 to 3), where --warp is above 0. --baseline: no gradient
+    reaches the trunk."""
     category, continuous, _ = code
     guard = torch.Tensor.detach if options.baseline else lambda t: t
     logits, mean, log_std = nets.q(guard(features))
@@ -236,7 +237,8 @@ def discriminator_step(nets, optimiser, x, generated, code, weights, options):
     """Trunk, D's head and Q: minimise  -log D(x) - log(1 - D(G(z,c))) - lambda log Q(c|G(z,c)).
 
     x: [B, C, H, W]; generated: [B + far, C, H, W] without G's graph, of which D sees the first B. Both go through the trunk apart, each with batch norm's statistics
-    of its own. weights: the two lambdas, of the category and of the continuous codes. --baseline: the last term reaches Q alone. Returns D's loss, the continuous codes' loss, L_I."""
+    of its own. weights: the two lambdas, of the category and of the continuous codes. --baseline: the last term reaches Q alone. Returns D's loss, the continuous
+    codes' loss, L_I."""
     features = nets.trunk(generated[:len(x)])
     loss_d = discriminator_loss(d_logits(nets, nets.trunk(x)), d_logits(nets, features))
     loss_category, loss_continuous, lower_bound = information_losses(nets, generated, features, code, options)
@@ -442,8 +444,8 @@ def cluster_scores(logits, test_logits, data, test, tries=5):
     """The categories as a classifier of real images, from Q's logits [N, K] of the training and the test images; errors in percent of the test images,
     names from the training images.
 
-    cluster_error: a digit for each category and a category for each digit, by the matching that is right most often (images in a category left over are errors); cluster_error_majority: each category takes
-    its commonest digit; nmi: normalised mutual information of category and digit, 0 to 1. kmeans_*: the same of k-means on the pixels with as many clusters."""
+    cluster_error: a digit for each category and a category for each digit, by the matching that is right most often (images in a category left over are
+    errors); cluster_error_majority: each category takes its commonest digit; nmi: normalised mutual information of category and digit, 0 to 1. kmeans_*: the same of k-means on the pixels with as many clusters."""
     x, test_x = (common.to_float(part.x).flatten(1) for part in (data, test))
     centres = common.k_means(x, logits.shape[1], tries=tries)
     scores = {}

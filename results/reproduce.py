@@ -239,7 +239,7 @@ def infogan_table():
              ("normalised mutual information", "nmi", 3, "–", "0.854 ± 0.036"),
              ("k-means on pixels: error, a cluster a digit, %", "kmeans_cluster_error", 2, "–", "–"),
              ("generated: shows its category's digit, %", "generated_purity", 2, "figure", "–"),
-             ("generated: different digits among categories", "generated_digits", 1, "10", "–"), ("generated: variance within a category, real digits 1", "generated_diversity", 2, "–", "–"),
+             ("generated: different digits among categories", "generated_digits", 1, "figure", "–"), ("generated: variance within a category, real digits 1", "generated_diversity", 2, "–", "–"),
              ("generated: slant by one code, R²", "slant_r2", 2, "figure", "–"), ("generated: stroke width by one code, R²", "width_r2", 2, "figure", "–"),
              ("sweeps from -2 to 2 that change the digit, %", "identity_leak", 1, "–", "–"), ("the same from -1 to 1, %", "identity_leak_inside", 1, "–", "–"),
              *((f"linear probe, {words}, {labels.replace('1000', '1,000')} labels, %", f"probe_error_{layer}_{labels}", 2, "–", "–") for layer, words in
