@@ -670,7 +670,8 @@ def figure_manifold(nets, options, test, path):
         columns, words = 30, "Components 0, 1, 2: along the petal to the right, across it upwards (Fig. 4b)"
     else:
         z, columns, words = roll_curve((torch.arange(100) + .5) / 100), 20, "A walk along the roll, from its centre (Fig. 4d)"
-    common.figure_grid(path, decode(nets, z.to(device)).view(-1, *shape), columns, words)
+    gaps = (9, 19) if options.prior == "mixture" else ()
+    common.figure_grid(path, decode(nets, z.to(device)).view(-1, *shape), columns, words, after_column=gaps)
 
 
 def figure_samples(nets, options, data, path, rows=8):

@@ -1,6 +1,7 @@
 """Runs the commands behind the README's tables and writes what they gave to results/; nothing in results/ is typed by hand.
 
     python results/reproduce.py --only mathieu/mnist --seeds 0 1 2      # one row; without --only every row
+    python results/reproduce.py --plan                                  # what is left to run, and about how long it takes
     python results/reproduce.py --readme                                # the README's tables anew from results/
 
 A seed that is on file is skipped; a run that was cut off goes on where it stopped (its folder is runs/results/SCRIPT/ROW-seedN).
@@ -11,7 +12,11 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, README = ROOT / "results", ROOT / "README.md"
@@ -86,6 +91,17 @@ def collect(row, seed, folder):
     if seed == 0:
         for name in FIGURES.get(row, ()):
             shutil.copyfile(folder / f"{name}.png", RESULTS / f"{row}-{name}.png")
+            shrink(RESULTS / f"{row}-{name}.png")
+
+
+def shrink(path, limit=200_000):
+    """Write a figure anew with as many levels a colour as bring it under the limit; leave it where it is small already.
+
+    (A palette of 256 colours is smaller still, and turned green faces grey.)"""
+    image = np.asarray(Image.open(path).convert("RGB")).astype(float)
+    for levels in (256, 64, 32, 16):
+        if path.stat().st_size >= limit:
+            Image.fromarray((np.round(image / 255 * (levels - 1)) * 255 / (levels - 1)).round().astype(np.uint8)).save(path, optimize=True)
 
 
 def command(row, seed):
@@ -93,19 +109,44 @@ def command(row, seed):
 
 
 def reproduce(row, seed):
-    """Run one row with one seed unless it is on file; go on with it where it was cut off."""
-    if any(e["seed"] == seed for e in read(row)):
-        print(f"{row} seed {seed}: on file")
-        return
+    """Run one row with one seed; go on with it where it was cut off."""
     script, name = row.split("/")
     folder = Path("runs/results") / script / f"{name}-seed{seed}"
     words = [sys.executable, str(ROOT / f"{script}.py"), *ROWS[row].split(), "--seed", str(seed), "--out", str(folder)]
     if (ROOT / folder / "config.json").exists():
         words.append("--resume")
-    print(f"{row} seed {seed}: {command(row, seed)}", flush=True)
     if subprocess.run(words, cwd=ROOT).returncode:
         sys.exit(f"{row} seed {seed} did not finish; the same command goes on with it")
     collect(row, seed, ROOT / folder)
+
+
+def expected(row):
+    """Seconds that a run of this row takes by those on file: of the row, or else of its script's rows; 300 where there are none."""
+    beside = [e["seconds"] for other in ROWS if other.split("/")[0] == row.split("/")[0] for e in read(other)]
+    mine = [e["seconds"] for e in read(row)] or beside
+    return statistics.mean(mine) if mine else 300.
+
+
+def plan(rows, seeds):
+    """What is not on file: (row, seed), in the order in which it will be run, first seeds first."""
+    return [(row, seed) for seed in seeds for row in rows if all(e["seed"] != seed for e in read(row))]
+
+
+def in_words(seconds):
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def reproduce_all(rows, seeds):
+    """Run what is not on file and say before each run how far it is and how long the rest will take, at the speed of this machine so far."""
+    todo, start, done = plan(rows, seeds), time.monotonic(), 0.
+    print(f"{len(todo)} of {len(rows) * len(seeds)} runs are not on file")
+    guess = [expected(row) for row, _ in todo]            # before new runs move the means
+    for k, (row, seed) in enumerate(todo):
+        speed = (time.monotonic() - start) / done if done else 1.
+        print(f"[{k + 1} of {len(todo)}] {row} seed {seed}: about {in_words(speed * guess[k])}, with the rest {in_words(speed * sum(guess[k:]))}\n{command(row, seed)}",
+              flush=True)
+        reproduce(row, seed)
+        done += guess[k]
 
 
 # ---------------------------------------------------------------------------------------------------------- README
@@ -169,42 +210,42 @@ def ablation_table():
              "mathieu/mnist-no-prior-term": "no prior samples, of images and codes",
              "mathieu/mnist-no-code-adversary": "the paper's terms alone (without differences 3 and 7)"}
     columns = [("swap_accuracy", 1), ("swap_z_leak", 1), ("prior_accuracy", 1), ("s_error", 2), ("z_sample_error", 1), ("z_mean_error", 1), ("reconstruction_mse", 4)]
-    return table(["MNIST", *(name.replace("_", " ") for name, _ in columns), "seeds", "command"],
-                 [[words, *(ours(row, name, digits) for name, digits in columns), seeds(row), f"`python mathieu.py {ROWS[row]}`"]
+    return table(["MNIST", *(name.replace("_", " ") for name, _ in columns), "seeds", "minutes", "command"],
+                 [[words, *(ours(row, name, digits) for name, digits in columns), seeds(row), minutes(row), f"`python mathieu.py {ROWS[row]}`"]
                   for row, words in names.items()])
 
 
 def aae_table():
     lines = [
-        ("Fig. 2a: a 2-D Gaussian; codes told from the prior, % (50 at best)", "prior-gaussian", "code_test", 1, "figure"),
-        ("the same of a VAE", "prior-gaussian-kl", "code_test", 1, "figure"),
-        ("the same of a WAE-MMD", "prior-gaussian-mmd", "code_test", 1, "–"),
-        ("Fig. 4a: mixture of ten, 10,000 labels; code in its label's component, %", "prior-mixture-10000", "component_accuracy", 1, "figure"),
-        ("Fig. 4c: swiss roll, 10,000 labels; code in its label's tenth, %", "prior-swiss-roll-10000", "component_accuracy", 1, "figure"),
-        ("Table 1: Parzen log-likelihood, nats, 10,000 samples", "likelihood", "parzen_10k", 1, "340 ± 2"),
-        ("the same, 1,000,000 samples", "likelihood", "parzen_1m", 1, "427 (10M)"),
-        ("10,000 samples, VAE", "likelihood-kl", "parzen_10k", 1, "–"),
-        ("10,000 samples, WAE-GAN", "likelihood-wae-gan", "parzen_10k", 1, "–"),
-        ("10,000 samples, WAE-MMD", "likelihood-mmd", "parzen_10k", 1, "–"),
-        ("Fig. 7: image shows the label asked for, z from the prior, %", "style", "style_accuracy", 2, "figure"),
-        ("error of a probe on z, % (commonest label 88.7)", "style", "z_error", 1, "–"),
-        ("Table 2: test error with 100 labels, %", "semi-100", "test_error", 2, "1.90 ± 0.10"),
-        ("the encoder alone", "semi-100", "baseline_error", 2, "25.80"),
-        ("100 labels, images not warped (permutation-invariant, as the paper's)", "semi-100-no-warps", "test_error", 2, "1.90 ± 0.10"),
-        ("Table 2: 1,000 labels", "semi-1000", "test_error", 2, "1.60 ± 0.08"),
-        ("the encoder alone", "semi-1000", "baseline_error", 2, "8.73"),
-        ("Table 2: all labels", "semi-60000", "test_error", 2, "0.85 ± 0.02"),
-        ("the encoder alone", "semi-60000", "baseline_error", 2, "1.25"),
-        ("Table 3: 16 clusters, error, %", "cluster-16", "cluster_error", 2, "9.55 ± 2.05"),
-        ("clusters named by majority", "cluster-16", "cluster_error_majority", 2, "–"),
-        ("Table 3: 30 clusters, error, %", "cluster-30", "cluster_error", 2, "4.10 ± 1.13"),
-        ("clusters named by majority", "cluster-30", "cluster_error_majority", 2, "–"),
-        ("Fig. 11: 2-D, 1,000 labels, error, %", "embed-1000", "test_error", 2, "4.20"),
-        ("Fig. 11: 2-D, 100 labels, error, %", "embed-100", "test_error", 2, "6.08"),
-        ("Fig. 11: 2-D, no labels, 20 clusters, error, %", "embed-0", "test_error", 2, "13.46")]
-    return table(["MNIST, test set", "paper", "ours (mean ± std)", "seeds", "minutes", "command"],
-                 [[words, paper, ours(f"aae/{row}", metric, digits), seeds(f"aae/{row}"), minutes(f"aae/{row}"), "`" + f"python aae.py {ROWS['aae/' + row]}".strip() + "`"]
-                  for words, row, metric, digits, paper in lines])
+        ("Fig. 2a: a 2-D Gaussian; codes told from the prior, % (50 at best)", "prior-gaussian", "code_test", 1, "figure", "–"),
+        ("the same of a VAE", "prior-gaussian-kl", "code_test", 1, "figure", "–"),
+        ("the same of a WAE-MMD", "prior-gaussian-mmd", "code_test", 1, "–", "–"),
+        ("Fig. 4a: mixture of ten, 10,000 labels; code in its label's component, %", "prior-mixture-10000", "component_accuracy", 1, "figure", "–"),
+        ("Fig. 4c: swiss roll, 10,000 labels; code in its label's tenth, %", "prior-swiss-roll-10000", "component_accuracy", 1, "figure", "–"),
+        ("Table 1: Parzen log-likelihood, nats, 10,000 samples", "likelihood", "parzen_10k", 1, "340 ± 2", "345 ± 2 (keil555)"),
+        ("the same, 1,000,000 samples", "likelihood", "parzen_1m", 1, "427 (10M)", "412 (1henrypage, 500,000)"),
+        ("10,000 samples, VAE", "likelihood-kl", "parzen_10k", 1, "–", "–"),
+        ("10,000 samples, WAE-GAN", "likelihood-wae-gan", "parzen_10k", 1, "–", "–"),
+        ("10,000 samples, WAE-MMD", "likelihood-mmd", "parzen_10k", 1, "–", "–"),
+        ("Fig. 7: image shows the label asked for, z from the prior, %", "style", "style_accuracy", 2, "figure", "–"),
+        ("error of a probe on z, % (commonest label 88.7)", "style", "z_error", 1, "–", "–"),
+        ("Table 2: test error with 100 labels, %", "semi-100", "test_error", 2, "1.90 ± 0.10", "about 4 (musyoku)"),
+        ("the encoder alone", "semi-100", "baseline_error", 2, "25.80", "–"),
+        ("100 labels, images not warped (permutation-invariant, as the paper's)", "semi-100-no-warps", "test_error", 2, "1.90 ± 0.10", "–"),
+        ("Table 2: 1,000 labels", "semi-1000", "test_error", 2, "1.60 ± 0.08", "5 (Naresh1318)"),
+        ("the encoder alone", "semi-1000", "baseline_error", 2, "8.73", "–"),
+        ("Table 2: all labels", "semi-60000", "test_error", 2, "0.85 ± 0.02", "–"),
+        ("the encoder alone", "semi-60000", "baseline_error", 2, "1.25", "–"),
+        ("Table 3: 16 clusters, error, %", "cluster-16", "cluster_error", 2, "9.55 ± 2.05", "–"),
+        ("clusters named by majority", "cluster-16", "cluster_error_majority", 2, "–", "–"),
+        ("Table 3: 30 clusters, error, %", "cluster-30", "cluster_error", 2, "4.10 ± 1.13", "–"),
+        ("clusters named by majority", "cluster-30", "cluster_error_majority", 2, "–", "–"),
+        ("Fig. 11: 2-D, 1,000 labels, error, %", "embed-1000", "test_error", 2, "4.20", "–"),
+        ("Fig. 11: 2-D, 100 labels, error, %", "embed-100", "test_error", 2, "6.08", "–"),
+        ("Fig. 11: 2-D, no labels, 20 clusters, error, %", "embed-0", "test_error", 2, "13.46", "–")]
+    return table(["MNIST, test set", "paper", "best public", "ours (mean ± std)", "seeds", "minutes", "command"],
+                 [[words, paper, public, ours(f"aae/{row}", metric, digits), seeds(f"aae/{row}"), minutes(f"aae/{row}"), "`" + f"python aae.py {ROWS['aae/' + row]}".strip() + "`"]
+                  for words, row, metric, digits, paper, public in lines])
 
 
 def bigan_table():
@@ -284,10 +325,15 @@ if __name__ == "__main__":
     cli = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     cli.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=f"rows to run: {', '.join(ROWS)}")
     cli.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="seeds to run (default: 0 1 2 3 4)")
+    cli.add_argument("--plan", action="store_true", help="run nothing, print what is not on file and the time it would take")
     cli.add_argument("--readme", action="store_true", help="run nothing, write the README's tables from what is on file")
     words = cli.parse_args()
+    if words.plan:
+        left = plan(words.only, words.seeds)
+        for row, seed in left:
+            print(f"{command(row, seed)}  # {row}, about {in_words(expected(row))}")
+        print(f"{len(left)} runs, about {in_words(sum(expected(row) for row, _ in left))}")
+        sys.exit()
     if not words.readme:
-        for seed in words.seeds:
-            for row in words.only:
-                reproduce(row, seed)
+        reproduce_all(words.only, words.seeds)
     README.write_text(rendered(README.read_text()))

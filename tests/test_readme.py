@@ -2,6 +2,7 @@
 import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,6 +64,38 @@ def test_headlines_are_on_file():
     for row in ("mathieu/mnist", "mathieu/sprites", "aae/prior-gaussian", "aae/likelihood", "aae/semi-100", "aae/cluster-30", "bigan/mnist", "bigan/alice", "bigan/grid", "bigan/pixels", "bigan/untrained", "infogan/mnist", "infogan/baseline"):
         assert reproduce.read(row), row
     assert all(entry["metrics"]["epochs"] == 50 for row in ("mathieu/mnist", "mathieu/sprites") for entry in reproduce.read(row))
+
+
+def test_figures_are_small():
+    figures = list((ROOT / "results").glob("*/*.png"))
+    assert len(figures) > 30 and all(path.stat().st_size < 200_000 for path in figures)
+
+
+def test_shrink_keeps_colours(tmp_path):
+    from PIL import Image
+    noise = np.random.default_rng(0).integers(0, 256, (200, 250, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    Image.fromarray(noise[:4]).save(small := tmp_path / "small.png")
+    before = small.read_bytes()
+    for name in ("noise", "small"):
+        reproduce.shrink(tmp_path / f"{name}.png", 120_000)
+    now = np.asarray(Image.open(tmp_path / "noise.png")).astype(int)
+    assert (tmp_path / "noise.png").stat().st_size < 120_000 and abs(now - noise).max() <= 5 and small.read_bytes() == before
+
+
+def test_plan_and_progress(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
+    (tmp_path / "aae").mkdir()
+    (tmp_path / "aae/style.json").write_text('[{"seed": 0, "seconds": 600}]')
+    ran, clock = [], iter([0., 300., 600.])               # the first run takes half of what is on file for its script
+    monkeypatch.setattr(reproduce, "reproduce", lambda *job: ran.append(job))
+    monkeypatch.setattr(reproduce.time, "monotonic", lambda: next(clock))
+    assert reproduce.expected("aae/semi-100") == 600 and reproduce.expected("bigan/ali") == 300
+    reproduce.reproduce_all(["aae/style", "aae/semi-100"], [0, 1])
+    assert ran == [("aae/semi-100", 0), ("aae/style", 1), ("aae/semi-100", 1)]
+    words = capsys.readouterr().out
+    assert "3 of 4 runs" in words and "[1 of 3] aae/semi-100 seed 0: about 10 min, with the rest 30 min" in words
+    assert "[2 of 3] aae/style seed 1: about 5 min, with the rest 10 min" in words
 
 
 def test_linked_files_exist():
