@@ -36,8 +36,10 @@ Differences from the paper
  1. In training, Q must name the category of a warped copy of the generated image (warp), not of the image itself: so the category cannot be a slant or a size. Without
     that, categories tend to be mixtures of digits of the same slant. I(c; warp(x)) <= I(c; x) (data processing), so it is a bound on the same information.
     Figure 1's curve is of the images as they are. --warp 0.
- 2. The continuous codes have lambda = 8 and are rewarded after a quarter of the updates: rewarded from the start they compete with the category for the digit. All but the first
-    are read from the warped copies, too: otherwise both may end up as slants. --continuous-weight 1 --continuous-start 0 --warp 0.
+ 2. The continuous codes have lambda = 8 and are rewarded after a quarter of the updates: rewarded from the start they compete with the category for the digit. They are
+    read from warped copies, too: the first from the half of these that keep their angle, the others from the rest. A code that survives another size and place can be the
+    slant; one that survives another slant as well becomes the stroke width. Without that both may be slants, or mixtures of slant and height.
+    --continuous-weight 1 --continuous-start 0 --warp 0.
  3. Figure 2 sweeps the continuous codes from -2 to 2, twice as far as their prior, and the digit tends to change on the way. So each batch has half as many images again, with continuous
     codes uniform in [-2, 2], whose category Q must name too. D does not see them, nor are their continuous codes scored. --far 0.
  4. 4 epochs of 60,000 images, 1,876 updates, at rates that fall in the second half; the released code takes 5,000 of 55,000 images at constant rates. --recipe paper has
@@ -185,12 +187,14 @@ def generator_input(options, category, continuous, noise):
     return torch.cat([noise, *one_hot, continuous], 1)
 
 
-def warp(x, amount=1.0):
-    """Small random affine maps, another for each image [B, C, H, W]: up to 9 degrees, 15 % of either side, a shear of 0.3 and 2 pixels of 28, times amount.
+def warp(x, amount=1.0, lean=1.0):
+    """Small random affine maps, another for each image [B, C, H, W]: up to 9 degrees and a shear of 0.3, both times lean (a number or [B]), 15 % of either side
+    and 2 pixels of 28; all times amount. With lean 0 an upright line stays upright.
 
     Zeros (black) come in at the border. (Larger than aae.py's.)"""
     n, device = len(x), x.device
     angle, shear, wide, high = (amount * c * (2 * torch.rand(n, device=device) - 1) for c in (0.15, 0.3, 0.15, 0.15))
+    angle, shear = lean * angle, lean * shear
     cos, sin, wide, high = angle.cos(), angle.sin(), 1 + wide, 1 + high
     linear = torch.stack([torch.stack([cos * wide, (shear - sin) * wide], 1), torch.stack([sin * high, cos * high], 1)], 1)
     shift = amount / 7 * (2 * torch.rand(n, 2, 1, device=device) - 1)
@@ -206,23 +210,25 @@ def d_logits(nets, features):
 def information_losses(nets, generated, features, code, options):
     """-log Q(c|x) of the codes that made the images, in nats: of the category, of the continuous codes (0 without); and, without gradient, L_I of the category.
 
-    generated: [B + far, C, H, W], made of `code` (draw_prior); features [B, 1024]: the trunk's, of the first B. The first continuous code and L_I are read from
-    these; what trains the category, and the other continuous codes, are read from warped copies (differences 1 to 3), where --warp is above 0. --baseline: no gradient
-    reaches the trunk."""
+    generated: [B + far, C, H, W], made of `code` (draw_prior); features [B, 1024]: the trunk's, of the first B. L_I is read from these, and so is all with --warp 0.
+    Otherwise Q reads warped copies (differences 1 to 3): half of them keep their angle, and the first continuous code is read from these, the other continuous codes
+    from the rest; the category from all. --baseline: no gradient reaches the trunk."""
     category, continuous, _ = code
     guard = torch.Tensor.detach if options.baseline else lambda t: t
     logits, mean, log_std = nets.q(guard(features))
     loss_category = loss_continuous = lower_bound = features.new_zeros((), dtype=torch.float32)
     if category is not None:
         lower_bound = mutual_information(logits.detach(), category[:len(logits)])
-        if options.warp:
-            logits, warped_mean, warped_log_std = nets.q(guard(nets.trunk(warp(generated, options.warp))))
-            mean = torch.cat([mean[:, :1], warped_mean[:len(mean), 1:]], 1)
-            if log_std is not None:
-                log_std = torch.cat([log_std[:, :1], warped_log_std[:len(mean), 1:]], 1)
+    groups = [(slice(None), slice(None))]                 # images, and the continuous codes that are read from them
+    if options.warp:
+        leaning = torch.arange(len(generated), device=features.device) % 2
+        logits, mean, log_std = nets.q(guard(nets.trunk(warp(generated, options.warp, leaning))))
+        groups = [(slice(0, len(features), 2), slice(0, 1)), (slice(1, len(features), 2), slice(1, None))]
+    if category is not None:
         loss_category = category_loss(logits, category[:len(logits)])
     if options.continuous:
-        loss_continuous = continuous_loss(mean, continuous[:len(mean)], log_std)
+        loss_continuous = sum(continuous_loss(mean[images, codes], continuous[images, codes], None if log_std is None else log_std[images, codes])
+                              for images, codes in groups)
     return loss_category, loss_continuous, lower_bound
 
 

@@ -1,6 +1,7 @@
 """Runs the commands behind the README's tables and writes what they gave to results/; nothing in results/ is typed by hand.
 
     python results/reproduce.py --only mathieu/mnist --seeds 0 1 2      # one row; without --only every row
+    python results/reproduce.py --jobs 2                                # two runs beside each other, half of the cores each
     python results/reproduce.py --plan                                  # what is left to run, and about how long it takes
     python results/reproduce.py --readme                                # the README's tables anew from results/
 
@@ -8,11 +9,14 @@ A seed that is on file is skipped; a run that was cut off goes on where it stopp
 """
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +24,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, README = ROOT / "results", ROOT / "README.md"
+WRITING = threading.Lock()                                # a row's file is read, changed and written by one run at a time
 
 ROWS = {
     "mathieu/mnist": "--epochs 50",
@@ -108,16 +113,23 @@ def command(row, seed):
     return " ".join(["python", f"{row.split('/')[0]}.py", *ROWS[row].split(), "--seed", str(seed)])
 
 
-def reproduce(row, seed):
-    """Run one row with one seed; go on with it where it was cut off."""
+def reproduce(row, seed, threads=None):
+    """Run one row with one seed; go on with it where it was cut off. threads: torch's, when other runs go on beside (its words then go into a file)."""
     script, name = row.split("/")
     folder = Path("runs/results") / script / f"{name}-seed{seed}"
     words = [sys.executable, str(ROOT / f"{script}.py"), *ROWS[row].split(), "--seed", str(seed), "--out", str(folder)]
     if (ROOT / folder / "config.json").exists():
         words.append("--resume")
-    if subprocess.run(words, cwd=ROOT).returncode:
+    if threads is None:
+        status = subprocess.run(words, cwd=ROOT).returncode
+    else:
+        (ROOT / folder.parent).mkdir(parents=True, exist_ok=True)
+        with open(ROOT / folder.parent / f"{folder.name}.txt", "a") as log:
+            status = subprocess.run(words, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": str(threads)}).returncode
+    if status:
         sys.exit(f"{row} seed {seed} did not finish; the same command goes on with it")
-    collect(row, seed, ROOT / folder)
+    with WRITING:
+        collect(row, seed, ROOT / folder)
 
 
 def expected(row):
@@ -136,17 +148,25 @@ def in_words(seconds):
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def reproduce_all(rows, seeds):
-    """Run what is not on file and say before each run how far it is and how long the rest will take, at the speed of this machine so far."""
-    todo, start, done = plan(rows, seeds), time.monotonic(), 0.
+def reproduce_all(rows, seeds, jobs=1):
+    """Run what is not on file, `jobs` runs beside each other, and say before each how far it is and how long the rest will take, at the speed so far."""
+    todo, start, done = plan(rows, seeds), time.monotonic(), []
     print(f"{len(todo)} of {len(rows) * len(seeds)} runs are not on file")
     guess = [expected(row) for row, _ in todo]            # before new runs move the means
-    for k, (row, seed) in enumerate(todo):
-        speed = (time.monotonic() - start) / done if done else 1.
-        print(f"[{k + 1} of {len(todo)}] {row} seed {seed}: about {in_words(speed * guess[k])}, with the rest {in_words(speed * sum(guess[k:]))}\n{command(row, seed)}",
-              flush=True)
-        reproduce(row, seed)
-        done += guess[k]
+
+    def one(k):
+        row, seed = todo[k]
+        speed = (time.monotonic() - start) / sum(done) if done else 1 / jobs
+        print(f"[{k + 1} of {len(todo)}] {row} seed {seed}: with the rest about {in_words(speed * sum(guess[k:]))}\n{command(row, seed)}", flush=True)
+        reproduce(row, seed, max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None)
+        done.append(guess[k])
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(one, k) for k in range(len(todo))]
+        for future in as_completed(futures):
+            if future.exception():
+                pool.shutdown(cancel_futures=True)        # what runs beside comes to its end
+                raise future.exception()
 
 
 # ---------------------------------------------------------------------------------------------------------- README
@@ -161,9 +181,15 @@ def ours(row, metric, digits=1):
     return text + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
+def threads(entry):
+    return int(entry["hardware"].split(", ")[-1].split()[0])
+
+
 def minutes(row):
-    entries = read(row)
-    return f"{statistics.mean(e['seconds'] for e in entries) / 60:.0f}" if entries else "–"
+    """Mean minutes of the runs that had the most threads; with an asterisk where that is one thread, another run beside it."""
+    most = max(map(threads, read(row)), default=0)
+    entries = [e for e in read(row) if threads(e) == most]
+    return f"{statistics.mean(e['seconds'] for e in entries) / 60:.0f}{'*' if most == 1 else ''}" if entries else "–"
 
 
 def seeds(row):
@@ -325,6 +351,7 @@ if __name__ == "__main__":
     cli = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     cli.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=f"rows to run: {', '.join(ROWS)}")
     cli.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="seeds to run (default: 0 1 2 3 4)")
+    cli.add_argument("--jobs", type=int, default=1, help="runs beside each other, each with its share of the cores (default: 1); on two cores 2 are faster by about a third")
     cli.add_argument("--plan", action="store_true", help="run nothing, print what is not on file and the time it would take")
     cli.add_argument("--readme", action="store_true", help="run nothing, write the README's tables from what is on file")
     words = cli.parse_args()
@@ -335,5 +362,5 @@ if __name__ == "__main__":
         print(f"{len(left)} runs, about {in_words(sum(expected(row) for row, _ in left))}")
         sys.exit()
     if not words.readme:
-        reproduce_all(words.only, words.seeds)
+        reproduce_all(words.only, words.seeds, words.jobs)
     README.write_text(rendered(README.read_text()))

@@ -124,7 +124,19 @@ def test_warps_are_small_and_another_for_each_image():
     assert (judge.classify(warped) == judge.classify(x)).float().mean() > .97                 # the digit survives
 
 
-def test_warps_have_the_sizes_they_name(monkeypatch):
+def test_warps_of_no_lean_move_rows_and_columns_alone():
+    torch.manual_seed(0)
+    bars, lines = torch.zeros(2, 1, 28, 28), torch.zeros(2, 1, 28, 28)
+    bars[..., 10:18, :] = 1                               # as long as the image: a turn or a shear would show
+    lines[..., :, 10:18] = 1
+    upright = [infogan.warp(x, 1., torch.tensor([0., 1.])) for x in (bars, lines)]
+    middle = [upright[0][..., 4:24], upright[1][..., 4:24, :]]
+    spread = [(part.amax(d) - part.amin(d)).amax((1, 2)) for part, d in zip(middle, (3, 2))]
+    assert all(s[0] < 1e-4 and s[1] > .2 for s in spread)
+
+
+@pytest.mark.parametrize("lean", [1., torch.tensor([1., 0.])], ids=["all", "the first"])
+def test_warps_have_the_sizes_they_name(monkeypatch, lean):
     """The map of each of two images, read from what the sampling grid is made of."""
     maps = []
     affine_grid = F.affine_grid
@@ -133,9 +145,10 @@ def test_warps_have_the_sizes_they_name(monkeypatch):
     shift = torch.tensor([[[.5], [-1.]], [[1.], [0.]]])
     feed = [*draws, shift]
     monkeypatch.setattr(infogan.torch, "rand", lambda *shape, **more: (feed.pop(0) + 1) / 2)
-    infogan.warp(torch.zeros(2, 1, 28, 28), 2.)
+    infogan.warp(torch.zeros(2, 1, 28, 28), 2., lean)
     for n in range(2):
-        angle, shear, wide, high = (draws[:, n] * torch.tensor([.15, .3, .15, .15]) * 2).tolist()
+        share = float(lean if isinstance(lean, float) else lean[n])
+        angle, shear, wide, high = (draws[:, n] * torch.tensor([.15 * share, .3 * share, .15, .15]) * 2).tolist()
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         assert np.allclose(maps[0][n, :, :2], np.diag([1 + wide, 1 + high]) @ (turn + [[0, shear], [0, 0]]), atol=1e-6)
         assert np.allclose(maps[0][n, :, 2], 2 * shift[n, :, 0] * 2 / 14)    # two pixels of 28, the image being two wide
@@ -154,12 +167,15 @@ def by_hand(nets, x, generated, code, opt, weights):
     out = nets.q.out(nets.q.hidden(features.detach() if opt.baseline else features))
     logits, rest = out[:, :10], out[:, 10:]
     told = math.log(10) + logits.log_softmax(1).gather(1, category[:n, None]).mean()
+    scored = torch.full((n, 2), 1 / n)                    # each image's share in the mean over the images from which a code is read
     if opt.warp:
-        h = nets.trunk(infogan.warp(generated, opt.warp))
+        even = (torch.arange(len(generated)) % 2 == 0).float()
+        h = nets.trunk(infogan.warp(generated, opt.warp, 1 - even))
         out = nets.q.out(nets.q.hidden(h.detach() if opt.baseline else h))
-        logits, rest = out[:, :10], torch.where(torch.arange(rest.shape[1]) % 2 == 0, rest, out[:n, 10:])            # the second code's mean (and deviation) from the warps too
+        logits, rest = out[:, :10], out[:n, 10:]
+        scored = torch.stack([even[:n] / even[:n].sum(), (1 - even[:n]) / (1 - even[:n]).sum()], 1)      # the slant from upright copies, the other from leaning ones
     std = rest[:, 2:].exp() if opt.learned_std else torch.ones(2)
-    continuous = -torch.distributions.Normal(rest[:, :2], std).log_prob(continuous).sum(1).mean()
+    continuous = -(torch.distributions.Normal(rest[:, :2], std).log_prob(continuous) * scored).sum()
     return loss_d, -weights[0] * logits.log_softmax(1).gather(1, category[:len(logits), None]).mean() + weights[1] * continuous, loss_g, told, continuous
 
 

@@ -1,6 +1,9 @@
 """The README's commands parse, its snippet runs as printed, and its tables are those of results/."""
 import re
 import sys
+import threading
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,10 +95,41 @@ def test_plan_and_progress(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reproduce.time, "monotonic", lambda: next(clock))
     assert reproduce.expected("aae/semi-100") == 600 and reproduce.expected("bigan/ali") == 300
     reproduce.reproduce_all(["aae/style", "aae/semi-100"], [0, 1])
-    assert ran == [("aae/semi-100", 0), ("aae/style", 1), ("aae/semi-100", 1)]
+    assert ran == [("aae/semi-100", 0, None), ("aae/style", 1, None), ("aae/semi-100", 1, None)]
     words = capsys.readouterr().out
-    assert "3 of 4 runs" in words and "[1 of 3] aae/semi-100 seed 0: about 10 min, with the rest 30 min" in words
-    assert "[2 of 3] aae/style seed 1: about 5 min, with the rest 10 min" in words
+    assert "3 of 4 runs" in words and "[1 of 3] aae/semi-100 seed 0: with the rest about 30 min" in words
+    assert "[2 of 3] aae/style seed 1: with the rest about 10 min" in words
+
+
+def test_runs_beside_each_other(tmp_path, monkeypatch):
+    """Two at a time, each with its threads and its own file of words; what fails ends the call and what has not begun."""
+    for name in ("RESULTS", "ROOT"):
+        monkeypatch.setattr(reproduce, name, tmp_path)
+    monkeypatch.setattr(reproduce.os, "cpu_count", lambda: 4)
+    both, seen = threading.Barrier(2, timeout=20), []
+
+    def run(words, cwd, stdout, stderr, env):
+        row, seed = Path(words[-1]).name.rsplit("-seed", 1)
+        stdout.write(row)
+        seen.append((row, int(seed), env["OMP_NUM_THREADS"]))
+        both.wait()                                       # nobody gets on alone
+        return types.SimpleNamespace(returncode=int(seed == "1" and row == "style"))
+    monkeypatch.setattr(reproduce.subprocess, "run", run)
+    kept = []
+    monkeypatch.setattr(reproduce, "collect", lambda row, seed, folder: kept.append((row, seed)))
+    with pytest.raises(SystemExit, match="aae/style seed 1 did not finish"):
+        reproduce.reproduce_all(["aae/style", "aae/semi-100"], [0, 1], jobs=2)
+    assert sorted(seen) == [(row, seed, "2") for row in ("semi-100", "style") for seed in (0, 1)]
+    assert sorted(kept) == [("aae/semi-100", 0), ("aae/semi-100", 1), ("aae/style", 0)]
+    assert (tmp_path / "runs/results/aae/style-seed0.txt").read_text() == "style"
+
+
+def test_minutes_are_those_of_most_threads(monkeypatch):
+    entries = [{"seconds": 600, "hardware": "A, B, 1 threads"}, {"seconds": 300, "hardware": "A, B, 2 threads"}]
+    monkeypatch.setattr(reproduce, "read", lambda row: entries)
+    assert reproduce.minutes("aae/style") == "5"
+    entries.pop()
+    assert reproduce.minutes("aae/style") == "10*"
 
 
 def test_linked_files_exist():
