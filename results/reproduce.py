@@ -335,7 +335,17 @@ def hardware():
     return f"Measured on {'; '.join(machines)}. MNIST: {minutes('mathieu/mnist')} minutes a seed, sprites: {minutes('mathieu/sprites')}, evaluation included."
 
 
-PARTS = {"mnist": mnist_table, "sprites": sprites_table, "ablations": ablation_table, "aae": aae_table, "bigan": bigan_table, "grid": grid_table, "infogan": infogan_table, "leak": leak_table, "hardware": hardware}
+def speed_table():
+    """What tests/benchmark.py wrote."""
+    path = RESULTS / "benchmark.json"
+    found = {(e["step"], e["precision"]): e for e in json.loads(path.read_text())} if path.exists() else {}
+    names = {"mathieu": "mathieu.py", "aae": "aae.py", "aae-semi": "aae.py --task semi", "aae-small": "aae.py, 512 units, batches of 64", "bigan": "bigan.py", "infogan": "infogan.py"}
+    lines = [[words, *(f"{found[name, precision][key]:,.{digits}f}" if (name, precision) in found else "–"
+                       for precision in ("fp32", "bf16") for key, digits in (("images_per_second", 0), ("milliseconds", 1), ("ratio", 2)))] for name, words in names.items()]
+    return table(["training step", *(f"{precision}: {words}" for precision in ("fp32", "bf16") for words in ("images/s", "ms a step", "share of the matmul rate"))], lines)
+
+
+PARTS = {"mnist": mnist_table, "sprites": sprites_table, "ablations": ablation_table, "aae": aae_table, "bigan": bigan_table, "grid": grid_table, "infogan": infogan_table, "leak": leak_table, "speed": speed_table, "hardware": hardware}
 
 
 def rendered(text):

@@ -1,11 +1,13 @@
 """Speed of each script's training step, beside the machine's own matrix-product rate measured in the same run.
 
-    python tests/benchmark.py mathieu aae aae-semi aae-small bigan infogan        # all of them without a name
+    python tests/benchmark.py                             # every step; what it prints goes into results/benchmark.json, too (about four minutes)
+    python tests/benchmark.py mathieu aae aae-semi aae-small bigan infogan        # some of them, printed only
 
 aae is its default run, aae-semi Table 2's, aae-small the sizes of PyTorch-GAN's aae.py (512 hidden units, batches of 64, a Gaussian encoder).
 
 A step's floor is its multiply-adds over the rate of a 2048 x 2048 matrix product in the same precision. No test asserts a time.
 """
+import json
 import sys
 import tempfile
 import time
@@ -114,14 +116,25 @@ def time_infogan(precision):
 TIMES = {"mathieu": time_mathieu, **{name: partial(time_aae, name) for name in AAE}, "bigan": time_bigan, "infogan": time_infogan}
 
 
+def measure(name, precision):
+    """One step's speed and its share of the matrix-product rate of the same moments."""
+    seconds, flops, images, device = TIMES[name](precision)
+    rate = matmul_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    return {"step": name, "precision": precision, "images": images, "images_per_second": images / seconds, "milliseconds": seconds * 1e3, "gflop": flops / 1e9,
+            "gflop_per_second": flops / seconds / 1e9, "matmul_gflop_per_second": rate / 1e9, "ratio": flops / seconds / rate,
+            "hardware": common.hardware(device), "torch": torch.__version__}
+
+
 def main(names):
-    for name in names:
+    rows = []
+    for name in names or TIMES:
         for precision in ("fp32", "bf16"):
-            seconds, flops, images, device = TIMES[name](precision)
-            rate = matmul_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
-            print(f"{name} {precision}: {images / seconds:.0f} images/s, {seconds * 1e3:.1f} ms a step of {images}; {flops / 1e9:.2f} GFLOP a step, "
-                  f"{flops / seconds / 1e9:.0f} GFLOP/s; matmul {rate / 1e9:.0f} GFLOP/s; ratio {flops / seconds / rate:.2f}")
+            rows.append(measure(name, precision))
+            print("{step} {precision}: {images_per_second:.0f} images/s, {milliseconds:.1f} ms a step of {images}; {gflop:.2f} GFLOP a step, {gflop_per_second:.0f} GFLOP/s; "
+                  "matmul {matmul_gflop_per_second:.0f} GFLOP/s; ratio {ratio:.2f}".format(**rows[-1]), flush=True)
+    if not names:
+        (Path(__file__).resolve().parent.parent / "results/benchmark.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or TIMES)
+    main(sys.argv[1:])

@@ -42,6 +42,21 @@ def test_benchmark_asks_for_what_there_is():
     infogan.resolve(infogan.make_parser().parse_args(benchmark.INFOGAN))
 
 
+def test_benchmark_writes_what_the_table_shows(tmp_path, monkeypatch, capsys):
+    import benchmark
+    monkeypatch.setattr(benchmark, "TIMES", {name: lambda precision: (.5, 4e9, 100, torch.device("cpu")) for name in benchmark.TIMES})
+    monkeypatch.setattr(benchmark, "matmul_rate", lambda device, dtype: 1e10 if dtype == torch.float32 else 4e10)
+    monkeypatch.setattr(benchmark, "__file__", str(tmp_path / "tests/benchmark.py"))
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    benchmark.main(["aae"])
+    assert "aae bf16: 200 images/s, 500.0 ms a step of 100; 4.00 GFLOP a step, 8 GFLOP/s; matmul 40 GFLOP/s; ratio 0.20" in capsys.readouterr().out
+    assert "200" not in reproduce.speed_table()
+    benchmark.main([])
+    lines = reproduce.speed_table().splitlines()[2:]
+    assert len(lines) == len(benchmark.TIMES) and all(line.endswith("| 200 | 500.0 | 0.80 | 200 | 500.0 | 0.20 |") for line in lines)
+
+
 def test_snippet_runs_as_printed():
     snippet, = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     space = {}
