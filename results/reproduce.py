@@ -5,12 +5,15 @@
     python results/reproduce.py --plan                                  # what is left to run, and about how long it takes
     python results/reproduce.py --readme                                # the README's tables anew from results/
 
-A seed that is on file is skipped; a run that was cut off goes on where it stopped (its folder is runs/results/SCRIPT/ROW-seedN).
+A seed that is on file is skipped; a run that was cut off goes on where it stopped (its folder is runs/results/SCRIPT/ROW-seedN), unless the script has changed since.
+--again runs what is on file anew, in another folder, and prints both numbers side by side; it changes nothing in results/.
 """
 import argparse
 import json
 import os
+import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -24,6 +27,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, README = ROOT / "results", ROOT / "README.md"
+CHILDREN = set()                                          # runs under way
 WRITING = threading.Lock()                                # a row's file is read, changed and written by one run at a time
 
 ROWS = {
@@ -92,11 +96,12 @@ def collect(row, seed, folder):
     entries = sorted([e for e in read(row) if e["seed"] != seed] + [entry], key=lambda e: e["seed"])
     path = RESULTS / f"{row}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(entries, indent=1) + "\n")
     if seed == 0:
         for name in FIGURES.get(row, ()):
             shutil.copyfile(folder / f"{name}.png", RESULTS / f"{row}-{name}.png")
             shrink(RESULTS / f"{row}-{name}.png")
+    path.with_suffix(".tmp").write_text(json.dumps(entries, indent=1) + "\n")
+    path.with_suffix(".tmp").replace(path)
 
 
 def shrink(path, limit=200_000):
@@ -113,23 +118,57 @@ def command(row, seed):
     return " ".join(["python", f"{row.split('/')[0]}.py", *ROWS[row].split(), "--seed", str(seed)])
 
 
-def reproduce(row, seed, threads=None):
-    """Run one row with one seed; go on with it where it was cut off. threads: torch's, when other runs go on beside (its words then go into a file)."""
+def changed_since(folder, script):
+    """Whether the script or common.py differ from those that began the run in this folder; False where git cannot tell."""
+    commit = json.loads((folder / "config.json").read_text())["commit"]
+    return subprocess.run(["git", "diff", "--quiet", commit.rstrip("+"), "--", f"{script}.py", "common.py"], cwd=ROOT, capture_output=True).returncode == 1
+
+
+def train(row, seed, place, threads=None):
+    """Run one row with one seed into a folder of `place`, or go on with it there; returns the folder.
+
+    threads: torch's, when other runs go on beside; the run's words then go into a file next to the folder."""
     script, name = row.split("/")
-    folder = Path("runs/results") / script / f"{name}-seed{seed}"
+    folder = Path(place) / script / f"{name}-seed{seed}"
+    if (ROOT / folder / "config.json").exists() and changed_since(ROOT / folder, script):
+        aside = f"{folder}-before-{time.strftime('%Y%m%d-%H%M%S')}"
+        print(f"{folder} was begun by other code: moved to {aside}")
+        (ROOT / folder).rename(ROOT / aside)
+    if (ROOT / folder / "metrics.json").exists():         # finished, but not filed
+        return ROOT / folder
     words = [sys.executable, str(ROOT / f"{script}.py"), *ROWS[row].split(), "--seed", str(seed), "--out", str(folder)]
     if (ROOT / folder / "config.json").exists():
         words.append("--resume")
-    if threads is None:
-        status = subprocess.run(words, cwd=ROOT).returncode
-    else:
-        (ROOT / folder.parent).mkdir(parents=True, exist_ok=True)
-        with open(ROOT / folder.parent / f"{folder.name}.txt", "a") as log:
-            status = subprocess.run(words, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": str(threads)}).returncode
+    log, more = ROOT / f"{folder}.txt", {}
+    if threads is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        more = {"stdout": open(log, "a"), "stderr": subprocess.STDOUT, "env": {**os.environ, "OMP_NUM_THREADS": str(threads)}}
+    with subprocess.Popen(words, cwd=ROOT, **more) as child:
+        CHILDREN.add(child)
+        status = child.wait()
+        CHILDREN.discard(child)
     if status:
-        sys.exit(f"{row} seed {seed} did not finish; the same command goes on with it")
+        sys.exit(f"{row} seed {seed} did not finish{f', see {log}' if more else ''}; the same command goes on with it")
+    return ROOT / folder
+
+
+def reproduce(row, seed, threads=None):
+    """Run one row with one seed and file it."""
+    folder = train(row, seed, "runs/results", threads)
     with WRITING:
-        collect(row, seed, ROOT / folder)
+        collect(row, seed, folder)
+
+
+def again(row, seed, threads=None):
+    """Run one row with one seed, whether it is on file or not, and print its scores beside those on file."""
+    scores = json.loads((train(row, seed, "runs/again", threads) / "metrics.json").read_text())
+    lines = []
+    for name in sorted({name for e in read(row) for name in e["metrics"]}):
+        values = [e["metrics"][name] for e in read(row) if name in e["metrics"]]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.
+        away = f"{abs(scores[name] - statistics.mean(values)) / spread:.1f}" if spread and name in scores else ""
+        lines.append([name, f"{statistics.mean(values):.4g}", f"{spread:.2g}" if spread else "", scores.get(name, "–"), away])
+    print(f"{row} seed {seed}, {len(read(row))} seeds on file\n{table(['score', 'on file', 'std', 'now', 'std away'], lines)}", flush=True)
 
 
 def expected(row):
@@ -148,25 +187,47 @@ def in_words(seconds):
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def reproduce_all(rows, seeds, jobs=1):
-    """Run what is not on file, `jobs` runs beside each other, and say before each how far it is and how long the rest will take, at the speed so far."""
-    todo, start, done = plan(rows, seeds), time.monotonic(), []
-    print(f"{len(todo)} of {len(rows) * len(seeds)} runs are not on file")
+def run_all(todo, jobs=1, run=reproduce):
+    """Run (row, seed) after (row, seed), `jobs` beside each other, and say before each how far it is and how long the rest will take, at the speed so far.
+
+    What fails or is interrupted ends it all; runs beside come to their end first, unless they are interrupted too."""
     guess = [expected(row) for row, _ in todo]            # before new runs move the means
+    start, ended, stop = time.monotonic(), [], threading.Event()
 
     def one(k):
+        if stop.is_set():
+            return
         row, seed = todo[k]
-        speed = (time.monotonic() - start) / sum(done) if done else 1 / jobs
-        print(f"[{k + 1} of {len(todo)}] {row} seed {seed}: with the rest about {in_words(speed * sum(guess[k:]))}\n{command(row, seed)}", flush=True)
-        reproduce(row, seed, max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None)
-        done.append(guess[k])
+        speed = sum(took for _, took in ended) / sum(guess[j] for j, _ in ended) if ended else 1.
+        print(f"[{k + 1} of {len(todo)}, {in_words(time.monotonic() - start)} so far] {row} seed {seed}: with the rest about {in_words(speed * sum(guess[k:]) / jobs)}\n"
+              f"{command(row, seed)}", flush=True)
+        begun = time.monotonic()
+        try:
+            run(row, seed, max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None)
+        except BaseException:
+            stop.set()
+            raise
+        ended.append((k, time.monotonic() - begun))
 
+    if jobs == 1:
+        for k in range(len(todo)):
+            one(k)
+        return
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(one, k) for k in range(len(todo))]
-        for future in as_completed(futures):
-            if future.exception():
-                pool.shutdown(cancel_futures=True)        # what runs beside comes to its end
-                raise future.exception()
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            stop.set()
+            raise
+
+
+def interrupt_children(signal_number, _):
+    """A terminal tells its whole group of Ctrl-C; a `kill` of this process alone must be passed on. The runs save and end."""
+    for child in list(CHILDREN):
+        child.send_signal(signal.SIGINT)
+    sys.exit(128 + signal_number)
 
 
 # ---------------------------------------------------------------------------------------------------------- README
@@ -182,12 +243,14 @@ def ours(row, metric, digits=1):
 
 
 def threads(entry):
-    return int(entry["hardware"].split(", ")[-1].split()[0])
+    """Of torch on a CPU; 0 on a GPU."""
+    found = re.search(r"(\d+) threads$", entry["hardware"])
+    return int(found[1]) if found else 0
 
 
 def minutes(row):
-    """Mean minutes of the runs that had the most threads; with an asterisk where that is one thread, another run beside it."""
-    most = max(map(threads, read(row)), default=0)
+    """Mean minutes of the runs on a CPU that had the most threads; with an asterisk where that is one thread, another run beside it."""
+    most = max(map(threads, read(row)), default=None)
     entries = [e for e in read(row) if threads(e) == most]
     return f"{statistics.mean(e['seconds'] for e in entries) / 60:.0f}{'*' if most == 1 else ''}" if entries else "–"
 
@@ -357,20 +420,32 @@ def rendered(text):
     return text
 
 
-if __name__ == "__main__":
+def main():
     cli = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    cli.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=f"rows to run: {', '.join(ROWS)}")
+    cli.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=f"rows to run (default: all, many hours): {', '.join(ROWS)}")
     cli.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="seeds to run (default: 0 1 2 3 4)")
-    cli.add_argument("--jobs", type=int, default=1, help="runs beside each other, each with its share of the cores (default: 1); on two cores 2 are faster by about a third")
+    cli.add_argument("--jobs", type=int, choices=range(1, 65), default=1, metavar="N",
+                     help="runs beside each other, each with its share of the cores (default: 1); on two cores 2 are faster by about a third")
     cli.add_argument("--plan", action="store_true", help="run nothing, print what is not on file and the time it would take")
+    cli.add_argument("--again", action="store_true", help="run what is asked for whether it is on file or not, and compare; results/ stays as it is")
     cli.add_argument("--readme", action="store_true", help="run nothing, write the README's tables from what is on file")
     words = cli.parse_args()
+    todo = [(row, seed) for seed in words.seeds for row in words.only] if words.again else plan(words.only, words.seeds)
     if words.plan:
-        left = plan(words.only, words.seeds)
-        for row, seed in left:
+        for row, seed in todo:
             print(f"{command(row, seed)}  # {row}, about {in_words(expected(row))}")
-        print(f"{len(left)} runs, about {in_words(sum(expected(row) for row, _ in left))}")
-        sys.exit()
     if not words.readme:
-        reproduce_all(words.only, words.seeds, words.jobs)
-    README.write_text(rendered(README.read_text()))
+        print(f"{len(todo)} runs, about {in_words(sum(expected(row) for row, _ in todo) / words.jobs)}" if todo else "all on file; --again runs it anew and compares")
+    if words.plan:
+        return
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt_children)
+    try:
+        if not words.readme:
+            run_all(todo, words.jobs, again if words.again else reproduce)
+    finally:                                              # the tables and what is on file agree, whatever happened
+        README.write_text(rendered(README.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,10 @@
 """The README's commands parse, its snippet runs as printed, and its tables are those of results/."""
+import json
 import re
+import subprocess
 import sys
 import threading
-import types
+import time
 from pathlib import Path
 
 import numpy as np
@@ -105,38 +107,113 @@ def test_plan_and_progress(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
     (tmp_path / "aae").mkdir()
     (tmp_path / "aae/style.json").write_text('[{"seed": 0, "seconds": 600}]')
-    ran, clock = [], iter([0., 300., 600.])               # the first run takes half of what is on file for its script
-    monkeypatch.setattr(reproduce, "reproduce", lambda *job: ran.append(job))
+    ran, clock = [], iter([0., 0., 0., 300., 300., 300., 600., 600., 600., 900.])               # each takes half of what is on file for its script
     monkeypatch.setattr(reproduce.time, "monotonic", lambda: next(clock))
     assert reproduce.expected("aae/semi-100") == 600 and reproduce.expected("bigan/ali") == 300
-    reproduce.reproduce_all(["aae/style", "aae/semi-100"], [0, 1])
-    assert ran == [("aae/semi-100", 0, None), ("aae/style", 1, None), ("aae/semi-100", 1, None)]
+    todo = reproduce.plan(["aae/style", "aae/semi-100"], [0, 1])
+    assert todo == [("aae/semi-100", 0), ("aae/style", 1), ("aae/semi-100", 1)]
+    reproduce.run_all(todo, 1, lambda *job: ran.append(job))
+    assert ran == [(*job, None) for job in todo]
     words = capsys.readouterr().out
-    assert "3 of 4 runs" in words and "[1 of 3] aae/semi-100 seed 0: with the rest about 30 min" in words
-    assert "[2 of 3] aae/style seed 1: with the rest about 10 min" in words
+    assert "[1 of 3, 0 s so far] aae/semi-100 seed 0: with the rest about 30 min\npython aae.py --task semi --labels 100 --seed 0" in words
+    assert "[2 of 3, 5 min so far] aae/style seed 1: with the rest about 10 min" in words
 
 
-def test_runs_beside_each_other(tmp_path, monkeypatch):
-    """Two at a time, each with its threads and its own file of words; what fails ends the call and what has not begun."""
+class Child:
+    """In place of a run: writes its folder, as the scripts do; some fail."""
+    failing, seen, both = (), [], None
+
+    def __init__(self, words, cwd, env=None, **more):
+        self.folder, self.words = Path(cwd) / words[words.index("--out") + 1], words
+        self.row, self.seed = self.folder.name.rsplit("-seed", 1)
+        Child.seen.append((self.row, int(self.seed), (env or {}).get("OMP_NUM_THREADS"), "--resume" in words))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def wait(self):
+        if Child.both:
+            Child.both.wait()                             # nobody gets on alone
+            time.sleep(.3 * ((self.row, self.seed) not in Child.failing))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = {"command": "python aae.py --out x", "device": "cpu", "hardware": "A, 1 threads", "versions": {}, "commit": "HEAD", "settings": {"precision": "bf16"}}
+        (self.folder / "config.json").write_text(json.dumps(config))
+        if (self.row, self.seed) in Child.failing:
+            return 1
+        (self.folder / "metrics.json").write_text(json.dumps({"z_error": 40. + int(self.seed), "seconds": 5., "images_per_second": 7.}))
+        return 0
+
+
+@pytest.fixture
+def pretended(tmp_path, monkeypatch):
+    """Runs that are pretended, and an empty results/ and runs/."""
     for name in ("RESULTS", "ROOT"):
         monkeypatch.setattr(reproduce, name, tmp_path)
+    monkeypatch.setattr(reproduce, "FIGURES", {})
     monkeypatch.setattr(reproduce.os, "cpu_count", lambda: 4)
-    both, seen = threading.Barrier(2, timeout=20), []
+    monkeypatch.setattr(reproduce.subprocess, "Popen", Child)
+    monkeypatch.setattr(reproduce, "changed_since", lambda folder, script: False)
+    monkeypatch.setattr(Child, "failing", ())
+    monkeypatch.setattr(Child, "seen", [])
+    monkeypatch.setattr(Child, "both", None)
+    return tmp_path
 
-    def run(words, cwd, stdout, stderr, env):
-        row, seed = Path(words[-1]).name.rsplit("-seed", 1)
-        stdout.write(row)
-        seen.append((row, int(seed), env["OMP_NUM_THREADS"]))
-        both.wait()                                       # nobody gets on alone
-        return types.SimpleNamespace(returncode=int(seed == "1" and row == "style"))
-    monkeypatch.setattr(reproduce.subprocess, "run", run)
-    kept = []
-    monkeypatch.setattr(reproduce, "collect", lambda row, seed, folder: kept.append((row, seed)))
-    with pytest.raises(SystemExit, match="aae/style seed 1 did not finish"):
-        reproduce.reproduce_all(["aae/style", "aae/semi-100"], [0, 1], jobs=2)
-    assert sorted(seen) == [(row, seed, "2") for row in ("semi-100", "style") for seed in (0, 1)]
-    assert sorted(kept) == [("aae/semi-100", 0), ("aae/semi-100", 1), ("aae/style", 0)]
-    assert (tmp_path / "runs/results/aae/style-seed0.txt").read_text() == "style"
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_fails_ends_it_and_the_next_call_goes_on(pretended, monkeypatch, jobs):
+    todo = reproduce.plan(["aae/style", "aae/semi-100"], [0, 1, 2])
+    monkeypatch.setattr(Child, "failing", {("style", "0")})
+    monkeypatch.setattr(Child, "both", threading.Barrier(2, timeout=20) if jobs == 2 else None)
+    with pytest.raises(SystemExit, match="aae/style seed 0 did not finish"):
+        reproduce.run_all(todo, jobs)
+    begun = [("style", 0, None, False)] if jobs == 1 else [("semi-100", 0, "2", False), ("style", 0, "2", False)]     # half of four cores each
+    assert sorted(Child.seen) == begun and len(reproduce.plan(["aae/style", "aae/semi-100"], [0, 1, 2])) == (6 if jobs == 1 else 5)
+    monkeypatch.setattr(Child, "failing", ())
+    monkeypatch.setattr(Child, "both", None)
+    monkeypatch.setattr(Child, "seen", [])
+    reproduce.run_all(reproduce.plan(["aae/style"], [0]), 1)
+    assert Child.seen == [("style", 0, None, True)] and [e["metrics"] for e in reproduce.read("aae/style")] == [{"z_error": 40.}]
+
+
+def test_an_interrupt_begins_no_further_run(pretended, monkeypatch):
+    monkeypatch.setattr(Child, "wait", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    for jobs in (1, 2):
+        monkeypatch.setattr(Child, "seen", [])
+        with pytest.raises(KeyboardInterrupt):
+            reproduce.run_all(reproduce.plan(["aae/style"], range(6)), jobs)
+        assert len(Child.seen) <= jobs
+
+
+def test_a_finished_folder_is_filed_and_one_of_other_code_set_aside(pretended, monkeypatch):
+    folder = reproduce.train("aae/style", 3, "runs/results")
+    reproduce.reproduce("aae/style", 3)
+    assert len(Child.seen) == 1 and [e["seed"] for e in reproduce.read("aae/style")] == [3]
+    monkeypatch.setattr(reproduce, "changed_since", lambda folder, script: True)
+    assert reproduce.train("aae/style", 3, "runs/results") == folder and len(Child.seen) == 2 and not Child.seen[1][3]
+    assert len(list(folder.parent.glob("style-seed3-before-*"))) == 1
+
+
+def test_again_compares_and_files_nothing(pretended, capsys):
+    for seed in (0, 1, 2):
+        reproduce.reproduce("aae/style", seed)
+    before = (pretended / "aae/style.json").read_text()
+    reproduce.again("aae/style", 5)
+    assert "| z_error | 41 | 1 | 45.0 | 4.0 |" in capsys.readouterr().out and (pretended / "aae/style.json").read_text() == before
+    assert (pretended / "runs/again/aae/style-seed5/metrics.json").exists()
+
+
+def test_changed_since_asks_git(tmp_path):
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    first = subprocess.run(["git", "hash-object", "-t", "tree", "/dev/null"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    answers = []
+    for commit in (head, first, "unknown"):
+        (tmp_path / "config.json").write_text(json.dumps({"commit": commit}))
+        answers.append(reproduce.changed_since(tmp_path, "aae"))
+    clean = not subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "aae.py", "common.py"], cwd=ROOT).returncode
+    assert answers == ([not clean, True, False] if head else [False] * 3)      # without git nobody can tell
 
 
 def test_minutes_are_those_of_most_threads(monkeypatch):
@@ -145,6 +222,7 @@ def test_minutes_are_those_of_most_threads(monkeypatch):
     assert reproduce.minutes("aae/style") == "5"
     entries.pop()
     assert reproduce.minutes("aae/style") == "10*"
+    assert reproduce.threads({"hardware": "NVIDIA H200"}) == 0
 
 
 def test_linked_files_exist():
