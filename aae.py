@@ -39,7 +39,7 @@ Differences from the paper
     `prior` trains on warped images.
  6. The priors of Figures 2 and 4 are given as pictures: their formulas are ours. So are the threshold of Figure 10's penalty and its weight.
  7. The last 10,000 training images are held out where something is chosen on them (the Parzen width, the names of clusters), and in `prior`.
-    Table 1 is computed with a million samples where the paper has ten. TFD and SVHN's own networks are left out. Figure 9 shows the
+    Table 1 is computed with a million samples where the paper has ten million. TFD and SVHN's own networks are left out. Figure 9 shows the
     first test images of a cluster.
  8. The VAE's decoder is a Gaussian whose variance is lambda; WAE-MMD sums the kernel over seven scales as its released code does (its paper
     has one), and lambda stands beside half the squared error. All have this file's networks instead of convolutions.

@@ -267,16 +267,22 @@ def table(head, lines):
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in [head, ["---"] * len(head), *lines])
 
 
+def not_run(rows):
+    """A sentence that names the rows without any seed on file, or nothing."""
+    left = [f"`{command(row, 0).removesuffix(' --seed 0')}`" for row in dict.fromkeys(rows) if not seeds(row)]
+    return f"\n\nNot run yet: {', '.join(left)}." if left else ""
+
+
 def mnist_table():
     row = "mathieu/mnist"
-    scores = [("swap shows the class of the s donor, %", "swap_accuracy", 2, "96.0"), ("swap shows the class of the z donor, %", "swap_z_leak", 2, "0.8"),
-              ("z from the prior: class of the s donor, %", "prior_accuracy", 2, "94.4"), ("error of a probe on s, %", "s_error", 2, "1.48"),
-              ("error of a probe on z, sampled, %", "z_sample_error", 1, "33.2"), ("error of a probe on z, mean, %", "z_mean_error", 1, "16.3"),
-              ("(always the commonest label, %)", "chance_error", 1, ""), ("reconstruction, MSE in [0, 1], mean of z", "reconstruction_mse", 4, ""),
-              ("reconstruction, MSE in [0, 1], sampled z", "reconstruction_mse_sample", 4, "0.012"), ("KL, nats", "kl_nats", 1, ""),
-              ("8 nearest by s of the query's class, %", "retrieval_s", 1, "")]
-    return table(["MNIST, test set", "paper", "others", f"ours (mean ± std, {counted(row)})"],
-                 [[words, "–", best or "–", ours(row, name, digits)] for words, name, digits, best in scores])
+    scores = [("swap shows the class of the s donor, %", "swap_accuracy", 2, "96.0", "88.8"), ("swap shows the class of the z donor, %", "swap_z_leak", 2, "0.8", "6.7"),
+              ("z from the prior: class of the s donor, %", "prior_accuracy", 2, "25", "94.4"), ("error of a probe on s, %", "s_error", 2, "1.48", "1.2"),
+              ("error of a probe on z, sampled, %", "z_sample_error", 1, "33.2", "3.7"), ("error of a probe on z, mean, %", "z_mean_error", 1, "16.3", "3.3"),
+              ("(always the commonest label, %)", "chance_error", 1, "–", "–"), ("reconstruction, MSE in [0, 1], mean of z", "reconstruction_mse", 4, "–", "–"),
+              ("reconstruction, MSE in [0, 1], sampled z", "reconstruction_mse_sample", 4, "–", "0.012"), ("KL, nats", "kl_nats", 1, "19", "34.7"),
+              ("8 nearest by s of the query's class, %", "retrieval_s", 1, "–", "–")]
+    return table(["MNIST, test set", "public checkpoint", "released recipe, 6,000 steps", f"ours (mean ± std, {counted(row)})"],
+                 [[words, checkpoint, released, ours(row, name, digits)] for words, name, digits, checkpoint, released in scores])
 
 
 def sprites_table():
@@ -285,7 +291,7 @@ def sprites_table():
               ("error of a probe on z, mean, %", "z_mean_error", 2, "59.8 (mean or sample not said)"), ("(guessing, %)", "guess_error", 2, "60.7"),
               ("(always the commonest label, %)", "chance_error", 2, "–"),
               ("R² of the pose read from z", "pose_r2_z", 3, "–"), ("R² of the pose read from s", "pose_r2_s", 3, "–"),
-              ("swap against the true picture, MSE", "swap_mse", 4, "–"), ("the same for a decoder that ignores s, MSE", "swap_mse_ignore_s", 4, "–"),
+              ("swap against the true picture, MSE", "swap_mse", 4, "–"), ("the same for a decoder that ignores s, MSE", "swap_mse_ignore_s", 4, "–"), ("the same for one that ignores z, MSE", "swap_mse_ignore_z", 4, "–"),
               ("reconstruction, MSE in [0, 1], mean of z", "reconstruction_mse", 4, "–")]
     return table(["sprites, identities never seen", "paper (its own sprites)", f"ours (mean ± std, {counted(row)})"],
                  [[words, paper, ours(row, name, digits)] for words, name, digits, paper in scores])
@@ -311,30 +317,30 @@ def aae_table():
         ("the same of a WAE-MMD", "prior-gaussian-mmd", "code_test", 1, "–", "–"),
         ("Fig. 4a: mixture of ten, 10,000 labels; code in its label's component, %", "prior-mixture-10000", "component_accuracy", 1, "figure", "–"),
         ("Fig. 4c: swiss roll, 10,000 labels; code in its label's tenth, %", "prior-swiss-roll-10000", "component_accuracy", 1, "figure", "–"),
-        ("Table 1: Parzen log-likelihood, nats, 10,000 samples", "likelihood", "parzen_10k", 1, "340 ± 2", "345 ± 2 (keil555)"),
-        ("the same, 1,000,000 samples", "likelihood", "parzen_1m", 1, "427 (10M)", "412 (1henrypage, 500,000)"),
+        ("Table 1: Parzen log-likelihood, nats, 10,000 samples", "likelihood", "parzen_10k", 1, "340 ± 2", "377 ± 4 (1henrypage)"),
+        ("the same, 1,000,000 samples", "likelihood", "parzen_1m", 1, "427 † (ten million)", "412 (1henrypage, 500,000)"),
         ("10,000 samples, VAE", "likelihood-kl", "parzen_10k", 1, "–", "–"),
         ("10,000 samples, WAE-GAN", "likelihood-wae-gan", "parzen_10k", 1, "–", "–"),
         ("10,000 samples, WAE-MMD", "likelihood-mmd", "parzen_10k", 1, "–", "–"),
         ("Fig. 7: image shows the label asked for, z from the prior, %", "style", "style_accuracy", 2, "figure", "–"),
         ("error of a probe on z, % (commonest label 88.7)", "style", "z_error", 1, "–", "–"),
-        ("Table 2: test error with 100 labels, %", "semi-100", "test_error", 2, "1.90 ± 0.10", "about 4 (musyoku)"),
-        ("the encoder alone", "semi-100", "baseline_error", 2, "25.80", "–"),
+        ("Table 2: error with 100 labels, %; images warped", "semi-100", "test_error", 2, "1.90 ± 0.10", "about 4 (musyoku)"),
+        ("the encoder alone, not warped", "semi-100", "baseline_error", 2, "25.80 †", "–"),
         ("100 labels, images not warped (permutation-invariant, as the paper's)", "semi-100-no-warps", "test_error", 2, "1.90 ± 0.10", "–"),
-        ("Table 2: 1,000 labels", "semi-1000", "test_error", 2, "1.60 ± 0.08", "5 (Naresh1318)"),
-        ("the encoder alone", "semi-1000", "baseline_error", 2, "8.73", "–"),
-        ("Table 2: all labels", "semi-60000", "test_error", 2, "0.85 ± 0.02", "–"),
-        ("the encoder alone", "semi-60000", "baseline_error", 2, "1.25", "–"),
+        ("Table 2: 1,000 labels; images warped", "semi-1000", "test_error", 2, "1.60 ± 0.08 †", "5 (Naresh1318)"),
+        ("the encoder alone, not warped", "semi-1000", "baseline_error", 2, "8.73 †", "–"),
+        ("Table 2: all labels; images warped", "semi-60000", "test_error", 2, "0.85 ± 0.02", "–"),
+        ("the encoder alone, not warped", "semi-60000", "baseline_error", 2, "1.25 †", "–"),
         ("Table 3: 16 clusters, error, %", "cluster-16", "cluster_error", 2, "9.55 ± 2.05", "–"),
-        ("clusters named by majority", "cluster-16", "cluster_error_majority", 2, "–", "–"),
+        ("clusters named by majority", "cluster-16", "cluster_error_majority", 2, "–", "–"), ("clusters in use", "cluster-16", "clusters_used", 1, "–", "–"),
         ("Table 3: 30 clusters, error, %", "cluster-30", "cluster_error", 2, "4.10 ± 1.13", "–"),
-        ("clusters named by majority", "cluster-30", "cluster_error_majority", 2, "–", "–"),
-        ("Fig. 11: 2-D, 1,000 labels, error, %", "embed-1000", "test_error", 2, "4.20", "–"),
-        ("Fig. 11: 2-D, 100 labels, error, %", "embed-100", "test_error", 2, "6.08", "–"),
-        ("Fig. 11: 2-D, no labels, 20 clusters, error, %", "embed-0", "test_error", 2, "13.46", "–")]
+        ("clusters named by majority", "cluster-30", "cluster_error_majority", 2, "–", "–"), ("clusters in use", "cluster-30", "clusters_used", 1, "–", "–"),
+        ("Fig. 11: 2-D, 1,000 labels, error, %", "embed-1000", "test_error", 2, "4.20 †", "–"),
+        ("Fig. 11: 2-D, 100 labels, error, %", "embed-100", "test_error", 2, "6.08 †", "–"),
+        ("Fig. 11: 2-D, no labels, 20 clusters, error, %", "embed-0", "test_error", 2, "13.46 †", "–")]
     return table(["MNIST, test set", "paper", "best public", "ours (mean ± std)", "seeds", "minutes", "command"],
                  [[words, paper, public, ours(f"aae/{row}", metric, digits), seeds(f"aae/{row}"), minutes(f"aae/{row}"), "`" + f"python aae.py {ROWS['aae/' + row]}".strip() + "`"]
-                  for words, row, metric, digits, paper, public in lines])
+                  for words, row, metric, digits, paper, public in lines if seeds(f"aae/{row}")]) + not_run(f"aae/{line[1]}" for line in lines)
 
 
 def bigan_table():
@@ -346,7 +352,7 @@ def bigan_table():
     head = ["MNIST, test set", "paper: 1-NN error, hidden layer, %", "ours", "1-NN error, code, %", "linear probe's error, code, %", "length of x - G(E(x))",
             "G(E(x)) shows x's digit, %", "inception score of the judge", "seeds", "minutes", "command"]
     return table(head, [[words, paper, *(ours(f"bigan/{row}", metric, digits) for metric, digits in columns), seeds(f"bigan/{row}"), minutes(f"bigan/{row}"),
-                         "`" + f"python bigan.py {ROWS['bigan/' + row]}".strip() + "`"] for words, row, paper in lines])
+                         "`" + f"python bigan.py {ROWS['bigan/' + row]}".strip() + "`"] for words, row, paper in lines if seeds(f"bigan/{row}")]) + not_run(f"bigan/{line[1]}" for line in lines)
 
 
 def grid_table():
@@ -361,7 +367,8 @@ def grid_table():
 
 
 def infogan_table():
-    columns = ("mnist", "paper", "baseline")
+    names = {"mnist": "ours", "paper": "about the released recipe", "baseline": "regular GAN"}
+    columns = [row for row in names if seeds(f"infogan/{row}")]
     lines = [("L_I of the category, nats (log 10 = 2.303)", "mutual_information", 3, "2.30", "–"),
              ("updates until it is 2.25 (seeds that reach it)", "steps_to_2.25", 0, "–", "–"),
              ("error, a category a digit, %", "cluster_error", 2, "5", "9.0 ± 4.0"),
@@ -371,13 +378,11 @@ def infogan_table():
              ("generated: shows its category's digit, %", "generated_purity", 2, "figure", "–"),
              ("generated: different digits among categories", "generated_digits", 1, "figure", "–"), ("generated: variance within a category, real digits 1", "generated_diversity", 2, "–", "–"),
              ("generated: slant by one code, R²", "slant_r2", 2, "figure", "–"), ("generated: stroke width by one code, R²", "width_r2", 2, "figure", "–"),
-             ("sweeps from -2 to 2 that change the digit, %", "identity_leak", 1, "–", "–"), ("the same from -1 to 1, %", "identity_leak_inside", 1, "–", "–"),
-             *((f"linear probe, {words}, {labels.replace('1000', '1,000')} labels, %", f"probe_error_{layer}_{labels}", 2, "–", "–") for layer, words in
-               (("trunk", "trunk"), ("q_hidden", "Q's hidden layer"), ("q_out", "Q's outputs"), ("untrained", "untrained trunk"), ("pixels", "raw pixels")) for labels in ("100", "1000", "all"))]
-    head = ["MNIST, test set", "paper", "ClusterGAN (another model, 10 seeds)", *(f"{words} ({counted(f'infogan/{row}')})" for row, words in zip(columns, ("ours", "about the released recipe", "regular GAN")))]
+             ("sweeps from -2 to 2 that change the digit, %", "identity_leak", 1, "–", "–"), ("the same from -1 to 1, %", "identity_leak_inside", 1, "–", "–")]
+    head = ["MNIST, test set", "paper", "ClusterGAN (another model, 10 seeds)", *(f"{names[row]} ({counted(f'infogan/{row}')})" for row in columns)]
     return table(head, [[words, paper, public, *(ours(f"infogan/{row}", metric, digits) for row in columns)] for words, metric, digits, paper, public in lines]
                  + [["minutes on two cores", "–", "–", *(minutes(f"infogan/{row}") for row in columns)],
-                    ["command", "", "", *(f"`{('python infogan.py ' + ROWS[f'infogan/{row}']).strip()}`" for row in columns)]])
+                    ["command", "", "", *(f"`{('python infogan.py ' + ROWS[f'infogan/{row}']).strip()}`" for row in columns)]]) + not_run(f"infogan/{row}" for row in names)
 
 
 def leak_table():
@@ -388,7 +393,8 @@ def leak_table():
     beside = [[words, *["–"] * 5, *(ours("infogan/mnist", f"probe_error_{name}_{labels}", 2) for labels in ("100", "1000", "all")), *["–"] * 3, seeds("infogan/mnist")]
               for words, name in (("untrained trunk", "untrained"), ("raw pixels", "pixels"))]
     return table(["K", *(words for _, words in columns), "seeds"],
-                 [[words, *("–" if words == "regular GAN" and "probe" not in name else ours(f"infogan/{row}", name, 3 if "nmi" in name else 2) for name, _ in columns), seeds(f"infogan/{row}")] for words, row in rows] + beside)
+                 [[words, *("–" if words == "regular GAN" and "probe" not in name else ours(f"infogan/{row}", name, 3 if "nmi" in name else 2) for name, _ in columns), seeds(f"infogan/{row}")] for words, row in rows if seeds(f"infogan/{row}")]
+                 + beside) + not_run(f"infogan/{row}" for _, row in rows)
 
 
 def hardware():
