@@ -36,7 +36,7 @@ Differences from the paper
  1. In training, Q must name the category of a warped copy of the generated image (warp), not of the image itself: so the category cannot be a slant or a size. Without
     that, categories tend to be mixtures of digits of the same slant. I(c; warp(x)) <= I(c; x) (data processing), so it is a bound on the same information.
     Figure 1's curve is of the images as they are. --warp 0.
- 2. The continuous codes have lambda = 8 and are rewarded after a quarter of the updates: rewarded from the start they compete with the category for the digit. They are
+ 2. The continuous codes have lambda = 4 and are rewarded after 40 % of the updates: rewarded from the start they compete with the category for the digit. They are
     read from warped copies, too: the first from the half of these that keep their angle, the others from the rest. A code that survives another size and place can be the
     slant; one that survives another slant as well becomes the stroke width. Without that both may be slants, or mixtures of slant and height.
     --continuous-weight 1 --continuous-start 0 --warp 0.
@@ -622,7 +622,7 @@ def load(run_dir, device="cpu"):
 
 # ------------------------------------------------------------------------------------------------------------ main
 
-OURS = dict(epochs=4, warp=1.0, far=0.5, continuous_weight=8.0, continuous_start=0.25, schedule="linear")
+OURS = dict(epochs=4, warp=1.0, far=0.5, continuous_weight=4.0, continuous_start=0.4, schedule="linear")
 PAPER = dict(epochs=11, warp=0.0, far=0.0, continuous_weight=1.0, continuous_start=0.0, schedule="constant")      # 5,159 updates; the released code has 5,000
 BASELINE = dict(baseline=True, warp=0.0, far=0.0, continuous_weight=1.0, continuous_start=0.0)   # Q reads the images as they are, all codes from the start
 LEAK_CATEGORIES = (0, 2, 5, 10, 20, 30, 50)
