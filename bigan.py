@@ -678,7 +678,7 @@ def train_grid(run, nets, x_train):
     optimisers = {name: make_optimiser(params, opt, rate(name)) for name, params in optimisers.items()}
     run.track(**vars(nets), **{f"optimiser_{name}": o for name, o in optimisers.items()})
     by = SimpleNamespace(**optimisers)
-    averages = averages_of(run, nets)
+    averages = averages_of(run, SimpleNamespace(**{name: net for name, net in vars(nets).items() if not name.endswith("disc")}))     # nothing is read from a D
     phase2_names = [name for name in vars(nets) if name.startswith(("inverse", "posthoc"))]
     phase1_names = [name for name in vars(nets) if name not in phase2_names]
     per_epoch = math.ceil(len(x_train) / opt.batch_size)
@@ -687,7 +687,7 @@ def train_grid(run, nets, x_train):
 
     def conclude(names):                                  # these networks are finished: the average of the weights, and its statistics
         for name in names:
-            if averages:
+            if name in averages:
                 getattr(nets, name).load_state_dict(averages[name].module.state_dict())
         settle_grid(nets, x_train, names)
 
@@ -709,7 +709,7 @@ def train_grid(run, nets, x_train):
                 nets.gan_gen.eval()
                 inverse = toy_inverse_step(nets.inverse_enc, nets.gan_gen, by.inverse, z)
                 posthoc_d, posthoc_e = toy_joint_step(nets.posthoc_enc, nets.gan_gen, nets.posthoc_disc, by.posthoc_d, by.posthoc_e, x, z, gamma)
-            for name in (phase2_names if in_phase2 else phase1_names) if averages else ():
+            for name in averages.keys() & (phase2_names if in_phase2 else phase1_names):
                 averages[name].update_parameters(getattr(nets, name))
             run.log(ali_d=ali_d, ali_ge=ali_ge, gan_d=gan_d, gan_g=gan_g, vae=vae, learned_inverse=inverse, posthoc_d=posthoc_d, posthoc_e=posthoc_e)
         if run.step == phase2_start:
