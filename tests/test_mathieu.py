@@ -254,7 +254,7 @@ def test_a_step_is_algorithm_1(monkeypatch, arguments):
     got, truth, names, rates, logged, losses = one_step(monkeypatch, *arguments)
     assert got.keys() == truth.keys()
     for name, value in losses.items():
-        assert math.isclose(logged[name], float(value), rel_tol=1e-4), name
+        assert math.isclose(logged[name], float(torch.as_tensor(value).detach()), rel_tol=1e-4), name
     warm = 1 / min(200, 10 / 10)                          # a run of ten steps warms up over one
     assert rates == {k: v * warm for k, v in {"dec": 0.003, "disc": 0.002, "prior_disc": 0.001}.items() if k in rates}
     players = {"enc", "dec"} | ({"disc"} if "--no-adversary" not in arguments else set())
