@@ -793,7 +793,7 @@ Y_GAME = dict(noise=0.1, batch_norm="hidden", smooth_weight=1.0, warp=1.0, warp_
 OURS_BY_TASK = {
     "prior": dict(epochs=15, z_dim=2, prior_std=5.0, lr_adversary=1e-3, lr_encoder=6e-4),
     "likelihood": dict(epochs=20, z_dim=8, prior_std=5.0, encoder="gaussian", dropout=0.2),
-    "style": dict(epochs=20, z_dim=15, noise=0.3, batch_norm="hidden", lr=2e-4, lr_adversary=2e-3, lr_encoder=1e-3),
+    "style": dict(epochs=20, z_dim=15, noise=0.1, batch_norm="hidden", lr=2e-4, lr_adversary=4e-3, lr_encoder=4e-4),
     "semi": dict(epochs=20, z_dim=10, labels=100, **Y_GAME),
     "cluster": dict(epochs=25, z_dim=5, clusters=16, **Y_GAME),
     "embed": dict(epochs=12, z_dim=2, labels=1000, **Y_GAME),
