@@ -35,8 +35,8 @@ Differences from the paper
  4. Noise is added to what the discriminator of y sees, one-hots and probabilities alike, which it tells apart too easily otherwise, and fooling
     it weighs 4. The discriminator of z sees codes divided by `--prior-std`.
  5. `likelihood` has a Gaussian encoder and dropout; the paper reports a deterministic one and no dropout (`--encoder deterministic --dropout 0`).
-    In `style` the discriminator sees the label beside z, as in Figure 3, so that z must have the prior's shape within every class. With labels
-    `prior` trains on warped images.
+    In `style` the discriminator sees the label beside z, as in Figure 3, so that z must have the prior's shape within every class, and has ten
+    times the encoder's rate, since otherwise its target outruns it. With labels `prior` trains on warped images.
  6. The priors of Figures 2 and 4 are given as pictures: their formulas are ours. So are the threshold of Figure 10's penalty and its weight.
  7. The last 10,000 training images are held out where something is chosen on them (the Parzen width, the names of clusters), and in `prior`.
     Table 1 is computed with a million samples where the paper has ten million. TFD and SVHN's own networks are left out. Figure 9 shows the

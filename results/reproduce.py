@@ -398,10 +398,16 @@ def leak_table():
 
 
 def hardware():
-    """Machines, versions and minutes behind the tables, in a sentence."""
-    entries = [e for row in ROWS for e in read(row)]      # of every script
-    machines = sorted({f"{e['hardware']}, {e['precision']}, torch {e['versions']['torch']}" for e in entries})
-    return f"Measured on {'; '.join(machines)}. MNIST: {minutes('mathieu/mnist')} minutes a seed, sprites: {minutes('mathieu/sprites')}, evaluation included."
+    """Machines, versions and precision behind the tables, and minutes of mathieu.py, which its tables do not show."""
+    entries = [(row, e) for row in ROWS for e in read(row)]
+    machines = {}
+    for _, e in entries:
+        machines.setdefault(re.sub(r", \d+ threads$", "", e["hardware"]), set()).add(threads(e))
+    names = [name + (f" ({' or '.join(map(str, sorted(counts)))} threads)" if max(counts) else "") for name, counts in sorted(machines.items())]
+    versions = sorted({e["versions"]["torch"] for _, e in entries})
+    plain = ", ".join(f"`{row}`" for row in dict.fromkeys(row for row, e in entries if e["precision"] == "fp32"))
+    return (f"Measured on {', '.join(names)}, torch {', '.join(versions)}, in bf16{f' (fp32: {plain})' if plain else ''}. "
+            f"`mathieu.py` takes {minutes('mathieu/mnist')} minutes a seed on MNIST and {minutes('mathieu/sprites')} on the sprites, evaluation included.")
 
 
 def speed_table():
