@@ -451,7 +451,8 @@ def cluster_scores(logits, test_logits, data, test, tries=5):
     names from the training images.
 
     cluster_error: a digit for each category and a category for each digit, by the matching that is right most often (images in a category left over are
-    errors); cluster_error_majority: each category takes its commonest digit; nmi: normalised mutual information of category and digit, 0 to 1. kmeans_*: the same of k-means on the pixels with as many clusters."""
+    errors); cluster_error_majority: each category takes its commonest digit; nmi: normalised mutual information of category and digit, 0 to 1.
+    kmeans_*: the same of k-means on the pixels with as many clusters."""
     x, test_x = (common.to_float(part.x).flatten(1) for part in (data, test))
     centres = common.k_means(x, logits.shape[1], tries=tries)
     scores = {}

@@ -2,6 +2,7 @@
 
     python results/reproduce.py --only mathieu/mnist --seeds 0 1 2      # one row; without --only every row
     python results/reproduce.py --jobs 2                                # two runs beside each other, half of the cores each
+    python results/reproduce.py --only aae/style --seeds 0 --again      # a row on file once more, its scores beside those on file
     python results/reproduce.py --plan                                  # what is left to run, and about how long it takes
     python results/reproduce.py --readme                                # the README's tables anew from results/
 
@@ -124,15 +125,16 @@ def changed_since(folder, script):
     return subprocess.run(["git", "diff", "--quiet", commit.rstrip("+"), "--", f"{script}.py", "common.py"], cwd=ROOT, capture_output=True).returncode == 1
 
 
-def train(row, seed, place, threads=None):
-    """Run one row with one seed into a folder of `place`, or go on with it there; returns the folder.
+def train(row, seed, place, threads=None, anew=False):
+    """Run one row with one seed into a folder of `place`, or go on with it there; returns the folder. A finished run is taken as it is, or set aside where
+    `anew`; one of other code is set aside.
 
     threads: torch's, when other runs go on beside; the run's words then go into a file next to the folder."""
     script, name = row.split("/")
     folder = Path(place) / script / f"{name}-seed{seed}"
-    if (ROOT / folder / "config.json").exists() and changed_since(ROOT / folder, script):
+    if (ROOT / folder / "config.json").exists() and (changed_since(ROOT / folder, script) or anew and (ROOT / folder / "metrics.json").exists()):
         aside = f"{folder}-before-{time.strftime('%Y%m%d-%H%M%S')}"
-        print(f"{folder} was begun by other code: moved to {aside}")
+        print(f"{folder} is an earlier run, or one of other code: moved to {aside}")
         (ROOT / folder).rename(ROOT / aside)
     if (ROOT / folder / "metrics.json").exists():         # finished, but not filed
         return ROOT / folder
@@ -161,13 +163,13 @@ def reproduce(row, seed, threads=None):
 
 def again(row, seed, threads=None):
     """Run one row with one seed, whether it is on file or not, and print its scores beside those on file."""
-    scores = json.loads((train(row, seed, "runs/again", threads) / "metrics.json").read_text())
+    scores = json.loads((train(row, seed, "runs/again", threads, anew=True) / "metrics.json").read_text())
     lines = []
     for name in sorted({name for e in read(row) for name in e["metrics"]}):
         values = [e["metrics"][name] for e in read(row) if name in e["metrics"]]
         spread = statistics.stdev(values) if len(values) > 1 else 0.
         away = f"{abs(scores[name] - statistics.mean(values)) / spread:.1f}" if spread and name in scores else ""
-        lines.append([name, f"{statistics.mean(values):.4g}", f"{spread:.2g}" if spread else "", scores.get(name, "–"), away])
+        lines.append([name, f"{statistics.mean(values):.4g}", f"{spread:.2g}" if spread else "", f"{scores[name]:.4g}" if name in scores else "–", away])
     print(f"{row} seed {seed}, {len(read(row))} seeds on file\n{table(['score', 'on file', 'std', 'now', 'std away'], lines)}", flush=True)
 
 
