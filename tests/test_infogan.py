@@ -645,11 +645,12 @@ def test_what_varies_in_figure_2(figure, monkeypatch):
         infogan.figure_sweep(nets, options("--sweep", 1), None, 1, order)
     (images, columns), = drawn
     c, u, v, z = images.view(-1, columns, 4).unbind(2)
-    assert (z == z[:, :1]).all() and (u == u[:, :1]).all() and len(z[:, 0].unique()) == len(z) == (5 if figure == "categories" else 10)
+    same = lambda x: torch.allclose(x, x[:, :1].expand_as(x), atol=1e-6)      # the sigmoid's last bit depends on where in memory a number lies
+    assert same(z) and same(u) and len(z[:, 0].unique()) == len(z) == (5 if figure == "categories" else 10)
     if figure == "categories":
-        assert torch.allclose(c * 9, order.float().expand(5, 10), atol=2e-3) and (v == v[:, :1]).all()
+        assert torch.allclose(c * 9, order.float().expand(5, 10), atol=2e-3) and same(v)
     else:
-        assert torch.allclose(c[:, 0] * 9, order.float(), atol=2e-3) and (c == c[:, :1]).all() and torch.allclose(v, torch.linspace(.25, .75, 11).expand(10, 11), atol=2e-3)
+        assert torch.allclose(c[:, 0] * 9, order.float(), atol=2e-3) and same(c) and torch.allclose(v, torch.linspace(.25, .75, 11).expand(10, 11), atol=2e-3)
 
 
 SNIPPETS = {
