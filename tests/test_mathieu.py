@@ -528,7 +528,7 @@ def test_tiny_training_uses_s_and_without_its_terms_does_not(capsys):
     judge, ids = common.load_judge("mnist"), F.one_hot(train.y, 2).float()
     scores = {}
     for name, extra in (("whole", ()), ("ablated", ("--no-adversary",))):
-        opt = options("--epochs", 24, "--batch-size", 64, "--out", name, "--kl-weight", 0.05, "--kl-start", 0.05, *extra)
+        opt = options("--epochs", 12, "--batch-size", 64, "--out", name, "--kl-weight", 0.05, "--kl-start", 0.05, *extra)
         run = common.Run("mathieu", opt)
         nets = mathieu.build(opt, 1, 28, 2)
         mathieu.train(run, nets, train, ids)
@@ -573,7 +573,7 @@ def test_load_gives_trained_networks_in_eval_mode(dry_run):
 
 
 def test_other_variants_run_through(command):
-    for arguments in (["--dataset", "sprites"], ["--recipe", "released", "--batch-size", 64], ["--pretrained-s"], ["--no-adversary", "--validation"]):
+    for arguments in (["--dataset", "sprites"], ["--recipe", "released", "--batch-size", 64], ["--pretrained-s", "--no-adversary", "--validation"]):
         done = command("mathieu.py", "--dry-run", *arguments)
         assert done.returncode == 0, (arguments, done.stderr)
     sprites = mathieu.load("runs/mathieu/dry-run")
