@@ -120,6 +120,14 @@ def small(model, *arguments):
     return opt, nets
 
 
+def test_the_posterior_is_never_wider_than_the_prior():
+    """The D of these networks does not see a code's scale; an E with sigma unbounded grew to 1e12 in an epoch."""
+    opt, nets = small("ali")
+    nn.init.normal_(nets.enc.out.weight, std=50.)         # as training would
+    mu, log_sigma = nets.enc(100 * torch.rand(64, 784))
+    assert log_sigma.max() <= 0 and log_sigma.min() < -5 and mu.abs().max() > 5
+
+
 def test_gradient_reaches_e_from_real_pairs_and_g_from_generated_ones():
     opt, nets = small("bigan")
     x, z = torch.rand(8, 784), bigan.draw_prior(opt, 8, "cpu")
@@ -142,8 +150,8 @@ def by_hand(opt, nets, x, model, penalised):
     def enc(x):
         h = lrelu(norm(lrelu(x @ nets.enc.layer1.weight.t()) @ nets.enc.layer2.weight.t())) @ nets.enc.out.weight.t()
         if model in ("ali", "alice"):
-            mu, log_sigma = h[:, :opt.z_dim], h[:, opt.z_dim:]
-            return mu, log_sigma
+            mu, width = h[:, :opt.z_dim], h[:, opt.z_dim:]
+            return mu, torch.log(1 / (1 + torch.exp(-width)))
         return 2 / (1 + torch.exp(-h)) - 1, h
 
     def code(x):
