@@ -28,10 +28,10 @@ Differences from the papers
     penalty and rates of 2e-4: with it G collapses onto one image, since a D that is flat and normalises each batch by itself does not see what all
     of a batch has in common.
  3. The scores are of running averages of the weights; --average 0 takes the last weights.
- 4. ali and alice have BiGAN's networks and 50 dimensions on MNIST, which the ALI paper leaves out. E's deviation is at most 1, the prior's (more would
-    leave the means no room): D's batch norm does not see the scale of z, and without the bound sigma grew until training broke. Reconstructions
-    and interpolations are of the mean of q(z|x), the paper's of a sample. Of ALICE only the explicit cycle loss is here: squared errors summed
-    over pixels and dimensions, one weight for both.
+ 4. ali and alice have BiGAN's networks and 50 dimensions on MNIST, which the ALI paper leaves out. D's batch norm does not see the scale of z, so E's
+    is held: batch norm on the mean, and a deviation of at most 1, the prior's; unbounded it grew until training broke. Reconstructions and
+    interpolations are of the mean of q(z|x), the paper's of a sample. Of ALICE only the explicit cycle loss is here: squared errors summed over
+    pixels and dimensions, one weight for both.
  5. 1-NN has all 60,000 training images as its reference; BiGAN's code takes 50,000. Which layer Table 1 compares is not said there; the code's log
     agrees with the last hidden layer, with batch norm as in evaluation. 1-NN on the code is on E's bounded output, in that log on its logits.
  6. The latent regressor (lr) learns from G(z) alone, while G learns; it never sees a real x and sends nothing to G, as in BiGAN's code. In jlr G and E share
@@ -70,7 +70,7 @@ class Encoder(nn.Module):
     """E: images [B, ...] -> logits of the code [B, z_dim] and None, or mean and log deviation [B, z_dim] each of q(z|x) = N(mu, sigma^2),
     sigma < 1, the prior's.
 
-    Two hidden layers; batch norm, without gain and bias, in the second only. No biases anywhere (BiGAN's released code, --nobias --nogain)."""
+    Two hidden layers; batch norm, without gain and bias, in the second, and on the mean. No biases anywhere (BiGAN's released code, --nobias --nogain)."""
 
     def __init__(self, inputs=784, z_dim=50, hidden=1024, gaussian=False):
         super().__init__()
@@ -78,7 +78,7 @@ class Encoder(nn.Module):
         self.layer2 = nn.Linear(hidden, hidden, bias=False)
         self.norm = nn.BatchNorm1d(hidden, affine=False)
         self.out = nn.Linear(hidden, 2 * z_dim if gaussian else z_dim, bias=False)
-        self.gaussian = gaussian
+        self.norm_mean = nn.BatchNorm1d(z_dim, affine=False) if gaussian else None
 
     def features(self, x):
         """The last hidden layer [B, hidden], which Table 1 compares."""
@@ -87,10 +87,10 @@ class Encoder(nn.Module):
 
     def forward(self, x):
         code = self.out(self.features(x)).float()
-        if not self.gaussian:
+        if self.norm_mean is None:
             return code, None
-        mu, width = code.chunk(2, 1)
-        return mu, F.logsigmoid(width)                    # difference 4
+        mean, width = code.chunk(2, 1)
+        return self.norm_mean(mean), F.logsigmoid(width)  # difference 4
 
 
 class Generator(nn.Module):
