@@ -33,7 +33,8 @@ Differences from the paper
     same for two small affine maps of it (warp). The training images are warped too, so this is no longer permutation-invariant as the
     paper is; `--warp 0 --warp-weight 0` is, `--smooth-weight 0` leaves out the other.
  4. Noise is added to what the discriminator of y sees, one-hots and probabilities alike, which it tells apart too easily otherwise, and fooling
-    it weighs 4. The discriminator of z sees codes divided by `--prior-std`.
+    it weighs 4. Without labels the batch's mean of q(y|x) is drawn to p(y) directly, too (balance_loss), or a third of the clusters die. The
+    discriminator of z sees codes divided by `--prior-std`. The images' noise is .1; the paper has .3, and for clustering drops pixels.
  5. `likelihood` has a Gaussian encoder and dropout; the paper reports a deterministic one and no dropout (`--encoder deterministic --dropout 0`).
     In `style` the discriminator sees the label beside z, as in Figure 3, so that z must have the prior's shape within every class, and has ten
     times the encoder's rate, since otherwise its target outruns it. With labels `prior` trains on warped images.
@@ -177,6 +178,14 @@ def invariance_loss(target, logits):
     """KL(softmax(target) || softmax(logits)), mean over the batch: an image's answer [B, K] against that to a changed copy. The target gets no gradient."""
     target = target.detach()
     return (target.softmax(1) * (target.log_softmax(1) - logits.log_softmax(1))).sum(1).mean()
+
+
+def balance_loss(y):
+    """KL(p(y) || mean of q(y|x) over the batch), p(y) uniform, in nats. y: probabilities [B, K].
+
+    The softmax of a cluster that no image falls into passes hardly any gradient of its discriminator, so it stays empty; the logarithm undoes that:
+    all clusters pull with a gradient of 1/K, on the images that come nearest to them."""
+    return -y.mean(0).clamp(min=1e-30).log().mean() - math.log(y.shape[1])
 
 
 def smoothness_loss(classify, x, radius=2.0, probe=1.0):
@@ -357,7 +366,7 @@ def regularisation_phase(nets, optimiser_d, optimiser_e, noisy, ids, views, opti
     weighed by --y-weight for the encoder, which keeps q(y|x) steady here (difference 3) where no classification phase does.
 
     ids: class of each image, 10 where unknown, for the label-aware discriminator; else None. views: see steadiness.
-    Returns the losses of Disc and Enc, smoothness and invariance."""
+    Returns the losses of Disc and Enc, smoothness, invariance and balance."""
     with torch.set_grad_enabled(optimiser_e is not None):
         y, z, _, _ = posterior(nets, noisy)
     component = torch.randint(0, 10, (len(z),), device=z.device)
@@ -377,13 +386,15 @@ def regularisation_phase(nets, optimiser_d, optimiser_e, noisy, ids, views, opti
         loss_d = loss_d + discriminator_loss(*nets.disc_y(torch.cat([real_y, fake_y.detach()])).chunk(2))
     update(optimiser_d, loss_d)
     if optimiser_e is None:                               # WAE-GAN: the encoder's side stands in the reconstruction phase
-        return loss_d, *3 * [loss_d.new_zeros(())]
+        return loss_d, *4 * [loss_d.new_zeros(())]
     loss_e = encoder_loss(nets.disc(fake))                # the same codes, the new discriminator
+    balance = loss_e.new_zeros(())
     if y is not None:
         loss_e = loss_e + options.y_weight * encoder_loss(nets.disc_y(fake_y))
+        balance = balance_loss(y)
     smooth, same = steadiness(nets, views, options)
-    update(optimiser_e, loss_e + options.smooth_weight * smooth + options.warp_weight * same)
-    return loss_d, loss_e, smooth, same
+    update(optimiser_e, loss_e + options.balance_weight * balance + options.smooth_weight * smooth + options.warp_weight * same)
+    return loss_d, loss_e, smooth, same, balance
 
 
 def steadiness(nets, views, options):
@@ -460,15 +471,16 @@ def train(run, nets, data, labelled):
                 views = x, noisy, corrupt(warp(image, opt.warp).flatten(1), opt) if opt.warp_weight else noisy
             with run.autocast():
                 loss, extra = reconstruction_phase(nets, opt_r, x, noisy, given, opt)
-                loss_d = loss_e = loss_c = smooth = same = zero
+                loss_d = loss_e = loss_c = smooth = same = balance = zero
                 if opt.regularizer in ("gan", "wae-gan"):
-                    loss_d, loss_e, smooth, same = regularisation_phase(nets, opt_d, opt_e, noisy, ids, None if supervised(opt) else views, opt)
+                    loss_d, loss_e, smooth, same, balance = regularisation_phase(nets, opt_d, opt_e, noisy, ids, None if supervised(opt) else views, opt)
                 if supervised(opt):
                     j = labelled[torch.randint(0, len(labelled), (opt.labelled_batch,), device=device)]
                     few = common.to_float(data.x[j])
                     few = corrupt((warp(few, opt.warp) if opt.warp else few).flatten(1), opt)
                     loss_c, smooth, same = classification_phase(nets, opt_c, few, known[j], views, opt)
-            run.log(reconstruction=loss, regularizer=extra, discriminator=loss_d, encoder=loss_e, classification=loss_c, smoothness=smooth, invariance=same)
+            run.log(reconstruction=loss, regularizer=extra, discriminator=loss_d, encoder=loss_e, classification=loss_c, smoothness=smooth, invariance=same,
+                    balance=balance)
     settle_batch_norm(nets.enc, data.x)
     run.save()
 
@@ -787,7 +799,7 @@ def load(run_dir, device="cpu"):
 
 OURS = dict(optimiser="adam", lr=1e-3, lr_adversary=3e-4, lr_encoder=3e-4, lr_labels=1e-3, beta1=0.5, schedule="linear", init_std=0.0, hidden=1000,
             batch_size=200, batch_norm="none", dropout=0.0, noise=0.0, input_dropout=0.0, prior="gaussian", prior_std=1.0, labels=0, clusters=10,
-            encoder="deterministic", code_noise=0.0, smooth_weight=0.0, smooth_radius=2.0, warp=0.0, warp_weight=0.0, y_weight=1.0)
+            encoder="deterministic", code_noise=0.0, smooth_weight=0.0, smooth_radius=2.0, warp=0.0, warp_weight=0.0, y_weight=1.0, balance_weight=0.0)
 LAMBDA = {"kl": 0.1, "mmd": 100.0, "wae-gan": 1.0}
 Y_GAME = dict(noise=0.1, batch_norm="hidden", smooth_weight=1.0, warp=1.0, warp_weight=4.0, y_weight=4.0, code_noise=0.3, lr_encoder=1e-3)
 OURS_BY_TASK = {
@@ -795,13 +807,13 @@ OURS_BY_TASK = {
     "likelihood": dict(epochs=20, z_dim=8, prior_std=5.0, encoder="gaussian", dropout=0.2),
     "style": dict(epochs=20, z_dim=15, noise=0.1, batch_norm="hidden", lr=2e-4, lr_adversary=4e-3, lr_encoder=4e-4),
     "semi": dict(epochs=20, z_dim=10, labels=100, **Y_GAME),
-    "cluster": dict(epochs=25, z_dim=5, clusters=16, **Y_GAME),
+    "cluster": dict(epochs=25, z_dim=5, clusters=16, balance_weight=0.25, **Y_GAME),
     "embed": dict(epochs=12, z_dim=2, labels=1000, **Y_GAME),
 }
 AWARE = dict(epochs=25, batch_norm="hidden", warp=1.0, lr=2e-4, lr_encoder=1e-3)           # of `prior` with labels
 PAPER = dict(optimiser="sgd", lr=0.01, lr_adversary=0.1, lr_encoder=0.1, lr_labels=0.1, beta1=0.1, schedule="steps", init_std=0.01, batch_size=100,
              batch_norm="none", dropout=0.0, noise=0.0, code_noise=0.0, input_dropout=0.0, encoder="deterministic",
-             smooth_weight=0.0, warp=0.0, warp_weight=0.0, y_weight=1.0)
+             smooth_weight=0.0, warp=0.0, warp_weight=0.0, y_weight=1.0, balance_weight=0.0)
 PAPER_BY_TASK = {"prior": dict(epochs=1000), "likelihood": dict(epochs=1000),               # the two numbers of epochs are ours: not given
                  "style": dict(epochs=5000, noise=0.3), "semi": dict(epochs=5000, noise=0.3),
                  "cluster": dict(epochs=1500, hidden=3000, batch_norm="all", input_dropout=0.2), "embed": dict(epochs=5000, noise=0.3)}
@@ -851,6 +863,7 @@ def make_parser():
     add("--noise", "standard deviation of the Gaussian noise on the encoder's input", type=common.weight)
     add("--code-noise", "standard deviation of the noise on what the discriminator of y sees (difference 4)", type=common.weight)
     add("--y-weight", "of fooling the discriminator of y beside that of z", type=common.weight)
+    add("--balance-weight", "of the batch's mean of q(y|x) being uniform (difference 4)", type=common.weight)
     add("--smooth-weight", "of the smoothness of q(y|x) (difference 3)", type=common.weight)
     add("--smooth-radius", "length of the perturbations that q(y|x) must bear, in pixel values", type=common.positive)
     add("--warp", "size of the random affine maps of the training images, a share of those in `warp` (difference 3); 0: none", type=common.weight)

@@ -130,6 +130,21 @@ def test_invariance_is_a_kl_whose_target_is_fixed():
     assert torch.allclose(gradient, (b.softmax(1) - a.softmax(1)) / 6)
 
 
+def test_balance_is_a_kl_whose_gradient_revives_the_dead():
+    """0 where clusters are equally frequent, however sure each image is; one that has next to nothing pulls as strongly as any other."""
+    torch.manual_seed(0)
+    assert abs(aae.balance_loss(torch.eye(4).repeat(5, 1))) < 1e-6
+    y = torch.randn(6, 4, dtype=torch.float64).softmax(1)
+    uniform, mean = (torch.distributions.Categorical(p) for p in (torch.full((4,), .25, dtype=torch.float64), y.mean(0)))
+    assert torch.allclose(aae.balance_loss(y), torch.distributions.kl_divergence(uniform, mean))
+    logits = 3 * torch.randn(6, 4, dtype=torch.float64)
+    logits[:, 3] -= 40                                    # dead: 1e-18 of each image
+    logits.requires_grad_()
+    gradient, = torch.autograd.grad(aae.balance_loss(logits.softmax(1)), logits)
+    assert math.isclose(gradient[:, 3].sum(), -1 / 4, rel_tol=1e-6) and gradient[:, 3].argmin() == logits[:, 3].sub(logits.logsumexp(1)).argmax()
+    assert aae.balance_loss(torch.tensor([[1., 0.]])).isfinite()
+
+
 def test_warps_are_small_and_each_image_has_its_own():
     torch.manual_seed(0)
     x = common.to_float(mnist(300).x)
@@ -286,10 +301,10 @@ def mnist(n, part=0):
     return common.load_dataset("mnist")[part].take(torch.arange(n))
 
 
-PLAIN = ["--smooth-weight", 0, "--warp", 0, "--warp-weight", 0, "--y-weight", 1, "--code-noise", 0]
+PLAIN = ["--balance-weight", 0, "--smooth-weight", 0, "--warp", 0, "--warp-weight", 0, "--y-weight", 1, "--code-noise", 0]
 CASES = [["--task", "prior"], ["--task", "prior", "--prior", "mixture", "--labels", 20], ["--task", "likelihood"], ["--task", "style"],
          ["--task", "semi", "--labels", 20], ["--task", "semi", "--labels", 20, *PLAIN], ["--task", "semi", "--labels", 20, "--smooth-weight", .5],
-         ["--task", "cluster"], ["--task", "cluster", *PLAIN], ["--task", "cluster", "--warp-weight", 0], ["--task", "embed", "--labels", 20],
+         ["--task", "cluster"], ["--task", "cluster", *PLAIN], ["--task", "cluster", "--warp-weight", 0], ["--task", "cluster", "--balance-weight", 3], ["--task", "embed", "--labels", 20],
          ["--task", "embed", "--labels", 0],
          ["--task", "prior", "--regularizer", "kl"], ["--task", "prior", "--prior", "mixture", "--regularizer", "kl"],
          ["--task", "likelihood", "--regularizer", "mmd", "--regularizer-weight", 3],
@@ -402,7 +417,7 @@ def by_hand(opt, nets, data, labelled, shuffle):
 
     if opt.regularizer in ("gan", "wae-gan"):
         y, z, _, _ = code()                               # with the encoder as it is now
-        y = None if nets.disc_y is None else y
+        y = clean = None if nets.disc_y is None else y
         component = positives()
         sample, z = prior(component) / opt.prior_std, z / opt.prior_std
         drawn = torch.eye(k)[torch.randint(0, k, (n,))] if y is not None else None
@@ -435,8 +450,9 @@ def by_hand(opt, nets, data, labelled, shuffle):
         loss = -torch.log(D(nets.disc, *fake)).mean()     # with the new discriminator
         if y is not None:
             loss = loss - opt.y_weight * torch.log(D(nets.disc_y, y)).mean()
+            told["balance"] = (1 / k * torch.log((1 / k) / clean.mean(0))).sum()
         told["encoder"] = loss
-        step(.05, loss + (steady() if y is not None and not labels else 0), "enc")
+        step(.05, loss + opt.balance_weight * told.get("balance", 0) + (steady() if y is not None and not labels else 0), "enc")
     if labels:
         j = labelled[torch.randint(0, len(labelled), (opt.labelled_batch,))]
         few = data.x[j].flatten(1).float() / 255
@@ -941,6 +957,7 @@ SNIPPETS = {
     "sampled_kl_loss": ([], lambda f: f(torch.ones(2, 3), torch.ones(2, 3), torch.zeros(2, 3), torch.zeros(2)) < 0),
     "mmd_loss": ([], lambda f: f(torch.rand(5, 2), torch.rand(5, 2) + 3) > 0),
     "smoothness_loss": (["invariance_loss"], lambda f: f(lambda x: 3 * x, torch.rand(4, 3)) > 0),
+    "balance_loss": ([], lambda f: f(torch.eye(3)) == 0),
     "head_distance_loss": ([], lambda f: f(torch.zeros(3, 2), 1.) == 3),
     "mixture": (["petals"], lambda f: f(torch.arange(10)).shape == (10, 2)),
     "swiss_roll": (["roll_curve"], lambda f: f(torch.arange(10)).shape == (10, 2)),
