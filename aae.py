@@ -33,7 +33,7 @@ Differences from the paper
     same for two small affine maps of it (warp). The training images are warped too, so this is no longer permutation-invariant as the
     paper is; `--warp 0 --warp-weight 0` is, `--smooth-weight 0` leaves out the other.
  4. Noise is added to what the discriminator of y sees, one-hots and probabilities alike, which it tells apart too easily otherwise, and fooling
-    it weighs 4. Without labels the batch's mean of q(y|x) is drawn to p(y) directly, too (balance_loss), or a third of the clusters die. The
+    it weighs 4. Without labels the batch's mean of q(y|x) is drawn to p(y) directly, too (balance_loss), or up to half of the clusters die. The
     discriminator of z sees codes divided by `--prior-std`. The images' noise is .1; the paper has .3, and for clustering drops pixels.
  5. `likelihood` has a Gaussian encoder and dropout; the paper reports a deterministic one and no dropout (`--encoder deterministic --dropout 0`).
     In `style` the discriminator sees the label beside z, as in Figure 3, so that z must have the prior's shape within every class, and has ten
