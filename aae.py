@@ -31,7 +31,7 @@ Differences from the paper
  3. In `semi`, `cluster` and `embed` q(y|x) is kept steady by two terms in the encoder's step, of the classification phase or, without labels, of
     the regularisation phase: it must bear small perturbations of an unlabelled image (smoothness_loss, Miyato et al. 2015), and be the
     same for two small affine maps of it (warp). The training images are warped too, so this is no longer permutation-invariant as the
-    paper is; `--warp 0 --warp-weight 0` is, `--smooth-weight 0` leaves out the other.
+    paper is; `--warp 0 --warp-weight 0 --lr-encoder 3e-4 --noise .3` is, `--smooth-weight 0` leaves out the other.
  4. Noise is added to what the discriminator of y sees, one-hots and probabilities alike, which it tells apart too easily otherwise, and fooling
     it weighs 4. Without labels the batch's mean of q(y|x) is drawn to p(y) directly, too (balance_loss), or up to half of the clusters die. The
     discriminator of z sees codes divided by `--prior-std`. The images' noise is .1; the paper has .3, and for clustering drops pixels.

@@ -52,7 +52,7 @@ ROWS = {
     "aae/likelihood-mmd": "--task likelihood --regularizer mmd",
     "aae/style": "--task style",
     "aae/semi-100": "--task semi --labels 100",
-    "aae/semi-100-no-warps": "--task semi --labels 100 --warp 0 --warp-weight 0",
+    "aae/semi-100-no-warps": "--task semi --labels 100 --warp 0 --warp-weight 0 --lr-encoder 3e-4 --noise 0.3",
     "aae/semi-1000": "--task semi --labels 1000",
     "aae/semi-60000": "--task semi --labels 60000",
     "aae/cluster-16": "--task cluster --clusters 16",
