@@ -183,8 +183,8 @@ def invariance_loss(target, logits):
 def balance_loss(y):
     """KL(p(y) || mean of q(y|x) over the batch), p(y) uniform, in nats. y: probabilities [B, K].
 
-    The softmax of a cluster that no image falls into passes hardly any gradient of its discriminator, so it stays empty; the logarithm undoes that:
-    all clusters pull with a gradient of 1/K, on the images that come nearest to them."""
+    The softmax of a cluster that no image falls into passes hardly any gradient of its discriminator, so it stays empty. Of this loss
+    the logits of an empty cluster have a gradient of 1/K in all (down to a share of 1e-30), most of it on the images that come nearest to it."""
     return -y.mean(0).clamp(min=1e-30).log().mean() - math.log(y.shape[1])
 
 

@@ -68,9 +68,10 @@ import common
 
 class Encoder(nn.Module):
     """E: images [B, ...] -> logits of the code [B, z_dim] and None, or mean and log deviation [B, z_dim] each of q(z|x) = N(mu, sigma^2),
-    sigma < 1, the prior's.
+    sigma at most 1, the prior's.
 
-    Two hidden layers; batch norm, without gain and bias, in the second, and on the mean. No biases anywhere (BiGAN's released code, --nobias --nogain)."""
+    Two hidden layers; batch norm, without gain and bias, in the second, and on the mean of q (difference 4). No biases anywhere
+    (BiGAN's released code, --nobias --nogain)."""
 
     def __init__(self, inputs=784, z_dim=50, hidden=1024, gaussian=False):
         super().__init__()

@@ -131,7 +131,7 @@ def test_invariance_is_a_kl_whose_target_is_fixed():
 
 
 def test_balance_is_a_kl_whose_gradient_revives_the_dead():
-    """0 where clusters are equally frequent, however sure each image is; one that has next to nothing pulls as strongly as any other."""
+    """0 where clusters are equally frequent, however sure each image is; the logits of one that has next to nothing have 1/K in all."""
     torch.manual_seed(0)
     assert abs(aae.balance_loss(torch.eye(4).repeat(5, 1))) < 1e-6
     y = torch.randn(6, 4, dtype=torch.float64).softmax(1)
@@ -304,8 +304,8 @@ def mnist(n, part=0):
 PLAIN = ["--balance-weight", 0, "--smooth-weight", 0, "--warp", 0, "--warp-weight", 0, "--y-weight", 1, "--code-noise", 0]
 CASES = [["--task", "prior"], ["--task", "prior", "--prior", "mixture", "--labels", 20], ["--task", "likelihood"], ["--task", "style"],
          ["--task", "semi", "--labels", 20], ["--task", "semi", "--labels", 20, *PLAIN], ["--task", "semi", "--labels", 20, "--smooth-weight", .5],
-         ["--task", "cluster"], ["--task", "cluster", *PLAIN], ["--task", "cluster", "--warp-weight", 0], ["--task", "cluster", "--balance-weight", 3], ["--task", "embed", "--labels", 20],
-         ["--task", "embed", "--labels", 0],
+         ["--task", "cluster"], ["--task", "cluster", *PLAIN], ["--task", "cluster", "--warp-weight", 0], ["--task", "cluster", "--balance-weight", 3],
+         ["--task", "embed", "--labels", 20], ["--task", "embed", "--labels", 0],
          ["--task", "prior", "--regularizer", "kl"], ["--task", "prior", "--prior", "mixture", "--regularizer", "kl"],
          ["--task", "likelihood", "--regularizer", "mmd", "--regularizer-weight", 3],
          ["--task", "likelihood", "--regularizer", "wae-gan", "--regularizer-weight", 2]]
