@@ -250,11 +250,21 @@ def threads(entry):
     return int(found[1]) if found else 0
 
 
+def machine(entry):
+    """What an entry was computed on, and in which precision: 'AMD EPYC, AVX2, in fp32'."""
+    return f"{re.sub(r', [0-9]+ threads$', '', entry['hardware'])}, in {entry['precision']}"
+
+
 def minutes(row):
-    """Mean minutes of the runs on a CPU that had the most threads; with an asterisk where that is one thread, another run beside it."""
-    most = max(map(threads, read(row)), default=None)
-    entries = [e for e in read(row) if threads(e) == most]
-    return f"{statistics.mean(e['seconds'] for e in entries) / 60:.0f}{'*' if most == 1 else ''}" if entries else "–"
+    """Mean minutes on the fastest machine, with an asterisk where a run had one thread and another run beside it; a GPU does not count."""
+    kinds = {}
+    for e in read(row):
+        if threads(e):
+            kinds.setdefault((machine(e), threads(e)), []).append(e["seconds"] / 60)
+    if not kinds:
+        return "–"
+    (_, count), took = min(kinds.items(), key=lambda kind: statistics.mean(kind[1]))
+    return f"{statistics.mean(took):.0f}{'*' if count == 1 else ''}"
 
 
 def seeds(row):
@@ -400,26 +410,33 @@ def leak_table():
 
 
 def hardware():
-    """Machines, versions and precision behind the tables, and minutes of mathieu.py, which its tables do not show."""
+    """Machines, precisions and versions behind the tables, with the number of runs, and minutes of mathieu.py, which its tables do not show."""
     entries = [(row, e) for row in ROWS for e in read(row)]
     machines = {}
     for _, e in entries:
-        machines.setdefault(re.sub(r", \d+ threads$", "", e["hardware"]), set()).add(threads(e))
-    names = [name + (f" ({' or '.join(map(str, sorted(counts)))} threads)" if max(counts) else "") for name, counts in sorted(machines.items())]
+        machines.setdefault(machine(e), []).append(e)
+    parts = []
+    for name, mine in sorted(machines.items(), key=lambda item: -len(item[1])):
+        counts = sorted({threads(e) for e in mine} - {0})
+        parts.append(f"{len(mine)} on {name}{' (' + ' or '.join(map(str, counts)) + ' threads)' if counts else ''}")
     versions = sorted({e["versions"]["torch"] for _, e in entries})
-    plain = ", ".join(f"`{row}`" for row in dict.fromkeys(row for row, e in entries if e["precision"] == "fp32"))
-    return (f"Measured on {', '.join(names)}, torch {', '.join(versions)}, in bf16{f' (fp32: {plain})' if plain else ''}. "
-            f"`mathieu.py` takes {minutes('mathieu/mnist')} minutes a seed on MNIST and {minutes('mathieu/sprites')} on the sprites, evaluation included.")
+    long = {}
+    for e in read("mathieu/mnist"):
+        if threads(e) > 1:
+            long.setdefault(machine(e), []).append(e["seconds"] / 60)
+    return (f"The tables hold {len(entries)} runs: {'; '.join(parts)}; torch {', '.join(versions)}. `python mathieu.py --epochs 50` took "
+            f"{', '.join(f'{statistics.mean(took):.0f} minutes on {name}' for name, took in sorted(long.items(), key=lambda item: item[1]))}, evaluation included.")
 
 
 def speed_table():
-    """What tests/benchmark.py wrote."""
+    """What tests/benchmark.py wrote, of every machine on file."""
     path = RESULTS / "benchmark.json"
-    found = {(e["step"], e["precision"]): e for e in json.loads(path.read_text())} if path.exists() else {}
+    found = {(machine(e), e["step"]): e for e in (json.loads(path.read_text()) if path.exists() else [])}
+    kinds = list(dict.fromkeys(kind for kind, _ in found))
     names = {"mathieu": "mathieu.py", "aae": "aae.py", "aae-semi": "aae.py --task semi", "aae-small": "aae.py, 512 units, batches of 64", "bigan": "bigan.py", "infogan": "infogan.py"}
-    lines = [[words, *(f"{found[name, precision][key]:,.{digits}f}" if (name, precision) in found else "–"
-                       for precision in ("fp32", "bf16") for key, digits in (("images_per_second", 0), ("milliseconds", 1), ("ratio", 2)))] for name, words in names.items()]
-    return table(["training step", *(f"{precision}: {words}" for precision in ("fp32", "bf16") for words in ("images/s", "ms a step", "share of the matmul rate"))], lines)
+    lines = [[words, *(f"{found[kind, name][key]:,.{digits}f}" if (kind, name) in found else "–"
+                       for kind in kinds for key, digits in (("images_per_second", 0), ("ratio", 2)))] for name, words in names.items()]
+    return table(["training step", *(words for kind in kinds for words in (f"{kind}: images/s", "share of its matmul rate"))], lines)
 
 
 PARTS = {"mnist": mnist_table, "sprites": sprites_table, "ablations": ablation_table, "aae": aae_table, "bigan": bigan_table, "grid": grid_table, "infogan": infogan_table, "leak": leak_table, "speed": speed_table, "hardware": hardware}

@@ -13,6 +13,7 @@ import torch
 
 import aae
 import bigan
+import common
 import infogan
 import mathieu
 from conftest import ROOT
@@ -48,6 +49,7 @@ def test_benchmark_writes_what_the_table_shows(tmp_path, monkeypatch, capsys):
     import benchmark
     monkeypatch.setattr(benchmark, "TIMES", {name: lambda precision: (.5, 4e9, 100, torch.device("cpu")) for name in benchmark.TIMES})
     monkeypatch.setattr(benchmark, "matmul_rate", lambda device, dtype: 1e10 if dtype == torch.float32 else 4e10)
+    monkeypatch.setattr(common, "choose_precision", lambda name, device: "bf16")
     monkeypatch.setattr(benchmark, "__file__", str(tmp_path / "tests/benchmark.py"))
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
     (tmp_path / "results").mkdir()
@@ -56,7 +58,12 @@ def test_benchmark_writes_what_the_table_shows(tmp_path, monkeypatch, capsys):
     assert "200" not in reproduce.speed_table()
     benchmark.main([])
     lines = reproduce.speed_table().splitlines()[2:]
-    assert len(lines) == len(benchmark.TIMES) and all(line.endswith("| 200 | 500.0 | 0.80 | 200 | 500.0 | 0.20 |") for line in lines)
+    assert len(lines) == len(benchmark.TIMES) and all(line.endswith("| 200 | 0.80 | 200 | 0.20 |") for line in lines)
+    monkeypatch.setattr(common, "choose_precision", lambda name, device: "fp32")                                   # another machine, one without bf16
+    monkeypatch.setattr(common, "hardware", lambda device: "Other, 2 threads")
+    benchmark.main([])
+    lines = reproduce.speed_table().splitlines()[2:]
+    assert all(line.endswith("| 200 | 0.80 | 200 | 0.20 | 200 | 0.80 |") for line in lines)
 
 
 def test_snippet_runs_as_printed():
@@ -217,13 +224,16 @@ def test_changed_since_asks_git(tmp_path):
     assert answers == ([not clean, True, False] if head else [False] * 3)      # without git nobody can tell
 
 
-def test_minutes_are_those_of_most_threads(monkeypatch):
-    entries = [{"seconds": 600, "hardware": "A, B, 1 threads"}, {"seconds": 300, "hardware": "A, B, 2 threads"}]
+def test_minutes_are_of_the_fastest_machine(monkeypatch):
+    entries = [{"seconds": 600, "hardware": "A, B, 1 threads", "precision": "bf16"}, {"seconds": 300, "hardware": "A, B, 2 threads", "precision": "bf16"},
+               {"seconds": 900, "hardware": "A, B, 2 threads", "precision": "fp32"}, {"seconds": 60, "hardware": "NVIDIA H200", "precision": "bf16"}]
     monkeypatch.setattr(reproduce, "read", lambda row: entries)
     assert reproduce.minutes("aae/style") == "5"
-    entries.pop()
+    del entries[1]
     assert reproduce.minutes("aae/style") == "10*"
-    assert reproduce.threads({"hardware": "NVIDIA H200"}) == 0
+    assert [reproduce.machine(entry) for entry in entries] == ["A, B, in bf16", "A, B, in fp32", "NVIDIA H200, in bf16"]
+    del entries[:2]
+    assert reproduce.minutes("aae/style") == "–"
 
 
 def test_linked_files_exist():
