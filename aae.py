@@ -487,7 +487,7 @@ def train(run, nets, data, labelled):
 
 def settle_batch_norm(enc, x, batch_size=500):
     """Batch norm's statistics anew, from clean images: in training they mix clean, noisy and perturbed ones. x: uint8 [N, ...]. Leaves it in eval mode."""
-    with torch.random.fork_rng():
+    with common.own_random_numbers():
         common.settle_batch_norm(enc, ((common.to_float(part),) for part in x[:20_000].split(batch_size)))
 
 
@@ -577,8 +577,7 @@ def likelihood_scores(nets, options, held_out, test):
         parts, size = (min(parts, 2), 500) if options.dry_run else (parts, 10_000)
 
         def density(images, sigmas):                      # samples are drawn in parts, the same ones at each call
-            with torch.random.fork_rng():
-                torch.manual_seed(options.seed)
+            with common.own_random_numbers(options.seed):
                 each = [common.parzen_log_likelihood(images, decode(nets, draw_prior(options, size, device)), sigmas) for _ in range(parts)]
             return torch.stack(each).logsumexp(0) - math.log(parts)
         sigmas = [.08 * 1.06 ** k for k in range(24)] if parts == 1 else [scores["parzen_10k_sigma"] * 1.06 ** -k for k in range(10)]

@@ -394,8 +394,7 @@ def settle(nets, images, options, batch_size=500):
     E's from 20,000 training images (uint8 [N, ...]), G's from the prior (an autoencoder's from codes), D's from pairs (x, E(x)) or from images alone."""
     parts = [common.to_float(part).flatten(1) for part in images[:20_000].split(batch_size)]
     code = lambda x: code_of(*nets.enc(x))  # noqa: E731
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with common.own_random_numbers():
         if nets.enc is not None:
             common.settle_batch_norm(nets.enc, ((x,) for x in parts))
         if nets.gen is not None:
@@ -557,7 +556,7 @@ def load(run_dir, device="cpu"):
     if not (Path(run_dir) / "metrics.json").exists():
         raise common.UserError(f"the run in '{run_dir}' is not finished: its networks are averaged at the end; go on with it by --resume")
     state = saved["states"]
-    with torch.random.fork_rng(devices=[]):               # initial weights that are overwritten must not disturb the caller's generator
+    with common.own_random_numbers():                     # initial weights, which are overwritten
         nets = build_grid(options) if options.dataset == "grid" else build(options, state["gen"]["out.weight"].shape[0] if "gen" in state else 784)
     for name, net in vars(nets).items():
         if net is not None:
@@ -733,8 +732,7 @@ def settle_grid(nets, x_train, names, batches=20, size=1000):
     """The same for the toy networks named: from data, or from the prior for a generator (the VAE's: from codes)."""
     parts = x_train[:batches * size].split(size)
     inputs = {"vae_gen": lambda x: sample_code(*nets.vae_enc(x).chunk(2, 1)), "gen": lambda x: torch.randn(len(x), 2, device=x.device), "enc": lambda x: x}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with common.own_random_numbers():
         for name in names:
             make = inputs.get(name) or inputs.get(name.split("_")[1])
             common.settle_batch_norm(getattr(nets, name), ((make(x),) for x in parts) if make else ())

@@ -25,10 +25,12 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
 from tqdm import tqdm
+
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")                    # an operation that Apple's GPUs lack runs on the CPU; read at import
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 
@@ -298,10 +300,11 @@ class Parser(argparse.ArgumentParser):
         add("--epochs", type=count, default=epochs, help="passes over the training images")
         add("--batch-size", type=batch_type, default=batch_size, help="images in a step")
         add("--seed", type=_number(int, 0, 2 ** 31, "a whole number of at least 0"), default=0,
-            help="seeds weights, batches and noise; on a CPU the same seed gives the same run bit for bit")
+            help="seeds weights, batches and noise; on one CPU, with the same threads, precision and versions, the same seed gives the same run bit for bit")
         add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto takes the GPU where there is one")
         add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
-            help="of convolutions and matrix products; auto is bf16 where the hardware multiplies it")
+            help="of convolutions and matrix products; auto is bf16 where the hardware multiplies it (CPUs with AVX512-BF16 or AMX, NVIDIA GPUs from Ampere on), "
+                 "else fp32; bf16 on other CPUs is emulated, many times slower")
         add("--data", default=None, metavar="DIR", help="folder of the data files; None is the repository's data/")
         add("--out", default=None, metavar="DIR", help="run folder; None is runs/SCRIPT/NAME-seedN, with a number where taken")
         add("--resume", action="store_true", help="go on with the run in --out, or with the latest run of these settings")
@@ -610,13 +613,15 @@ class Run:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=cached)
 
     def finish(self, metrics, table=()):
-        """Write metrics.json (flat name -> number) and print the table: rows (words, metric's name, the paper's value, compare)."""
+        """Write metrics.json (flat name -> number) and print the table: rows (words, metric's name, the paper's value, compare).
+
+        With --validation the paper's value, which is of test images, is left out."""
         metrics = {**metrics, "epochs": self.epoch, "seconds": round(self.seconds(), 1),
                    "images_per_second": round(self.images / max(self.train_seconds, 1e-9), 1)}
         self._write_log()
         write_atomic(self.folder / "metrics.json", json.dumps(metrics, indent=1))
         lines = [("score", "this run", "paper", "to compare")]
-        lines += [(words, f"{metrics[name]:.4g}", str(paper), str(compare)) for words, name, paper, compare in table]
+        lines += [(words, f"{metrics[name]:.4g}", "-" if self.options.validation else str(paper), str(compare)) for words, name, paper, compare in table]
         widths = [max(len(line[k]) for line in lines) for k in range(4)]
         for line in lines:
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
@@ -626,9 +631,10 @@ class Run:
 
 
 def _get_rng():
-    """State of every generator (CPU, CUDA, numpy, Python), as tensors and plain values (so that `weights_only=True` loads it)."""
+    """State of every generator (CPU, CUDA, Apple's GPU, numpy, Python), as tensors and plain values (so that `weights_only=True` loads it)."""
     kind, keys, position, has_gauss, cached = np.random.get_state()
     return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
             "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached], "python": random.getstate()}
 
 
@@ -636,9 +642,22 @@ def _set_rng(state):
     torch.set_rng_state(state["torch"].cpu())
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    if torch.backends.mps.is_available() and state.get("mps") is not None:
+        torch.mps.set_rng_state(state["mps"].cpu())
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     random.setstate(state["python"])
+
+
+@contextlib.contextmanager
+def own_random_numbers(seed=0):
+    """Context whose random numbers come from `seed`; afterwards every generator goes on as if nothing had been drawn."""
+    state = _get_rng()
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        _set_rng(state)
 
 
 @torch.no_grad()
@@ -717,8 +736,7 @@ def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, seed=
             return (output - (y - center) / spread).square().mean()
         return sum(F.cross_entropy(part, y[:, k]) for k, part in enumerate(output.split(sizes, 1)))
 
-    with torch.random.fork_rng(devices=[]):               # the probe's weights must not disturb the caller's generator
-        torch.manual_seed(seed)
+    with own_random_numbers(seed):
         layers = [nn.Linear(train.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, sum(sizes))] if hidden else \
             [nn.Linear(train.shape[1], sum(sizes))]
         net = nn.Sequential(*layers).to(train.device)
@@ -948,8 +966,7 @@ def load_judge(name, root=None, device="cpu", quick=False):
         train = load_dataset(name, root)[0]
         return Judge(train.x.shape[1], int(train.y.max()) + 1).to(device).eval()
     if path is None:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with own_random_numbers():
             judge = train_judge(load_dataset(name, root)[0].to(device))
         save_judge(judge, root / f"judge-{name}.pt")
         return judge

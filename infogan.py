@@ -344,8 +344,7 @@ def settle(nets, images, options, batch_size=500):
 
     So Q's statistics are not those of generated images, which it then reads a little worse."""
     parts = [common.to_float(part) for part in images[:20_000].split(batch_size)]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with common.own_random_numbers():
         common.settle_batch_norm(nets.gen, ((generator_input(options, *draw_prior(options, len(part), images.device, round(options.far * len(part)))),)
                                             for part in parts))
     common.settle_batch_norm(nets.trunk, ((part,) for part in parts))
@@ -467,8 +466,7 @@ def probe_scores(nets, data, test, dry=False):
     """Test errors in percent of linear classifiers with 100, 1,000 and all training labels (as many of each class, the same ones always).
 
     probe_error_LAYER_LABELS; LAYER is trunk (1,024 numbers), q_hidden (128), q_out (Q's outputs), untrained (a trunk with initial weights), pixels."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with common.own_random_numbers():
         untrained = initialise(Trunk(slope=nets.trunk.net[1].negative_slope)).to(data.x.device)
     common.settle_batch_norm(untrained, ((common.to_float(part),) for part in data.x[:20_000].split(500)))
     blank = SimpleNamespace(trunk=untrained, head=nets.head)
@@ -612,7 +610,7 @@ def load(run_dir, device="cpu"):
     state = common.read_checkpoint(run_dir, "infogan", device)["states"]
     if not (Path(run_dir) / "metrics.json").exists():
         raise common.UserError(f"the run in '{run_dir}' is not finished (no metrics.json): batch norm is settled at the end; go on with it by --resume")
-    with torch.random.fork_rng(devices=[]):               # initial weights that are overwritten must not disturb the caller's generator
+    with common.own_random_numbers():                     # initial weights, which are overwritten
         nets = build(options)
     for name, net in vars(nets).items():
         net.load_state_dict(state[name])

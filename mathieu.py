@@ -4,15 +4,17 @@
     python mathieu.py --dataset sprites --epochs 50       # Table 1: seven attributes read from s and z, identities never seen
 
 An encoder splits an image x into a code s of its class (the specified factor) and a code z of everything else; a decoder puts any z and
-any s together again. Labels only pair images and condition the discriminator; the encoder and the decoder never see one.
+any s together again. Labels pair images and condition the discriminators; no label is an input of the encoder or the decoder. (Difference 3
+also uses them to push the class out of z, which is what Table 1's z column measures: see what the paper's terms alone give.)
 
 Where the paper's things are
     Eq. 5, Figure 1, Algorithm 1      reconstruction_loss, kl_loss, adversarial_loss, discriminator_loss; wired in train
     Supplement: networks              Encoder, Decoder, Discriminator
     Figure 2(a), 2(b), 3              figure_swap, figure_interpolation
-    Figure 4, Figure 5                figure_retrieval, figure_generation
-    Figure 10                         --pretrained-s
+    Figure 4, Figure 5                figure_retrieval, figure_generation (the paper: sprites and others, not MNIST)
+    Figure 10(a); 10(b)               --pretrained-s; the plain run
     Table 1                           probe_scores (on sprites); on MNIST the paper has no numbers
+    The paper's terms alone           --code-weight 0 --code-prior-weight 0 --dead-zone 0
     not in the paper                  swap_scores: does the decoder use s? (a probe on s cannot tell)
 
 Differences from the paper
@@ -24,20 +26,23 @@ Differences from the paper
     the image discriminator meets: one tells (mean of z1, id1) from (mean of z1, id2), the swap; one tells (z1, id1) from (z, id2),
     z ~ N(0, I), the prior sample. The image discriminator alone teaches the decoder to ignore the class in z, not the encoder
     to leave it out. They take two steps to one of the others. `--code-weight 0 --code-prior-weight 0` switches them off.
- 4. Enc, Dec and Disc are updated from the same forward pass, at the weights before the step; Algorithm 1 draws fresh pairs for the
-    adversary. The adversarial term of the generator is the non-saturating -log D, as in the released code.
+ 4. Enc, Dec and Disc are updated from the same forward pass, at the weights before the step (the code's discriminators step first);
+    Algorithm 1 draws fresh pairs for the adversary. The adversarial term of the generator is the non-saturating -log D, as in the released code.
  5. The KL weight grows during training from `--kl-start` to `--kl-weight`, and with it the weights of difference 3, from 0.
  6. A step's images come as pairs of one class; each is x1 once with the other as its x1', and x2 is another image of the step,
     of any class (Figure 1's caption; section 4.3 says a different one), one swap a pair. z1 is sampled once a step for all its uses.
  7. The means of z pass a soft threshold: a dimension that the KL has switched off otherwise keeps a tiny mean, which the decoder ignores and
     from which a probe reads the class. `--dead-zone 0` switches it off.
  8. Batch norm and ReLU follow the sum of the z and s branches, as they precede the heads of the encoder (the released net has neither).
- 9. The sprites are drawn here (common.sprites): same seven attributes and same split sizes as the paper's, other pictures. Their tables
-    in the discriminator add up; the released code gives each attribute a seventh of the channels.
+ 9. The sprites are drawn here (common.sprites): the same seven attributes, 672 characters as in the paper, split 500/72/100 as in Reed et
+    al. 2015, other pictures. Their tables in the discriminator add up; the released code gives each attribute a seventh of the channels.
+10. `--pretrained-s`: how the paper trains its classifier is not said. Ours has five epochs at 1e-3, each s scaled to deviation 1 (class_code),
+    and all adversaries stay on.
 
-The released code (MichaelMathieu/factors-variation) otherwise: its default net is a larger one, and its small one, which is here, does not
-run as released; images are padded with mid-grey (here black); its KL gradient treats the log variance as log sigma, so it pulls about
-twice as hard where sigma is small (here the KL is exact); z = 512, s = 64 also on MNIST; pixels in [-1, 1] with tanh.
+The released code (MichaelMathieu/factors-variation): its default net is a larger one; its small one, here as `--net released`, cannot run as
+released, by reading its source. `--recipe released` does not take over: mid-grey padding (here black); a KL gradient that treats the log
+variance as log sigma and so pulls about twice as hard where sigma is small (here the KL is exact); pixels in [-1, 1] with tanh; fresh noise
+for every decoding; classes drawn uniformly; two swaps in three images (here one in a pair).
 """
 from types import SimpleNamespace
 
@@ -53,7 +58,7 @@ import common
 
 class Conv5(nn.Conv2d):
     """nn.Conv2d(inputs, outputs, 5, stride=2, padding=2), exactly; for images of few channels it is computed as a 3x3 convolution over
-    2x2 blocks of pixels, whose gradient a CPU computes three times as fast."""
+    2x2 blocks of pixels, which a CPU computes faster where the image needs a gradient."""
 
     def __init__(self, inputs, outputs):
         super().__init__(inputs, outputs, 5, stride=2, padding=2)
@@ -82,7 +87,8 @@ class ConvTranspose5(nn.ConvTranspose2d):
 
 
 class Encoder(nn.Module):
-    """Enc(x) = (s, mu, logvar): images [B, C, H, W] in [0, 1] -> s [B, s_dim], mean and log variance of q(z|x), [B, z_dim] each.
+    """Enc(x) = (s, mu, logvar): images [B, C, H, W] in [0, 1] -> s [B, s_dim], mean and log variance of q(z|x), [B, z_dim] each
+    (the paper's q(z|x,s): s is itself a function of x).
 
     net "paper": three 5x5 stride-2 convolutions (supplement); "released": the released code's small net, on images padded to 32.
     dead_zone: means nearer to 0 are 0, others move towards 0 by as much (soft threshold), so that a dimension which the KL has
@@ -279,6 +285,8 @@ def train(run, nets, data, ids):
     opt_d = torch.optim.Adam(disc_parameters, opt.lr_disc, **adam)
     code_parameters = [*mean_disc.parameters(), *prior_disc.parameters()]
     opt_c = torch.optim.Adam(code_parameters, opt.lr_code, **adam)
+    half = opt.batch_size // 2
+    total = opt.epochs * -(-len(common.pair_same_class(data.y)) // half)     # it draws from the generator: before anything is saved
     run.track(enc=enc, dec=dec, disc=disc, mean_disc=mean_disc, prior_disc=prior_disc, opt_g=opt_g, opt_d=opt_d, opt_c=opt_c)
     if nets.class_enc is not None:
         run.track(class_enc=nets.class_enc)
@@ -286,19 +294,19 @@ def train(run, nets, data, ids):
             pretrain_s(run, nets, data, ids, epochs=1 if opt.dry_run else 5)
             run.save()
         nets.class_enc.eval().requires_grad_(False)
-    half = opt.batch_size // 2
-    total = opt.epochs * -(-len(common.pair_same_class(data.y)) // half)
 
     for epoch in run.epochs():
         for pair in run.batches(common.pair_same_class(data.y), half):
             share = schedule(run.step, total) if opt.schedule == "linear" else 1
-            for optimiser, rate in ((opt_g, opt.lr * share), (opt_d, opt.lr_disc * share), (opt_c, opt.lr_code * max(share, 0.3))):
+            for optimiser, rate in ((opt_g, opt.lr * share), (opt_d, opt.lr_disc * share), (opt_c, opt.lr_code * max(share, 0.3))):    # opt_c must keep up with z to the end
                 optimiser.param_groups[0]["lr"] = rate
             grown = min(1, (run.step + 1) / total / opt.grow_until)
             kl_weight = opt.kl_start + (opt.kl_weight - opt.kl_start) * grown
 
-            index = pair.t().reshape(-1)                                     # [B]: first of each pair, then second of each
-            n, k = len(pair), int(torch.randint(1, len(pair), ()))           # x2 is the image k places before: never the partner
+            # [B] = [2n], first of each pair, then second of each: images i and i + n share a class. roll(n) gives x1', the partner;
+            # roll(k), 0 < k < n, gives x2, another image of the step, never itself or the partner.
+            index = pair.t().reshape(-1)
+            n, k = len(pair), int(torch.randint(1, len(pair), ()))
             x1 = common.to_float(data.x[index])
             id1 = ids[index]
             id2, x2 = id1.roll(k, 0), x1.roll(k, 0)
@@ -309,14 +317,17 @@ def train(run, nets, data, ids):
                     s1 = class_code(nets.class_enc, x1)
                 z1 = reparametrise(mu, logvar)
                 s2 = s1.roll(k, 0)
-                codes = [(z1, s1), (z1, s1.roll(n, 0))]                      # x1 from its own s and from its partner's, s1'
+                codes, weights = [(z1, s1), (z1, s1.roll(n, 0))], []         # x1 from its own s and from its partner's, s1'
                 if opt.swap_weight:
                     codes.append((z1[:n], s2[:n]))                           # swap: one a pair
+                    weights.append(opt.swap_weight)
                 if opt.prior_weight:
                     codes.append((torch.randn_like(z1[:n]), s2[:n]))         # z from the prior
-                decoded = torch.sigmoid(dec(*(torch.cat(c) for c in zip(*codes)))).split([len(c[0]) for c in codes])
+                    weights.append(opt.prior_weight)
+                z, s = (torch.cat(parts) for parts in zip(*codes))           # one pass for all
+                decoded = torch.sigmoid(dec(z, s)).split([len(z) for z, _ in codes])
 
-                # M = mean_disc and P = prior_disc, first: maximise
+                # The code's discriminators, M = mean_disc and P = prior_disc, step first, so that Enc meets them updated. They maximise
                 #     log M(mu1, id1) + log(1 - M(mu1, id2)) + log P(z1, id1) + log(1 - P(z, id2)),  z ~ N(0, I)
                 loss_c = hide = match = zero
                 for _ in range(opt.code_steps if opt.code_weight or opt.code_prior_weight else 0):
@@ -331,17 +342,18 @@ def train(run, nets, data, ids):
                 loss_g = opt.own_weight * own + opt.same_weight * same + kl_weight * kl
                 fakes = [disc(image, id2[:n]) for image in decoded[2:]]
                 fool = [adversarial_loss(logits, opt.real_target) for logits in fakes]
-                for weight, loss in zip([w for w in (opt.swap_weight, opt.prior_weight) if w], fool):
+                for weight, loss in zip(weights, fool):
                     loss_g = loss_g + weight * loss
                 if opt.code_weight:
                     m = mean_disc(mu)
                     hide = adversarial_loss(of(m, id2)) + adversarial_loss(-of(m, id1))          # log(1 - D) = log sigmoid(-logit)
                     loss_g = loss_g + grown * opt.code_weight * hide
                 if opt.code_prior_weight:
-                    match = adversarial_loss(-of(prior_disc(z1), id1))
+                    match = adversarial_loss(-of(prior_disc(z1), id1))                           # log(1 - P)
                     loss_g = loss_g + grown * opt.code_prior_weight * match
 
-                # Disc: maximise  log Disc(x2, id2) + log(1 - Disc(Dec(z1,s2), id2)), and the same for Dec(z,s2)
+                # Disc: maximise  log Disc(x2, id2) + log(1 - Disc(fake, id2)), the mean over both fakes, Dec(z1,s2) and Dec(z,s2).
+                # No detach: `update` takes the gradient of Disc's own parameters alone.
                 loss_d = zero
                 if fakes:
                     real = disc(x2[:n], id2[:n])
@@ -409,26 +421,20 @@ def true_swap_scores(nets, test, seed=0):
 
 
 def reconstruction_scores(nets, test, seed=0):
-    """reconstruction_mse: Dec(z, s) against x with z the posterior mean, over pixels in [0, 1]; ..._sample: with z ~ q(z|x); ..._swap: with the
-    mean and the s of another image of the class; kl_nats: KL(q(z|x) || N(0, I)). All on the test set."""
+    """reconstruction_mse: Dec(z, s) against x with z the posterior mean, over pixels in [0, 1]; ..._sample: with z ~ q(z|x);
+    kl_nats: KL(q(z|x) || N(0, I)). All on the test set."""
     rng = torch.Generator().manual_seed(seed)
     s, mu, sigma = encode(nets, test.x)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        pairs = common.pair_same_class(test.y).to(test.y.device)
-    mate = torch.empty_like(test.y)
-    mate[pairs.flatten()] = pairs.flip(1).flatten()                          # another image of the class
-    codes = {"": (mu, s), "_sample": (mu + sigma * torch.randn(mu.shape, generator=rng).to(mu), s), "_swap": (mu, s[mate])}
-    x = common.to_float(test.x)
-    scores = {f"reconstruction_mse{name}": (decode(nets, *c) - x).square().mean().item() for name, c in codes.items()}
-    return {**scores, "kl_nats": kl_loss(mu, 2 * sigma.log()).item()}
+    sample = mu + sigma * torch.randn(mu.shape, generator=rng).to(mu)
+    error = lambda z: (decode(nets, z, s) - common.to_float(test.x)).square().mean().item()  # noqa: E731
+    return {"reconstruction_mse": error(mu), "reconstruction_mse_sample": error(sample), "kl_nats": kl_loss(mu, 2 * sigma.log()).item()}
 
 
 def probe_scores(nets, train, test, epochs=20):
     """Table 1: test error in percent of a two-layer probe on s, on the mean of q(z|x) and on samples of it; the mean over the attributes.
 
-    chance_error: always the commonest training label; guess_error: guessing, 1 - 1/labels, which is what the paper's "random chance" is (80.0 of
-    5 labels, 96.4 of 28). On sprites the probe reads the seven attributes of characters it never saw (also one score an attribute) and, as R², the pose."""
+    chance_error: always the commonest training label; guess_error: guessing, 1 - 1/labels. (The paper's "random chance" of 80.0 and 96.4 on NORB and
+    YaleB would be either; how the 60.7 of its sprites is computed it does not say.) On sprites the probe reads the seven attributes of characters it never saw (also one score an attribute) and, as R², the pose."""
     (s, mu, sigma), (s_, mu_, sigma_) = encode(nets, train.x), encode(nets, test.x)
     y, y_ = (train.y, test.y) if train.attributes is None else (train.attributes, test.attributes)
     errors = {"s": common.probe(s, y, s_, y_, epochs=epochs), "z_mean": common.probe(mu, y, mu_, y_, epochs=epochs),
@@ -489,7 +495,7 @@ def figure_generation(nets, test, path, count=10, seed=0):
     z = torch.randn(count, mu.shape[1], generator=torch.Generator().manual_seed(seed)).to(mu)
     images = decode(nets, z.repeat(len(i), 1), s.repeat_interleave(count, 0)).unflatten(0, (len(i), count))
     rows = torch.cat([common.to_float(test.x[i])[:, None], images], 1)
-    common.figure_grid(path, rows.flatten(0, 1), count + 1, "Generation (Fig. 5)", "z drawn from the prior, one a column", "s from this image",
+    common.figure_grid(path, rows.flatten(0, 1), count + 1, "Generation (as Fig. 5)", "z drawn from the prior, one a column", "s from this image",
                        after_column=0)
 
 
@@ -502,7 +508,7 @@ def figure_retrieval(nets, test, path, queries=5, k=8):
         hits = common.nearest(code[i], code, k + 1)
         for query, near in zip(i, hits):
             rows.append(torch.cat([query[None], near[near != query][:k]]))
-    common.figure_grid(path, common.to_float(test.x[torch.cat(rows)]), k + 1, "Retrieval (Fig. 4): query, then its nearest", "nearest first",
+    common.figure_grid(path, common.to_float(test.x[torch.cat(rows)]), k + 1, "Retrieval (as Fig. 4): query, then its nearest", "nearest first",
                        "by z      |      by s", after_row=queries - 1, after_column=0)
 
 
@@ -527,7 +533,7 @@ def evaluate(run, nets, data, test, judge):
               **retrieval_scores(nets, test)}
     chance = f"guessing {scores['guess_error']:.1f}, commonest label {scores['chance_error']:.1f}"
     sprites = opt.dataset == "sprites"
-    table1 = {"s": "5.2", "z": "59.8 (chance 60.7)"} if sprites else {"s": "-", "z": "-"}
+    table1 = {"s": "5.2 (its sprites)", "z": "59.8 (chance 60.7; mean or sample not said)"} if sprites else {"s": "-", "z": "-"}
     rows = [("error of the probe on s, %", "s_error", table1["s"], chance),
             ("error of the probe on z, mean, %", "z_mean_error", table1["z"], chance),
             ("error of the probe on z, sample, %", "z_sample_error", table1["z"], chance)]
@@ -541,15 +547,11 @@ def evaluate(run, nets, data, test, judge):
         rows += [("swap shows the class of the s donor, %", "swap_accuracy", "-", f"real images: {real:.1f}"),
                  ("swap shows the class of the z donor, %", "swap_z_leak", "-", "0 at best"),
                  ("z from the prior: class of the s donor, %", "prior_accuracy", "-", f"real images: {real:.1f}")]
-    rows += [("reconstruction MSE, mean of z", "reconstruction_mse", "-", f"all-mean image {variance(data, test):.3f}"),
+    mean_image = (common.to_float(test.x) - common.to_float(data.x).mean(0)).square().mean()
+    rows += [("reconstruction MSE, mean of z", "reconstruction_mse", "-", f"the mean training image: {mean_image:.3f}"),
              ("reconstruction MSE, sample of z", "reconstruction_mse_sample", "-", ""), ("KL, nats", "kl_nats", "-", ""),
              ("nearest 8 by s of the same class, %", "retrieval_s", "-", f"by z {scores['retrieval_z']:.1f}")]
     return scores, rows
-
-
-def variance(train, test):
-    """Mean squared error of answering the mean training image."""
-    return (common.to_float(test.x) - common.to_float(train.x).mean(0)).square().mean().item()
 
 
 def load(run_dir, device="cpu"):
@@ -572,13 +574,13 @@ def load(run_dir, device="cpu"):
 
 GREY = ("mnist", "fashion", "kmnist")                                        # 28 x 28 x 1; the others are 32 x 32 x 3
 
-# Defaults where grey digits and colour sprites need different ones: (grey, colour). The dimensions are the paper's (supplement).
+# Defaults where grey digits and colour sprites need different ones: (grey, colour). The dimensions are the paper's for MNIST and sprites (supplement).
 BY_DATASET = dict(z_dim=(16, 512), s_dim=(16, 64), kl_start=(0.3, 0.05), kl_weight=(2.4, 1.0), swap_weight=(6.5, 4.0), prior_weight=(6.5, 4.0),
                   code_weight=(15.0, 5.0), code_prior_weight=(8.0, 3.0), dead_zone=(0.25, 0.5))
 
 # The released code's settings in our units. Its squared errors are means over C*H*W values in [-1, 1]: ours times 4 / (C*H*W). With the whole
 # objective multiplied by C*H*W / 4 the reconstruction weights stay 0.5 and 1, the KL's 0.1 * 6 / (C*H*W) becomes 0.15 nats, and the
-# adversary's 0.01 becomes 0.01 * C*H*W / 4 (set in main: 1.96 for MNIST). Its 16 triplets are 48 images, here 24 pairs.
+# adversary's 0.01 becomes 0.01 * C*H*W / 4 (set in `resolve`: 1.96 on grey images, 7.68 on colour). Its 16 triplets are 48 images, here 24 pairs.
 RELEASED = dict(net="released", own_weight=0.5, same_weight=1.0, kl_start=0.15, kl_weight=0.15, swap_weight=None, prior_weight=0.0,
                 code_weight=0.0, code_prior_weight=0.0, real_target=0.95, dead_zone=0.0, lr=0.01, lr_disc=0.01, beta1=0.5, batch_size=48,
                 schedule="constant", z_dim=512, s_dim=64)
@@ -592,8 +594,8 @@ def make_parser():
         help="released: the released code's small net, weights, rates, sizes and batch; flags given beside it still count")
     add("--net", choices=("paper", "released"), default="paper",
         help="paper: three 5x5 stride-2 convolutions; released: the code's small net")
-    add("--z-dim", type=common.count, default=None, help=f"size of z; None is {both('z_dim')} (paper, supplement)")
-    add("--s-dim", type=common.count, default=None, help=f"size of s; None is {both('s_dim')} (paper, supplement)")
+    add("--z-dim", type=common.count, default=None, help=f"size of z; None is {both('z_dim')} (the paper's for MNIST and sprites)")
+    add("--s-dim", type=common.count, default=None, help=f"size of s; None is {both('s_dim')} (the paper's for MNIST and sprites)")
     add("--own-weight", type=common.weight, default=0.2, help="of the reconstruction from (z1, s1) (eq. 5; default ours, released 0.5)")
     add("--same-weight", type=common.weight, default=1.3,
         help="of the reconstruction from (z1, s1'), same class (Algorithm 1; default ours, released 1)")
@@ -604,7 +606,7 @@ def make_parser():
     add("--grow-until", type=common.share, default=0.6,
         help="share of the run after which the weights of the KL and of the code's adversaries are whole (ours)")
     add("--swap-weight", type=common.weight, default=None,
-        help="lambda of eq. 5 for the swap (z1, s2, id2) (default ours, the paper gives none; released 1.96 in these units); "
+        help="lambda of eq. 5 for the swap (z1, s2, id2) (default ours, the paper gives none; released 1.96 in these units, 7.68 on colour images); "
              f"None is {both('swap_weight')}")
     add("--prior-weight", type=common.weight, default=None,
         help=f"lambda for z ~ N(0, I) with s2, id2 (Figure 1; default ours, released 0); None is {both('prior_weight')}")
@@ -615,15 +617,16 @@ def make_parser():
     add("--code-steps", type=common.count, default=2, help="updates of the code's discriminators in a step (ours)")
     add("--dead-zone", type=common.weight, default=None,
         help=f"soft threshold of the means of z (ours, difference 7; paper 0); None is {both('dead_zone')}")
-    add("--real-target", type=common.fraction, default=1.0, help="the adversary's label for real (released 0.95)")
+    add("--real-target", type=common.fraction, default=1.0, help="label of 'real' for both players of the image game (released 0.95)")
     add("--lr", type=common.positive, default=2e-3, help="Adam's rate for encoder and decoder (default ours, released 0.01)")
     add("--lr-disc", type=common.positive, default=1e-3, help="Adam's rate for the discriminator (default ours, released 0.01)")
     add("--lr-code", type=common.positive, default=2e-3, help="Adam's rate for the code's discriminators; sinks to 30 %% only (ours)")
     add("--beta1", type=common.below_one, default=0.5, help="of all Adams (released 0.5)")
     add("--schedule", choices=("linear", "constant"), default="linear",
         help="linear: warm-up, constant for half the run, then down to 2 %% (ours)")
-    add("--no-adversary", action="store_true", help="ablation: all four adversarial weights 0 (with a weak KL the decoder then ignores s)")
-    add("--pretrained-s", action="store_true", help="ablation: s from a classifier, trained first and frozen (Figure 10a)")
+    add("--no-adversary", action="store_true", help="ablation: all four adversarial weights 0, ours too; with a weak KL the decoder then ignores s (section 4.1; the paper's "
+             "words on this ablation say the unspecified part, apparently a slip)")
+    add("--pretrained-s", action="store_true", help="ablation: s from a classifier, trained first and frozen (Figure 10(a), difference 10)")
     return cli
 
 

@@ -3,6 +3,7 @@ import copy
 import json
 import math
 import random
+import shutil
 import sys
 import types
 
@@ -269,7 +270,7 @@ def test_a_step_is_algorithm_1(monkeypatch, arguments):
 
 
 @pytest.mark.parametrize("channels, size", [(1, 28), (3, 32)])
-def test_an_update_is_plain_adam_whatever_the_memory_layout(channels, size):
+def test_an_update_is_the_same_whatever_the_memory_layout(channels, size):
     """Fused Adam reads raw memory: a gradient in another layout than its channels_last weight would be applied to the wrong places."""
     opt = options()
     torch.manual_seed(0)
@@ -361,6 +362,31 @@ def test_pretrained_s_gets_no_gradient(monkeypatch):
     assert torch.allclose(mathieu.encode(nets, data.x)[0], mathieu.class_code(nets.class_enc, common.to_float(data.x)), atol=1e-4)
 
 
+def test_pretrained_s_resumes_from_its_first_checkpoint(monkeypatch):
+    """A kill between the pre-training and the end of the first epoch leaves that checkpoint; to go on from it gives the same run."""
+    data = common.load_dataset("mnist")[0].take(torch.arange(200))
+    ids = F.one_hot(data.y, 10).float()
+
+    def train(folder, *more):
+        opt = options("--batch-size", 16, "--out", folder, "--pretrained-s", "--dry-run", *more)
+        run = common.Run("mathieu", opt)                  # seeds the weights
+        nets = mathieu.build(opt, 1, 28, 10)
+        mathieu.train(run, nets, data, ids)
+        return nets
+    save = common.Run.save
+
+    def copy_the_first(run):
+        save(run)
+        if run.epoch == 0:
+            shutil.copytree("whole", "killed")
+    monkeypatch.setattr(common.Run, "save", copy_the_first)
+    whole = train("whole")
+    monkeypatch.setattr(common.Run, "save", save)
+    again = train("killed", "--resume")
+    for name in ("enc", "dec", "disc", "mean_disc", "prior_disc", "class_enc"):
+        assert same(getattr(whole, name).state_dict(), getattr(again, name).state_dict()), name
+
+
 def test_pretraining_teaches_s_the_class():
     opt = options("--batch-size", 50, "--out", "run", "--pretrained-s")
     data, test = (part.take(torch.arange(n)) for part, n in zip(common.load_dataset("mnist"), (3000, 1000)))
@@ -407,8 +433,7 @@ def test_swap_scores_catch_a_decoder_that_ignores_s():
     assert ignores["swap_accuracy"] < 1 and ignores["swap_z_leak"] > 98 and ignores["prior_accuracy"] < 25
     uses = mathieu.swap_scores(stub("s"), test, judge)
     assert uses["swap_accuracy"] > 98 and uses["swap_z_leak"] < 1 and uses["prior_accuracy"] > 98
-    perfect = mathieu.reconstruction_scores(stub("s"), test)
-    assert perfect["reconstruction_mse"] < 1e-6 < 0.02 < perfect["reconstruction_mse_swap"]
+    assert mathieu.reconstruction_scores(stub("s"), test)["reconstruction_mse"] < 1e-6
 
 
 def test_a_probe_on_s_does_not_see_what_the_swap_score_sees():
@@ -420,7 +445,7 @@ def test_a_probe_on_s_does_not_see_what_the_swap_score_sees():
 
 
 class Knows(nn.Module):
-    """An encoder whose answers are known: s tells the class, mu tells the mean brightness of rows, sigma is 1/2."""
+    """An encoder whose answers are known: s tells the class, mu is noise that tells nothing, sigma is 1/2."""
     def __init__(self):
         super().__init__()
         self.unused = nn.Parameter(torch.zeros(()))
@@ -449,7 +474,6 @@ def test_scores_read_the_right_code():
     closed = 0.5 * (mu.square() + 0.25 - 1 - math.log(0.25)).sum(1).mean().item()
     assert math.isclose(values["kl_nats"], closed, rel_tol=1e-4)
     assert values["reconstruction_mse_sample"] > values["reconstruction_mse"] + 1e-3                 # the sample is noisier
-    assert math.isclose(values["reconstruction_mse_swap"], values["reconstruction_mse"], rel_tol=1e-6)   # this decoder ignores s
 
 
 def test_samples_are_probed_with_their_own_noise():
@@ -700,4 +724,4 @@ def test_help_tells_every_flag_with_its_default(command):
         assert action.help and action.option_strings[-1] in text
         if action.dest not in ("help",) and action.nargs != 0:
             assert f"(default: {action.default})" in " ".join(text.split()), action.dest
-    assert "released 1.96 in these units" in " ".join(text.split())
+    assert "released 1.96 in these units, 7.68 on colour" in " ".join(text.split())
