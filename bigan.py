@@ -6,12 +6,12 @@
 
 A generator G makes an image of a code z ~ p(z), an encoder E finds a code for a real image x, and one discriminator D sees pairs, (x, E(x)) or
 (G(z), z). Neither E nor G ever sees the other's output; but when the best possible D cannot tell the pairs apart, E and G are inverses of each other
-(a stochastic E: q(z|x) = p(z|x)). The price is that nothing compares x with G(E(x)): reconstructions are often another digit's. Table 1 is also
-easily misread: nearest neighbours on raw pixels, and on an encoder that was never trained, lie close to all of its columns. Both rows are here, and so
-are scores that tell more.
+(a stochastic E: q(z|x) = p(z|x)). The price is that nothing compares x with G(E(x)): reconstructions are often another digit's, and E(G(z)) is only
+loosely z. Table 1 is also easily misread: nearest neighbours on raw pixels, and on an encoder that was never trained, lie close to all of its columns.
+Both rows are here, and so are scores that tell more. Some ask a judge (common.Judge), a classifier trained once on the labels.
 
 Where to find what
-    BiGAN eq. 3, ALI eq. 1            discriminator_loss, joint_step
+    BiGAN's objective, ALI eq. 1      discriminator_loss, joint_step
     BiGAN section 3.4, ALI eq. 4      inverse_loss, step_together: both players at the same moment
     BiGAN section 4, Table 1          --model bigan, gan (its D), lr, jlr, ae-l2, ae-l1; --table 1; table_scores
     BiGAN Figure 2, ALI's figures     figure_reconstructions, figure_samples, figure_interpolation
@@ -24,16 +24,17 @@ Differences from the papers
  1. 30 epochs, rates of 5e-4 (not all: see 2) that fall linearly in the second half; BiGAN's code has 400 epochs and 2e-4, with an exponential fall. --recipe paper takes
     that code's setting: its epochs, rate and schedule, no penalty, no average; its weight decay counts half (see below).
  2. In the joint models a penalty on the slope of D, of either kind of pair, every fourth step (gradient_penalty). Without it reconstructions collapse at rates
-    of 6e-4, and at 2e-4 half the digits are lost: E's codes crowd into the corners of [-1, 1]^50, where the prior has almost no mass. gan, lr and jlr have no
-    penalty and rates of 2e-4: with it G collapses onto one image, since a D that is flat and normalises each batch by itself does not see what all
-    of a batch has in common.
+    of 6e-4, and after 10 epochs at 2e-4 half the digits are lost: E's codes crowd into the corners of [-1, 1]^50, where the prior has almost no mass. (The
+    authors' 400 epochs without it keep as many as our 30. One run each; averaging, 3, helps as much.) gan, lr and jlr have no penalty and rates of 2e-4: a
+    plain GAN with it, at 5e-4, collapsed onto one image (one run), perhaps because a D that is flat and normalises each batch by itself does not see
+    what all of a batch has in common. The grid's GAN has it.
  3. The scores are of running averages of the weights; --average 0 takes the last weights.
  4. ali and alice have BiGAN's networks and 50 dimensions on MNIST, which the ALI paper leaves out. D's batch norm does not see the scale of z, so E's
     is held: batch norm on the mean, and a deviation of at most 1, the prior's; unbounded it grew until training broke. Reconstructions and
     interpolations are of the mean of q(z|x), the paper's of a sample. Of ALICE only the explicit cycle loss is here: squared errors summed over
     pixels and dimensions, one weight for both.
- 5. 1-NN has all 60,000 training images as its reference; BiGAN's code takes 50,000. Which layer Table 1 compares is not said there; the code's log
-    agrees with the last hidden layer, with batch norm as in evaluation. 1-NN on the code is on E's bounded output, in that log on its logits.
+ 5. 1-NN has all 60,000 training images as its reference; BiGAN's code takes 50,000. The paper does not say which layer Table 1 compares; the code's
+    log agrees with the last hidden layer, with batch norm as in evaluation. 1-NN on the code is on E's bounded output, in that log on its logits.
  6. The latent regressor (lr) learns from G(z) alone, while G learns; it never sees a real x and sends nothing to G, as in BiGAN's code. In jlr G and E share
     the weighted loss, as there.
  7. Grid: other sizes, batches and rates than ALI's code (--recipe paper has them), differences 2 and 3 also here, in the random settings too; the three models
@@ -41,14 +42,15 @@ Differences from the papers
     --random-setting), and shows the best of ten; the figure here is of one fixed setting.
  8. Batch norm's epsilon is 1e-5; BiGAN's code has 1e-8.
 
-Where the released code does otherwise, and what went wrong elsewhere
- - BiGAN's code: no biases, batch norm without gain and bias, z added (not concatenated) at D's second hidden layer, and at G's; the real and the
-   generated batch go through D apart, each with batch norm's statistics of its own. ALI's joins the two. At least the statistics and the
+What follows BiGAN's released code, where the paper is silent
+ - No biases, batch norm without gain and bias, z added (not concatenated) in G's second hidden layer, as the paper has it in D's; the real and the
+   generated batch go through D apart, each with batch norm's statistics of its own. ALI's code joins the two. At least the statistics and the
    place of z decide whether D wins: with joint statistics, or z behind the batch norm, it wins at once here.
- - BiGAN's code halves the losses of the joint game (chance: log 2 each); here they are summed (2 log 2), so that the same weight decay counts half as
-   much under Adam, which otherwise ignores the factor.
+
+Where released code does otherwise, and what went wrong elsewhere
+ - BiGAN's code halves the losses of the joint game (chance: log 2 each), and D's of a plain GAN; here they are summed (2 log 2), so that the same weight
+   decay counts half as much under Adam, which otherwise ignores the factor.
  - ALI's "beta2 = 10^-3" is 1 - beta2: its library stored 1 - beta then. beta1 = 0.8 of its mixture is 0.2 here.
- - To step D between its backward pass and that of E and G is an error in PyTorch ("modified by an inplace operation"); see step_together.
  - A discriminator's loss far below chance is no failure: in BiGAN's own log it falls to a tenth of chance while samples still get better.
 """
 import json
@@ -82,7 +84,7 @@ class Encoder(nn.Module):
         self.norm_mean = nn.BatchNorm1d(z_dim, affine=False) if gaussian else None
 
     def features(self, x):
-        """The last hidden layer [B, hidden], which Table 1 compares."""
+        """The last hidden layer [B, hidden], presumably what Table 1 compares (difference 5)."""
         h = F.leaky_relu(self.layer1(x.flatten(1)), 0.2)
         return F.leaky_relu(self.norm(self.layer2(h)), 0.2)
 
@@ -95,7 +97,7 @@ class Encoder(nn.Module):
 
 
 class Generator(nn.Module):
-    """G: codes [B, z_dim] -> logits of the pixels [B, outputs]. The second hidden layer sees z once more, by addition."""
+    """G: codes [B, z_dim] -> logits of the pixels [B, outputs]. The second hidden layer sees z once more, by addition (released code)."""
 
     def __init__(self, z_dim=50, outputs=784, hidden=1024):
         super().__init__()
@@ -148,7 +150,7 @@ class Discriminator(nn.Module):
 
 
 def discriminator_loss(logits_real, logits_generated):
-    """-log D(x, E(x)) - log(1 - D(G(z), z)) (BiGAN eq. 3, ALI eq. 1), means over the batch; 2 log 2 at chance. Logits [B] of either kind of pair."""
+    """-log D(x, E(x)) - log(1 - D(G(z), z)) (BiGAN section 3, ALI eq. 1), means over the batch; 2 log 2 at chance. Logits [B] of either kind of pair."""
     return F.softplus(-logits_real).mean() + F.softplus(logits_generated).mean()
 
 
@@ -174,7 +176,7 @@ def regression_loss(logits, z):
 def gradient_penalty(logits, inputs):
     """|d D / d inputs|^2, summed over all `inputs` (tensors [B, ...] of the B examples), mean over the batch; differentiable. Logits [B].
 
-    Zero-centred, Mescheder et al. 2018, arXiv 1801.04406, eq. 9 and 10 without their gamma / 2. Where D has batch norm the examples of a batch are not
+    Zero-centred, Mescheder et al. 2018, arXiv 1801.04406, R1 and R2 without their gamma / 2. Where D has batch norm the examples of a batch are not
     independent, and the slope is that of the batch's sum."""
     gradients = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
     return sum(g.flatten(1).square().sum(1) for g in gradients).mean()
@@ -251,8 +253,8 @@ def code_of(logits_or_mu, log_sigma, sample=True):
 def step_together(optimiser_d, optimiser_ge, loss_d, loss_ge):
     """One simultaneous step of both players: all gradients are taken before any weight moves, as in both papers' code.
 
-    Each loss reaches its own optimiser's parameters and nothing else. (To step D between the two backward passes is the in-place error
-    that users of other code met: the second pass would go through weights that have changed.)"""
+    Each loss reaches its own optimiser's parameters and nothing else, so no detach() is needed. (To step D between the two backward passes is the in-place
+    error that users of other code met: the second pass would go through weights that have changed.)"""
     loss_d.backward(inputs=[p for group in optimiser_d.param_groups for p in group["params"]], retain_graph=True)
     loss_ge.backward(inputs=[p for group in optimiser_ge.param_groups for p in group["params"]])
     for optimiser in (optimiser_d, optimiser_ge):
@@ -269,50 +271,45 @@ def penalty(disc, *kinds):
     return total
 
 
-def gamma_at(step, options):
-    """The penalty's weight in a step: every fourth step has one, four times as heavy; 0 in the others."""
-    return 4 * options.penalty if step % 4 == 0 else 0.
+def penalty_weight(step, options):
+    """Of the penalty in a step's loss: its gamma / 2, every fourth step and there four times as heavy; 0 in the others."""
+    return 4 * options.penalty / 2 if step % 4 == 0 else 0.
 
 
-def play(disc, optimiser_d, optimiser_ge, real, generated, their_loss, gamma=0., extra=0.):
-    """A step of the game. D: minimise discriminator_loss (and gamma / 2 times its penalty); the others: minimise their_loss(logits, logits) + extra.
-
-    real, generated: D's inputs, (x, z) or (x,), which go through D in two passes, each with batch norm's statistics of its own. Returns both losses."""
-    logits = disc(*real), disc(*generated)
-    loss_d, loss_ge = discriminator_loss(*logits), their_loss(*logits)
-    total_d = loss_d + gamma / 2 * penalty(disc, real, generated) if gamma else loss_d
-    step_together(optimiser_d, optimiser_ge, total_d, loss_ge + extra)
-    return loss_d, loss_ge
-
-
-def joint_step(nets, optimiser_d, optimiser_ge, x, gamma, options):
+def joint_step(nets, optimiser_d, optimiser_ge, x, weight, options):
     """BiGAN and ALI. D: minimise  -log D(x, E(x)) - log(1 - D(G(z), z));  E, G: the same with the labels swapped, at the same moment.
 
-    ALICE adds for E and G  lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2).  x: [B, D] in [0, 1]. Returns loss_d, loss_ge, cycle."""
+    ALICE adds for E and G  lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2).  x: [B, D] in [0, 1]; weight: of D's penalty. Returns loss_d, loss_ge, cycle."""
     z = draw_prior(options, len(x), x.device)
     z_x = code_of(*nets.enc(x))
     x_z = torch.sigmoid(nets.gen(z))
+    logits = nets.disc(x, z_x), nets.disc(x_z, z)         # two passes, each with batch norm's statistics of its own
+    loss_d, loss_ge = discriminator_loss(*logits), inverse_loss(*logits)
     cycle = x.new_zeros(())
     if options.cycle_weight:
         cycle = pixel_loss(torch.sigmoid(nets.gen(z_x)), x) + pixel_loss(code_of(*nets.enc(x_z), sample=False), z)
-    losses = play(nets.disc, optimiser_d, optimiser_ge, (x, z_x), (x_z, z), inverse_loss, gamma, options.cycle_weight * cycle)
-    return *losses, cycle
+    slope = weight * penalty(nets.disc, (x, z_x), (x_z, z)) if weight else 0.
+    step_together(optimiser_d, optimiser_ge, loss_d + slope, loss_ge + options.cycle_weight * cycle)
+    return loss_d, loss_ge, cycle
 
 
-def gan_step(nets, optimiser_d, optimiser_ge, x, gamma, options):
+def gan_step(nets, optimiser_d, optimiser_ge, x, weight, options):
     """The GAN and its latent regressors. D: minimise  -log D(x) - log(1 - D(G(z)));  G: minimise  -log D(G(z)).
 
     lr: E minimises  L(z, E(G(z)))  and G gets nothing of it; E never sees an x. jlr: G minimises --regressor-weight times it too (and E the same).
     Returns loss_d, loss_g, regression."""
     z = draw_prior(options, len(x), x.device)
     x_z = torch.sigmoid(nets.gen(z))
+    logits = nets.disc(x), nets.disc(x_z)
+    loss_d, loss_g = discriminator_loss(*logits), generator_loss(logits[1])
     regression, share = x.new_zeros(()), 1.
     if options.model == "lr":
         regression = regression_loss(nets.enc(x_z.detach())[0], z)
     elif options.model == "jlr":
         regression, share = regression_loss(nets.enc(x_z)[0], z), options.regressor_weight
-    losses = play(nets.disc, optimiser_d, optimiser_ge, (x,), (x_z,), lambda real, generated: generator_loss(generated), gamma, share * regression)
-    return *losses, regression
+    slope = weight * penalty(nets.disc, (x,), (x_z,)) if weight else 0.
+    step_together(optimiser_d, optimiser_ge, loss_d + slope, loss_g + share * regression)
+    return loss_d, loss_g, regression
 
 
 def descend(optimiser, loss):
@@ -345,8 +342,11 @@ def schedule(step, total, options):
 
 
 def averages_of(run, nets):
-    """Running averages of the weights by network's name (none with --average 0), tracked by the run."""
-    averages = {name: AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(run.options.average))
+    """Running averages of the weights by network's name (none with --average 0), tracked by the run. Their decay is smaller at first, so that a short run is
+    not scored by its first weights."""
+    def mean(averaged, current, _):
+        get_ema_multi_avg_fn(min(run.options.average, (1 + run.step) / (10 + run.step)))(averaged, current, None)
+    averages = {name: AveragedModel(net, multi_avg_fn=mean)
                 for name, net in vars(nets).items() if net is not None and run.options.average}
     run.track(**{f"average_{name}": average for name, average in averages.items()})
     return averages
@@ -371,12 +371,12 @@ def train(run, nets, data):
             x = common.to_float(data.x[i]).flatten(1)
             with run.autocast():
                 if opt.model in JOINT:
-                    loss_d, loss_ge, cycle = joint_step(nets, opt_d, opt_ge, x, gamma_at(run.step, opt), opt)
+                    loss_d, loss_ge, cycle = joint_step(nets, opt_d, opt_ge, x, penalty_weight(run.step, opt), opt)
                     run.log(discriminator=loss_d, inverse=loss_ge, cycle=cycle)
                 elif opt.model in PIXEL:
                     run.log(pixel=autoencoder_step(nets, opt_ge, x, opt))
                 else:
-                    loss_d, loss_g, regression = gan_step(nets, opt_d, opt_ge, x, gamma_at(run.step, opt), opt)
+                    loss_d, loss_g, regression = gan_step(nets, opt_d, opt_ge, x, penalty_weight(run.step, opt), opt)
                     run.log(discriminator=loss_d, generator=loss_g, regression=regression)
             for name, average in averages.items():
                 average.update_parameters(getattr(nets, name))
@@ -388,8 +388,8 @@ def train(run, nets, data):
 
 @torch.no_grad()
 def settle(nets, images, options, batch_size=500):
-    """Batch norm's statistics anew with the final weights, from what each network works on when it is scored, then eval mode: D's of the training mix real and
-    generated input, and a latent regressor's E has seen no real image.
+    """Recompute batch norm's statistics with the final weights, from the inputs on which each network is scored, then eval mode. Those of training will not do:
+    D's mix real and generated input, and a latent regressor's E has seen no real image.
 
     E's from 20,000 training images (uint8 [N, ...]), G's from the prior (an autoencoder's from codes), D's from pairs (x, E(x)) or from images alone."""
     parts = [common.to_float(part).flatten(1) for part in images[:20_000].split(batch_size)]
@@ -450,10 +450,10 @@ def image_quality(judge, images):
 def table_scores(nets, options, judge, data, test):
     """A row of Table 1, with what the table leaves out. All errors in percent, on the test images.
 
-    nn_error_features, nn_error_code: of the class of the nearest training image, Euclidean, in the last hidden layer (the table's) and in the code;
+    nn_error_features, nn_error_code: of the class of the nearest training image, Euclidean, in the last hidden layer (presumably the table's) and in the code;
     probe_error_code: of a linear classifier on the code; reconstruction_mse: per pixel in [0, 1]; reconstruction_l2: mean length of x - G(E(x)),
     and of x' - G(E(x)) for another image x' (_mismatched); reconstruction_digit: share of G(E(x)) in which the judge reads x's class; code_mse: E(G(z))
-    against z, a number; code_square: mean square of E(x)'s numbers (code_prior_square: of the prior's); sample_*: see image_quality, for 10,000 images
+    against z, a number (an answer of 0 would have code_prior_square, a code that has nothing to do with z that and code_square together); code_square: mean square of E(x)'s numbers (code_prior_square: of the prior's); sample_*: see image_quality, for 10,000 images
     of the prior, or the test images themselves for the model `pixels`."""
     shape = test.x.shape[1:]
     scores = {"nn_error_features": common.nn_error(features(nets, data.x), data.y, features(nets, test.x), test.y)}
@@ -481,14 +481,15 @@ PAPER_TABLE1 = {"bigan": 97.39, "gan": 97.30, "lr": 97.44, "jlr": 97.13, "ae-l2"
 def table_rows(scores, options, chance):
     """Rows of the printed table of one run: words, metric, the paper's value, what to compare with."""
     paper = PAPER_TABLE1.get(options.model) if options.dataset == "mnist" else None
-    pixels = "pixels 3.09" if options.dataset == "mnist" and not options.validation else ""
+    pixels = "pixels 3.09" if options.dataset == "mnist" and not (options.validation or options.dry_run) else ""
     rows = [("error of 1-NN, last hidden layer, %", "nn_error_features", f"{100 - paper:.2f}" if paper else "-", pixels),
             ("error of 1-NN, code, %", "nn_error_code", "-", ""),
             ("error of a linear probe, code, %", "probe_error_code", "-", f"commonest label {chance:.1f}"),
             ("reconstruction MSE", "reconstruction_mse", "-", ""),
-            ("|x - G(E(x))|, mean", "reconstruction_l2", "-", f"another x: {scores.get('reconstruction_l2_mismatched', 0):.2f}"),
+            ("length of x - G(E(x)), mean", "reconstruction_l2", "-", f"another x: {scores.get('reconstruction_l2_mismatched', 0):.2f}"),
             ("G(E(x)) shows x's class, %", "reconstruction_digit", "-", "100 at best"),
-            ("E(G(z)) against z, MSE", "code_mse", "-", f"variance of z {scores.get('code_prior_square', 0):.2f}"),
+            ("E(G(z)) against z, MSE", "code_mse", "-", f"0 would have {scores.get('code_prior_square', 0):.2f}, "
+             f"an unrelated code {scores.get('code_prior_square', 0) + scores.get('code_square', 0):.2f}"),
             ("mean square of E(x)", "code_square", "-", f"the prior's {scores.get('code_prior_square', 0):.2f}"),
             ("samples: judge's confidence, %", "sample_confidence", "-", ""), ("samples: classes in effect", "sample_classes", "-", "10 at best"),
             ("samples: inception score of the judge", "sample_quality", "-", "10 at best")]
@@ -540,7 +541,7 @@ def evaluate(run, nets, data, test):
         figure_reconstructions(nets, judge, test, at("reconstructions"))
         figure_interpolation(nets, test, at("interpolation"))
     if run.history:
-        panels = [("the game", ("discriminator", "inverse", "generator"), "nats"), ("beside it", ("regression",), "nats"),
+        panels = [("the game", ("discriminator", "inverse", "generator"), "nats"), ("latent regressor", ("regression",), "nats"),
                   ("errors", ("cycle", "pixel"), "summed over pixels and code")]
         drawn = [(words, [name for name in names if run.history[0].get(name)], unit) for words, names, unit in panels]
         common.figure_curves(at("losses"), run.history, [panel for panel in drawn if panel[1]], "Training losses")
@@ -643,14 +644,22 @@ def build_grid(options):
     return nets
 
 
-def toy_joint_step(enc, gen, disc, optimiser_d, optimiser_ge, x, z, gamma=0.):
+def toy_joint_step(enc, gen, disc, optimiser_d, optimiser_ge, x, z, weight=0.):
     """ALI on the plane, as joint_step. optimiser_ge may hold E alone: then G stays as it is, inference learned post hoc. Returns both losses."""
-    return play(disc, optimiser_d, optimiser_ge, (torch.cat([x, enc(x)], 1),), (torch.cat([gen(z), z], 1),), inverse_loss, gamma)
+    real, made = torch.cat([x, enc(x)], 1), torch.cat([gen(z), z], 1)
+    logits = disc(real), disc(made)
+    loss_d, loss_ge = discriminator_loss(*logits), inverse_loss(*logits)
+    step_together(optimiser_d, optimiser_ge, loss_d + (weight * penalty(disc, (real,), (made,)) if weight else 0.), loss_ge)
+    return loss_d, loss_ge
 
 
-def toy_gan_step(gen, disc, optimiser_d, optimiser_g, x, z, gamma=0.):
+def toy_gan_step(gen, disc, optimiser_d, optimiser_g, x, z, weight=0.):
     """The GAN that is given an encoder afterwards. Returns both losses."""
-    return play(disc, optimiser_d, optimiser_g, (x,), (gen(z),), lambda real, generated: generator_loss(generated), gamma)
+    made = gen(z)
+    logits = disc(x), disc(made)
+    loss_d, loss_g = discriminator_loss(*logits), generator_loss(logits[1])
+    step_together(optimiser_d, optimiser_g, loss_d + (weight * penalty(disc, (x,), (made,)) if weight else 0.), loss_g)
+    return loss_d, loss_g
 
 
 def toy_inverse_step(enc, gen, optimiser, z):
@@ -704,17 +713,17 @@ def train_grid(run, nets, x_train):
             share = schedule(run.step - phase2_start, posthoc_epochs * per_epoch, opt) if in_phase2 else schedule(run.step, phase2_start, opt)
             for name, optimiser in optimisers.items():
                 optimiser.param_groups[0]["lr"] = rate(name) * share
-            gamma = gamma_at(run.step, opt)
+            weight = penalty_weight(run.step, opt)
             ali_d = ali_ge = gan_d = gan_g = vae = inverse = posthoc_d = posthoc_e = zero
             if not in_phase2:
-                ali_d, ali_ge = toy_joint_step(nets.ali_enc, nets.ali_gen, nets.ali_disc, by.ali_d, by.ali_ge, x, z, gamma)
-                gan_d, gan_g = toy_gan_step(nets.gan_gen, nets.gan_disc, by.gan_d, by.gan_g, x, z, gamma)
+                ali_d, ali_ge = toy_joint_step(nets.ali_enc, nets.ali_gen, nets.ali_disc, by.ali_d, by.ali_ge, x, z, weight)
+                gan_d, gan_g = toy_gan_step(nets.gan_gen, nets.gan_disc, by.gan_d, by.gan_g, x, z, weight)
                 if posthoc_epochs:
                     vae = toy_vae_step(nets.vae_enc, nets.vae_gen, by.vae, x, opt.vae_std)
             else:
                 nets.gan_gen.eval()
                 inverse = toy_inverse_step(nets.inverse_enc, nets.gan_gen, by.inverse, z)
-                posthoc_d, posthoc_e = toy_joint_step(nets.posthoc_enc, nets.gan_gen, nets.posthoc_disc, by.posthoc_d, by.posthoc_e, x, z, gamma)
+                posthoc_d, posthoc_e = toy_joint_step(nets.posthoc_enc, nets.gan_gen, nets.posthoc_disc, by.posthoc_d, by.posthoc_e, x, z, weight)
             for name in averages.keys() & (phase2_names if in_phase2 else phase1_names):
                 averages[name].update_parameters(getattr(nets, name))
             run.log(ali_d=ali_d, ali_ge=ali_ge, gan_d=gan_d, gan_g=gan_g, vae=vae, learned_inverse=inverse, posthoc_d=posthoc_d, posthoc_e=posthoc_e)
@@ -729,7 +738,7 @@ def train_grid(run, nets, x_train):
 
 @torch.no_grad()
 def settle_grid(nets, x_train, names, batches=20, size=1000):
-    """The same for the toy networks named: from data, or from the prior for a generator (the VAE's: from codes)."""
+    """As `settle`, for the toy networks named: from data, or from the prior for a generator (the VAE's: from codes)."""
     parts = x_train[:batches * size].split(size)
     inputs = {"vae_gen": lambda x: sample_code(*nets.vae_enc(x).chunk(2, 1)), "gen": lambda x: torch.randn(len(x), 2, device=x.device), "enc": lambda x: x}
     with common.own_random_numbers():
@@ -782,11 +791,15 @@ def figure_mixture(nets, path, n=2500):
 def evaluate_grid(run, nets):
     """Scores and figure of the mixture. Returns the flat metrics and the rows of the printed table."""
     scores = grid_scores(nets, 1000 if run.options.dry_run else 10_000)
-    paper = {"ali_modes_hit": "13.4 +- 5.8 (10 settings)", "gan_modes_hit": "10.4 +- 9.2 (10 settings)"}
+    paper = {"ali_modes_hit": "13.4 +- 5.8 (10 settings)", "gan_modes_hit": "10.4 +- 9.2 (10 settings)"} if run.options.random_setting else \
+        {"ali_modes_hit": "25 (best of 10)", "gan_modes_hit": "22 (best of 10)"}
     words = {"modes_hit": "modes hit (nearest to any sample)", "modes_good": "modes with a sample within 3 s.d.", "samples_good": "samples within 3 s.d., %",
              "reconstruction_mse": "reconstruction, squared distance", "reconstruction_mode": "reconstruction in x's mode, %"}
     best = {"modes_hit": "25 at best", "modes_good": "25 at best", "samples_good": "98.9 for the data", "reconstruction_mode": "100 at best"}
-    rows = [(f"{name.split('_', 1)[0]}: {words[name.split('_', 1)[1]]}", name, paper.get(name, "-"), best.get(name.split("_", 1)[1], "")) for name in scores]
+    rows = []
+    for name in scores:
+        model, score = name.split("_", 1)
+        rows.append((f"{model}: {words[score]}", name, paper.get(name, "-"), best.get(score, "")))
     if not run.options.random_setting:
         figure_mixture(nets, run.folder / "grid.png")
     history = [row for row in run.history if row["ali_d"]]                   # without the epochs of the GAN's encoders
@@ -800,18 +813,22 @@ OURS = dict(lr=5e-4, lr_discriminator=5e-4, beta1=0.5, weight_decay=2.5e-5, sche
 OURS_IMAGES = dict(epochs=30, batch_size=128, z_dim=50, regressor_weight=0.25, bilinear=0)
 PAPER_IMAGES = dict(epochs=400, batch_size=128, lr=2e-4, lr_discriminator=2e-4, schedule="exponential", penalty=0.0, average=0.0)
 OURS_GAN = dict(lr=2e-4, lr_discriminator=2e-4, penalty=0.0)                 # of gan, lr, jlr (difference 2)
+# Grid: the last fifth of the epochs trains the GAN's encoders: 21 + 5, in the paper's recipe 200 (ALI's code) + 50.
 OURS_GRID = dict(epochs=26, batch_size=256, hidden=256, generator_layers=4, maxout=128, pieces=2, init_std=0.0, weight_decay=0.0, lr=5e-4,
                  lr_discriminator=1e-3, beta1=0.0, penalty=0.015, average=0.998, vae_std=0.1)
 PAPER_GRID = dict(epochs=250, batch_size=100, hidden=400, generator_layers=4, maxout=200, pieces=5, init_std=0.02, lr=1e-4, lr_discriminator=1e-4, beta1=0.2,
                   schedule="constant", penalty=0.0, average=0.0)
-CYCLE = {"alice": 0.05}
+# Flags of some models alone.
+FLAGS_OF = {"cycle_weight": JOINT, "bilinear": JOINT, "regressor_weight": ("jlr",), "penalty": (*JOINT, "gan", *LATENT), "lr_discriminator": (*JOINT, "gan", *LATENT)}
 
 
 def make_parser():
     def told(name):                                       # the defaults in words
         kinds = {"images": {**OURS, **OURS_IMAGES}, "gan, lr and jlr": OURS_GAN, "--recipe paper": {**OURS, **OURS_IMAGES, **PAPER_IMAGES}, "grid": {**OURS, **OURS_GRID},
                  "grid --recipe paper": {**OURS, **OURS_GRID, **PAPER_GRID}}
-        return "; None is " + ", ".join(f"{values[name]} ({kind})" for kind, values in kinds.items() if name in values)
+        same = {"--recipe paper": "images", "grid --recipe paper": "grid"}   # said only where they differ
+        return "; None is " + ", ".join(f"{values[name]} ({kind})" for kind, values in kinds.items()
+                                        if name in values and values[name] != kinds.get(same.get(kind), {}).get(name))
 
     cli = common.Parser(__doc__.split("\n\n")[0], epochs=None, batch_size=None)
     for action in cli._actions:
@@ -827,8 +844,8 @@ def make_parser():
         cli.add_argument(flag, default=more.pop("default", None), help=words, **more)
     add("--model", "a method of Table 1, ALI, ALICE, or a baseline that the table lacks", choices=MODELS, default="bigan")
     add("--table", "train what is missing of Table 1 (with this seed and the flags beside it) and print the whole", choices=(1,), type=int)
-    add("--recipe", "paper: the released code's epochs, schedule, sizes; flags beside it still count", choices=("ours", "paper"), default="ours")
-    add("--random-setting", "with --dataset grid: ALI and the GAN alone, 12 epochs, with lr, beta1 and --init-std drawn by the seed (10^-4 to 10^-3, "
+    add("--recipe", "paper: the released code's epochs, rates, schedule, sizes, without penalty and average; flags beside it still count", choices=("ours", "paper"), default="ours")
+    add("--random-setting", "with --dataset grid: ALI and the GAN alone, 12 epochs (200 with --recipe paper), with lr, beta1 and --init-std drawn by the seed (10^-4 to 10^-3, "
         "0.2 to 0.8, 0.01 to 0.1)", action="store_true", default=False)
     add("--cycle-weight", "lambda of ALICE's cycle terms; also for bigan and ali; None is 0.05 for alice, 0 for the others", type=common.weight)
     add("--bilinear", "joint models: size of a product of image and code in D, by which G(E(x)) keeps more digits (see Discriminator)", type=common.whole)
@@ -864,12 +881,13 @@ def resolve(options):
                                "leave --model, --cycle-weight, --validation and --precision out")
     if grid:
         o.precision = "fp32"                              # bf16 would round a coordinate of 4 to steps of 0.03, and the Gaussians are 0.05 wide
-    if (o.cycle_weight or o.bilinear) and o.model not in JOINT:
-        raise common.UserError(f"--cycle-weight and --bilinear are for --model {', '.join(JOINT)}")
+    for name, models in FLAGS_OF.items():
+        if getattr(o, name) and o.model not in models:
+            raise common.UserError(f"--{name.replace('_', '-')} is for --model {', '.join(models)}")
     for name in ("z_dim", "regressor_weight", "bilinear") if grid else ("maxout", "pieces", "generator_layers", "init_std", "vae_std"):
         if getattr(o, name) is not None:
             raise common.UserError(f"--{name.replace('_', '-')} does not go with --dataset {o.dataset}")
-    defaults = {**OURS, **(OURS_GRID if grid else OURS_IMAGES), "cycle_weight": CYCLE.get(o.model, 0.0)}
+    defaults = {**OURS, **(OURS_GRID if grid else OURS_IMAGES), "cycle_weight": 0.05 if o.model == "alice" else 0.0}
     if o.model in ("gan", *LATENT):
         defaults.update(OURS_GAN)
     if o.recipe == "paper":
@@ -929,7 +947,7 @@ def table(options):
         raise common.UserError("--table makes a folder for each model in runs/bigan: leave --out and --model out")
     lines = []
     for model in ("pixels", "untrained", *PAPER_TABLE1, "ali", "alice"):
-        own = {"cycle_weight": options.cycle_weight if model == "alice" else None, "bilinear": options.bilinear if model in JOINT else None}
+        own = {name: getattr(options, name) if model in models else None for name, models in {**FLAGS_OF, "cycle_weight": ("alice",)}.items()}
         mine = resolve(SimpleNamespace(**{**vars(options), **own, "model": model, "table": None, "resume": False}))
         folder = common.find_run("bigan", mine, run_name(mine))
         if folder is not None and (folder / "metrics.json").exists():
@@ -943,7 +961,7 @@ def table(options):
     print("errors in %; L2: mean length of x - G(E(x)); digit kept: %; samples: the judge's inception score")
     print("".join(word.ljust(13) for word in ["model", "paper: 1-NN", *(words for _, words in names)]))
     for model, metrics in lines:
-        paper = f"{100 - PAPER_TABLE1[model]:.2f}" if model in PAPER_TABLE1 and options.dataset == "mnist" else "-"
+        paper = f"{100 - PAPER_TABLE1[model]:.2f}" if model in PAPER_TABLE1 and options.dataset == "mnist" and not options.validation else "-"
         print("".join(cell.ljust(13) for cell in [model, paper, *(f"{metrics[name]:.2f}" if name in metrics else "-" for name, _ in names)]).rstrip())
 
 

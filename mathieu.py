@@ -56,36 +56,6 @@ import common
 # Channel counts are not in the paper: 16, 32, 64 are the released code's, and small enough for a laptop.
 
 
-class Conv5(nn.Conv2d):
-    """nn.Conv2d(inputs, outputs, 5, stride=2, padding=2), exactly; for images of few channels it is computed as a 3x3 convolution over
-    2x2 blocks of pixels, which a CPU computes faster where the image needs a gradient."""
-
-    def __init__(self, inputs, outputs):
-        super().__init__(inputs, outputs, 5, stride=2, padding=2)
-
-    def forward(self, x):
-        if self.in_channels > 4 or x.shape[2] % 2 or x.shape[3] % 2:
-            return super().forward(x)
-        o, i = self.weight.shape[:2]
-        w = F.pad(self.weight, (0, 1, 0, 1)).view(o, i, 3, 2, 3, 2).permute(0, 1, 3, 5, 2, 4).reshape(o, i * 4, 3, 3)
-        return F.conv2d(F.pixel_unshuffle(x, 2), w, self.bias, padding=1)
-
-
-class ConvTranspose5(nn.ConvTranspose2d):
-    """nn.ConvTranspose2d(inputs, outputs, 5, stride=2, padding=2), exactly; to few channels it is computed as a 3x3 convolution to
-    2x2 blocks of pixels. odd: double the size less one (4 -> 7) instead of doubling it."""
-
-    def __init__(self, inputs, outputs, odd=False):
-        super().__init__(inputs, outputs, 5, stride=2, padding=2, output_padding=0 if odd else 1)
-
-    def forward(self, x):
-        if self.out_channels > 16 or self.output_padding[0] == 0:
-            return super().forward(x)
-        i, o = self.weight.shape[:2]
-        w = F.pad(self.weight, (0, 1, 0, 1)).view(i, o, 3, 2, 3, 2).flip(2, 4).permute(1, 3, 5, 0, 2, 4).reshape(o * 4, i, 3, 3)
-        return F.pixel_shuffle(F.conv2d(x, w, self.bias.repeat_interleave(4), padding=1), 2)
-
-
 class Encoder(nn.Module):
     """Enc(x) = (s, mu, logvar): images [B, C, H, W] in [0, 1] -> s [B, s_dim], mean and log variance of q(z|x), [B, z_dim] each
     (the paper's q(z|x,s): s is itself a function of x).
@@ -181,6 +151,39 @@ class CodeDiscriminator(nn.Module):
 
     def forward(self, code):
         return self.net(code).float()
+
+
+# The convolutions above are these two, which equal PyTorch's; they are here for speed alone.
+
+
+class Conv5(nn.Conv2d):
+    """nn.Conv2d(inputs, outputs, 5, stride=2, padding=2), exactly; for images of few channels it is computed as a 3x3 convolution over
+    2x2 blocks of pixels, which a CPU computes faster where the image needs a gradient."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs, 5, stride=2, padding=2)
+
+    def forward(self, x):
+        if self.in_channels > 4 or x.shape[2] % 2 or x.shape[3] % 2:
+            return super().forward(x)
+        o, i = self.weight.shape[:2]
+        w = F.pad(self.weight, (0, 1, 0, 1)).view(o, i, 3, 2, 3, 2).permute(0, 1, 3, 5, 2, 4).reshape(o, i * 4, 3, 3)
+        return F.conv2d(F.pixel_unshuffle(x, 2), w, self.bias, padding=1)
+
+
+class ConvTranspose5(nn.ConvTranspose2d):
+    """nn.ConvTranspose2d(inputs, outputs, 5, stride=2, padding=2), exactly; to few channels it is computed as a 3x3 convolution to
+    2x2 blocks of pixels. odd: double the size less one (4 -> 7) instead of doubling it."""
+
+    def __init__(self, inputs, outputs, odd=False):
+        super().__init__(inputs, outputs, 5, stride=2, padding=2, output_padding=0 if odd else 1)
+
+    def forward(self, x):
+        if self.out_channels > 16 or self.output_padding[0] == 0:
+            return super().forward(x)
+        i, o = self.weight.shape[:2]
+        w = F.pad(self.weight, (0, 1, 0, 1)).view(i, o, 3, 2, 3, 2).flip(2, 4).permute(1, 3, 5, 0, 2, 4).reshape(o * 4, i, 3, 3)
+        return F.pixel_shuffle(F.conv2d(x, w, self.bias.repeat_interleave(4), padding=1), 2)
 
 
 # ---------------------------------------------------------------------------------------------------------- losses
@@ -596,20 +599,20 @@ def make_parser():
         help="paper: three 5x5 stride-2 convolutions; released: the code's small net")
     add("--z-dim", type=common.count, default=None, help=f"size of z; None is {both('z_dim')} (the paper's for MNIST and sprites)")
     add("--s-dim", type=common.count, default=None, help=f"size of s; None is {both('s_dim')} (the paper's for MNIST and sprites)")
-    add("--own-weight", type=common.weight, default=0.2, help="of the reconstruction from (z1, s1) (eq. 5; default ours, released 0.5)")
+    add("--own-weight", type=common.weight, default=0.2, help="of the reconstruction from (z1, s1) (eq. 5; the value is ours, released 0.5)")
     add("--same-weight", type=common.weight, default=1.3,
-        help="of the reconstruction from (z1, s1'), same class (Algorithm 1; default ours, released 1)")
+        help="of the reconstruction from (z1, s1'), same class (Algorithm 1; the value is ours, released 1)")
     add("--kl-weight", type=common.weight, default=None,
-        help=f"of the KL in nats (eq. 5; default ours, released 0.15 in these units); None is {both('kl_weight')}")
+        help=f"of the KL in nats (eq. 5; the value is ours, released 0.15 in these units); None is {both('kl_weight')}")
     add("--kl-start", type=common.weight, default=None,
         help=f"weight of the KL at the first step, from where it grows (ours); None is {both('kl_start')}")
     add("--grow-until", type=common.share, default=0.6,
         help="share of the run after which the weights of the KL and of the code's adversaries are whole (ours)")
     add("--swap-weight", type=common.weight, default=None,
-        help="lambda of eq. 5 for the swap (z1, s2, id2) (default ours, the paper gives none; released 1.96 in these units, 7.68 on colour images); "
+        help="lambda of eq. 5 for the swap (z1, s2, id2) (the value is ours, the paper gives none; released 1.96 in these units, 7.68 on colour images); "
              f"None is {both('swap_weight')}")
     add("--prior-weight", type=common.weight, default=None,
-        help=f"lambda for z ~ N(0, I) with s2, id2 (Figure 1; default ours, released 0); None is {both('prior_weight')}")
+        help=f"lambda for z ~ N(0, I) with s2, id2 (Figure 1; the value is ours, released 0); None is {both('prior_weight')}")
     add("--code-weight", type=common.weight, default=None,
         help=f"of hiding the class in the mean of z from its discriminator (ours, difference 3); None is {both('code_weight')}")
     add("--code-prior-weight", type=common.weight, default=None,
@@ -618,8 +621,8 @@ def make_parser():
     add("--dead-zone", type=common.weight, default=None,
         help=f"soft threshold of the means of z (ours, difference 7; paper 0); None is {both('dead_zone')}")
     add("--real-target", type=common.fraction, default=1.0, help="label of 'real' for both players of the image game (released 0.95)")
-    add("--lr", type=common.positive, default=2e-3, help="Adam's rate for encoder and decoder (default ours, released 0.01)")
-    add("--lr-disc", type=common.positive, default=1e-3, help="Adam's rate for the discriminator (default ours, released 0.01)")
+    add("--lr", type=common.positive, default=2e-3, help="Adam's rate for encoder and decoder (the value is ours, released 0.01)")
+    add("--lr-disc", type=common.positive, default=1e-3, help="Adam's rate for the discriminator (the value is ours, released 0.01)")
     add("--lr-code", type=common.positive, default=2e-3, help="Adam's rate for the code's discriminators; sinks to 30 %% only (ours)")
     add("--beta1", type=common.below_one, default=0.5, help="of all Adams (released 0.5)")
     add("--schedule", choices=("linear", "constant"), default="linear",

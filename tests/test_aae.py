@@ -145,6 +145,15 @@ def test_balance_is_a_kl_whose_gradient_revives_the_dead():
     assert aae.balance_loss(torch.tensor([[1., 0.]])).isfinite()
 
 
+def test_warps_are_not_rounded_in_bf16():
+    x, warped = common.to_float(mnist(50).x), []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            warped.append(aae.warp(x))
+    assert torch.equal(*warped)
+
+
 def test_warps_are_small_and_each_image_has_its_own():
     torch.manual_seed(0)
     x = common.to_float(mnist(300).x)
@@ -572,7 +581,7 @@ def test_defaults_of_what_stands_between_the_tasks():
     assert [sum(isinstance(m, nn.Dropout) for m in net.modules()) for net in (lambda n: (n.enc, n.dec, n.disc))(aae.build(parse("--task", "likelihood"), 784))] == [2, 2, 0]
     names = {(): "prior-gaussian", ("--prior", "mixture", "--labels", "10000"): "prior-mixture-10000", ("--task", "semi"): "semi-100",
              ("--task", "cluster", "--clusters", "30"): "cluster-30", ("--task", "likelihood", "--regularizer", "mmd"): "likelihood-mmd",
-             ("--task", "embed", "--labels", "0"): "embed-0", ("--task", "style", "--dataset", "fashion"): "style-fashion"}
+             ("--task", "embed", "--labels", "0"): "embed-0", ("--task", "embed", "--labels", "100", "--z-dim", "10"): "embed-100-z10", ("--task", "style", "--dataset", "fashion"): "style-fashion"}
     assert all(aae.run_name(parse(*words)) == name for words, name in names.items())
 
 
@@ -1022,3 +1031,13 @@ def test_help_tells_every_flag_with_its_default(command):
     for name, value in aae.OURS.items():
         action = next(a for a in aae.make_parser()._actions if a.dest == name)
         assert action.default is None
+        values = {aae.defaults_of(task, recipe)[name] for task in aae.OURS_BY_TASK for recipe in ("ours", "paper")}
+        assert all(str(value) in action.help.split("; None is ")[1] for value in values), name
+
+
+def test_numbers_of_the_paper_from_memory_are_marked_as_such():
+    sys.path.insert(0, str(ROOT / "results"))
+    import reproduce
+    told = set(re.findall(r"([0-9.]+)(?: ± [0-9.]+)? †", reproduce.aae_table()))               # in the README
+    printed = set(re.findall(r'"([0-9.]+)(?: \+- [0-9.]+)? \?', (ROOT / "aae.py").read_text()))  # by the script
+    assert len(told) >= 8 and printed == told | {"3.90"}                                        # Figure 11(d) has no row in the README
