@@ -27,7 +27,7 @@ game. The AAE takes turns, a step on each term with an optimiser of its own; WAE
 Differences from the paper
  1. Adam for SGD, 12 to 25 epochs for thousands (rates warm up over 100 steps, stay for half the run, then fall), batches of 200, PyTorch's initial
     weights, 1000 hidden units also for clustering. `--recipe paper` takes the appendix's, as far as known (what we borrowed or guessed stands beside
-    PAPER_BY_TASK); the scaled codes of 4, style's discriminator of 5, the held-out images of 7 and batch norm's statistics anew stay. The encoder's
+    PAPER_BY_TASK); the scaled codes of 4, style's discriminator of 5, the held-out images of 7 and the re-estimated statistics of 2 stay. The encoder's
     adversarial loss is the non-saturating -log D; the paper prints the minimax only.
  2. Batch norm in the encoder's hidden layers but in `likelihood` and in `prior` without labels; the paper found no use for it with labels, and
     for clustering has it in the heads too (`--batch-norm all`). Its statistics are re-estimated on 20,000 clean training images after training.
@@ -37,8 +37,8 @@ Differences from the paper
     paper is; `--warp 0 --warp-weight 0 --lr-encoder 3e-4 --noise .3` is, `--smooth-weight 0` leaves out the other.
  4. Noise is added to what the discriminator of y sees, one-hots and probabilities alike, which it tells apart too easily otherwise, and fooling
     it weighs 4. Without labels the batch's mean of q(y|x) is drawn to p(y) directly, too (balance_loss), or up to half of the clusters die. The
-    discriminator of z sees codes divided by `--prior-std`. The images' noise is .1, none in `prior` and `likelihood`; the paper has .3 with few
-    labels, and for clustering drops pixels.
+    discriminator of z sees codes divided by `--prior-std`. The images' noise is .1, none in `prior` and `likelihood`; the paper has .3 in
+    Table 2, and for clustering drops pixels.
  5. `likelihood` has a Gaussian encoder and dropout; the paper a deterministic one and, as far as known, no dropout (`--encoder deterministic --dropout 0`).
     In `style` the discriminator sees the label beside z, as in Figure 3, so that z must have the prior's shape within every class, and has ten
     times the encoder's rate, since otherwise its target outruns it. With labels `prior` trains on warped images.
@@ -54,11 +54,10 @@ The authors released no code.
 import math
 from types import SimpleNamespace
 
+import common                                             # before torch: it sets what torch reads at import
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-import common
 
 # -------------------------------------------------------------------------------------------------------- networks
 
@@ -729,8 +728,7 @@ def figure_clusters(nets, options, test, path, shown=14):
 
 
 def evaluate(run, nets, data, held_out, test, labelled):
-    """Scores and figures of a task. Returns the flat metrics and the rows of the printed table, where a "?" marks a number of the paper that is from memory,
-    not checked against it."""
+    """Scores and figures of a task. Returns the flat metrics and the rows of the printed table."""
     opt, task = run.options, run.options.task
     for net in present(nets):
         net.eval()
@@ -788,7 +786,8 @@ def evaluate(run, nets, data, held_out, test, labelled):
     if nets.disc_y is not None:
         panels.append(("labels and steadiness of y", ("classification" if supervised(opt) else "balance", "smoothness", "invariance"), "nats"))
     common.figure_curves(at("losses"), run.history, panels, "Training losses")
-    return scores, rows
+    told = lambda paper, beside: "; ".join(filter(None, [beside, "?: from memory, not checked" if "?" in paper and not opt.validation else ""]))  # noqa: E731
+    return scores, [(words, name, paper, told(paper, beside)) for words, name, paper, beside in rows]
 
 
 def load(run_dir, device="cpu"):
@@ -797,7 +796,8 @@ def load(run_dir, device="cpu"):
     For notebooks: nets = load("runs/aae/semi-100-seed0"); logits, z = encode(nets, images)."""
     options = SimpleNamespace(**common.read_config(run_dir)["settings"])
     state = common.read_checkpoint(run_dir, "aae", device)["states"]
-    nets = build(options, state["dec"]["net.1.weight"].shape[0])
+    with common.own_random_numbers():                     # initial weights, which are overwritten
+        nets = build(options, state["dec"]["net.1.weight"].shape[0])
     for name, net in vars(nets).items():
         if net is not None:
             net.load_state_dict(state[name])
@@ -826,7 +826,8 @@ AWARE = dict(epochs=25, batch_norm="hidden", warp=1.0, lr=2e-4, lr_encoder=1e-3)
 PAPER = dict(optimiser="sgd", lr=0.01, lr_adversary=0.1, lr_encoder=0.1, lr_labels=0.1, beta1=0.1, schedule="steps", init_std=0.01, batch_size=100,
              batch_norm="none", dropout=0.0, noise=0.0, code_noise=0.0, input_dropout=0.0, encoder="deterministic",
              smooth_weight=0.0, warp=0.0, warp_weight=0.0, y_weight=1.0, balance_weight=0.0)
-# Not known and ours: the epochs of prior and likelihood. Borrowed from semi: their schedule and style's, and style's epochs and noise.
+# Not known and ours: the epochs of prior and likelihood. Borrowed from semi: schedule, momenta and initial weights of prior, likelihood and style, rates of prior, and
+# style's epochs and noise.
 PAPER_BY_TASK = {"prior": dict(epochs=1000), "likelihood": dict(epochs=1000),
                  "style": dict(epochs=5000, noise=0.3), "semi": dict(epochs=5000, noise=0.3),
                  "cluster": dict(epochs=1500, hidden=3000, batch_norm="all", input_dropout=0.2), "embed": dict(epochs=5000, noise=0.3)}

@@ -409,6 +409,8 @@ def hardware(device):
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
+    if device.type == "mps":
+        return f"{name}, GPU"
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
 
 
@@ -651,7 +653,7 @@ def _set_rng(state):
 
 @contextlib.contextmanager
 def own_random_numbers(seed=0):
-    """Context whose random numbers come from `seed`; afterwards every generator goes on as if nothing had been drawn."""
+    """Context in which torch's random numbers come from `seed`; afterwards every generator (numpy's and Python's, too) goes on as if nothing had been drawn."""
     state = _get_rng()
     torch.manual_seed(seed)
     try:

@@ -69,11 +69,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import common                                             # before torch: it sets what torch reads at import
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-import common
 
 # -------------------------------------------------------------------------------------------------------- networks
 
@@ -299,7 +298,7 @@ class Game:
 def update(game, x, step, autocast=nullcontext):
     """One update of a GAN on real images x [B, C, H, W]: D and Q, then G against the new D, on the same generated images.
 
-    autocast: makes a context for each of the three parts, which keeps its bf16 copies of weights: D's step changes weights that G's step reads. Returns the losses of D, of G and of the continuous
+    autocast: makes a context for each of the three parts, so that bf16 copies of weights are not kept from D's step to G's. Returns the losses of D, of G and of the continuous
     codes, and L_I."""
     nets, opt, done = game.nets, game.options, step / len(game.curve.nats)
     for optimiser, rate in ((game.optimiser_d, opt.lr_discriminator), (game.optimiser_g, opt.lr)):

@@ -5,7 +5,7 @@
 
 An encoder splits an image x into a code s of its class (the specified factor) and a code z of everything else; a decoder puts any z and
 any s together again. Labels pair images and condition the discriminators; no label is an input of the encoder or the decoder. (Difference 3
-also uses them to push the class out of z, which is what Table 1's z column measures: see what the paper's terms alone give.)
+also uses them to push the class out of z, which is what Table 1's z column measures: README has a row of the paper's terms alone.)
 
 Where the paper's things are
     Eq. 5, Figure 1, Algorithm 1      reconstruction_loss, kl_loss, adversarial_loss, discriminator_loss; wired in train
@@ -46,11 +46,10 @@ for every decoding; classes drawn uniformly; two swaps in three images (here one
 """
 from types import SimpleNamespace
 
+import common                                             # before torch: it sets what torch reads at import
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-import common
 
 # -------------------------------------------------------------------------------------------------------- networks
 # Channel counts are not in the paper: 16, 32, 64 are the released code's, and small enough for a laptop.
@@ -564,7 +563,8 @@ def load(run_dir, device="cpu"):
     options = SimpleNamespace(**common.read_config(run_dir)["settings"])
     state = common.read_checkpoint(run_dir, "mathieu", device)["states"]
     conv = state["disc"]["convs.0.weight"]
-    nets = build(options, conv.shape[1], 28 if options.dataset in GREY else 32, len(state["disc"]["tables.0"]))
+    with common.own_random_numbers():                     # initial weights, which are overwritten
+        nets = build(options, conv.shape[1], 28 if options.dataset in GREY else 32, len(state["disc"]["tables.0"]))
     nets.options = options
     for name in ("enc", "dec", "disc", "mean_disc", "prior_disc", "class_enc"):
         if getattr(nets, name) is not None:
@@ -620,7 +620,7 @@ def make_parser():
     add("--code-steps", type=common.count, default=2, help="updates of the code's discriminators in a step (ours)")
     add("--dead-zone", type=common.weight, default=None,
         help=f"soft threshold of the means of z (ours, difference 7; paper 0); None is {both('dead_zone')}")
-    add("--real-target", type=common.fraction, default=1.0, help="label of 'real' for both players of the image game (released 0.95)")
+    add("--real-target", type=common.fraction, default=1.0, help="label of 'real', for the image discriminator and for the generator (released 0.95)")
     add("--lr", type=common.positive, default=2e-3, help="Adam's rate for encoder and decoder (the value is ours, released 0.01)")
     add("--lr-disc", type=common.positive, default=1e-3, help="Adam's rate for the discriminator (the value is ours, released 0.01)")
     add("--lr-code", type=common.positive, default=2e-3, help="Adam's rate for the code's discriminators; sinks to 30 %% only (ours)")

@@ -424,8 +424,9 @@ def hardware():
     for e in read("mathieu/mnist"):
         if threads(e) > 1:
             long.setdefault(machine(e), []).append(e["seconds"] / 60)
-    return (f"The tables hold {len(entries)} runs: {'; '.join(parts)}; torch {', '.join(versions)}. `python mathieu.py --epochs 50` took "
-            f"{', '.join(f'{statistics.mean(took):.0f} minutes on {name}' for name, took in sorted(long.items(), key=lambda item: item[1]))}, evaluation included.")
+    times = ", ".join(f"{statistics.mean(took):.0f} minutes on {name}" for name, took in sorted(long.items(), key=lambda item: statistics.mean(item[1])))
+    return (f"The tables hold {len(entries)} runs: {'; '.join(parts)}; torch {', '.join(versions)}."
+            + (f" `python mathieu.py --epochs 50` took {times}, evaluation included." if times else ""))
 
 
 def speed_table():

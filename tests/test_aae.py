@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+import re
 import sys
 import types
 

@@ -560,12 +560,13 @@ def test_the_gans_encoders_are_learned_for_a_finished_gan(monkeypatch):
 
 
 def test_toy_networks_are_averages_with_statistics_of_their_own_inputs(monkeypatch):
-    weights = []
+    weights, encoders = [], []
 
     def spy(real):
         def call(enc, gen, disc, *rest):
             done = real(enc, gen, disc, *rest)
             weights.append(gen[0].weight.detach().clone())
+            encoders.append(enc.net[0].weight.detach().clone())
             return done
         return call
     opt, run, nets = train_toy(monkeypatch, toy_joint_step=spy)
@@ -574,6 +575,11 @@ def test_toy_networks_are_averages_with_statistics_of_their_own_inputs(monkeypat
         d = min(.5, (1 + k) / (10 + k))
         truth = d * truth + (1 - d) * now
     assert torch.allclose(nets.ali_gen[0].weight, truth, atol=1e-7)
+    truth = encoders[16]                                  # the last four steps: the encoder for the GAN, whose average begins there
+    for k, now in enumerate(encoders[17:], 1):
+        d = min(.5, (1 + k) / (10 + k))
+        truth = d * truth + (1 - d) * now
+    assert len(encoders) == 20 and torch.allclose(nets.posthoc_enc.net[0].weight, truth, atol=1e-7)
     w = nets.ali_gen[0].weight
     assert torch.allclose(nets.ali_gen[1].running_var, w.square().sum(1), rtol=.3) and (nets.ali_gen[1].running_mean.abs() < .3 * w.norm(dim=1) + 1e-3).all()
     w = nets.vae_enc[0].weight                            # of data: variance 8 in each direction

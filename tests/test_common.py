@@ -4,7 +4,9 @@ import gzip
 import itertools
 import json
 import math
+import os
 import pickle
+import random
 import struct
 import types
 
@@ -14,6 +16,7 @@ import torch
 from torch import nn
 
 import common
+from conftest import ROOT
 from kills import same
 
 # ------------------------------------------------------------------------------------------------------------ data
@@ -185,6 +188,29 @@ def test_probe_of_attributes_and_of_targets():
     targets = torch.stack([x[:, 0] * x[:, 1], torch.randn(4000, generator=rng)], 1)
     r2 = common.probe(x[:3000], targets[:3000], x[3000:], targets[3000:])
     assert r2[0] > 0.9 and abs(r2[1]) < 0.1
+
+
+def test_own_random_numbers_disturb_nobody():
+    draw = lambda: (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random())  # noqa: E731
+    state = common._get_rng()
+    before = draw()
+    common._set_rng(state)
+    inside = []
+    for _ in range(2):
+        with common.own_random_numbers(5):
+            inside.append(torch.rand(3).tolist())
+            draw()
+    assert draw() == before and inside[0] == inside[1] != before[0]
+
+
+def test_scripts_import_common_before_torch():
+    """It sets what torch reads at import, for Apple's GPUs."""
+    assert os.environ["PYTORCH_ENABLE_MPS_FALLBACK"]
+    for script in ("mathieu", "aae", "bigan", "infogan"):
+        text = (ROOT / f"{script}.py").read_text()
+        assert 0 < text.index("\nimport common") < text.index("\nimport torch"), script
+    text = (ROOT / "common.py").read_text()
+    assert text.index("PYTORCH_ENABLE_MPS_FALLBACK") < text.index("\nimport torch")
 
 
 def test_probe_repeats_and_leaves_the_generator_alone():
