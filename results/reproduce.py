@@ -418,7 +418,8 @@ def hardware():
     parts = []
     for name, mine in sorted(machines.items(), key=lambda item: -len(item[1])):
         counts = sorted({threads(e) for e in mine} - {0})
-        parts.append(f"{len(mine)} on {name}{' (' + ' or '.join(map(str, counts)) + ' threads)' if counts else ''}")
+        beside = f" ({' or '.join(map(str, counts))} thread{'' if counts == [1] else 's'})" if counts else ""
+        parts.append(f"{len(mine)} on {name}{beside}")
     versions = sorted({e["versions"]["torch"] for _, e in entries})
     long = {}
     for e in read("mathieu/mnist"):
