@@ -784,7 +784,7 @@ def evaluate(run, nets, data, held_out, test, labelled):
     if "gan" in opt.regularizer:
         panels.append(("adversaries", ("discriminator", *(["encoder"] if opt.regularizer == "gan" else [])), "nats"))
     if nets.disc_y is not None:
-        panels.append(("labels and steadiness of y", ("classification" if supervised(opt) else "balance", "smoothness", "invariance"), "nats"))
+        panels.append((f"{'labels' if supervised(opt) else 'balance'} and steadiness of y", ("classification" if supervised(opt) else "balance", "smoothness", "invariance"), "nats"))
     common.figure_curves(at("losses"), run.history, panels, "Training losses")
     told = lambda paper, beside: "; ".join(filter(None, [beside, "?: from memory, not checked" if "?" in paper and not opt.validation else ""]))  # noqa: E731
     return scores, [(words, name, paper, told(paper, beside)) for words, name, paper, beside in rows]

@@ -13,8 +13,8 @@ information of code and image ("variational information maximisation", Barber an
            >= H(c) + E_x E_{c'~P(c'|x)} log Q(c'|x)                         (eq. 4; a KL is never negative, and 0 where Q = P)
             = H(c) + E_{c~P(c), z, x=G(z,c)} log Q(c|x)  =  L_I(G, Q)                                              (eq. 5)
 
-The last step (the paper's Lemma 5.1) is why no posterior is ever sampled: P(x) P(c'|x) = P(c') P(x|c'), so drawing c, making x and drawing c' from P(c'|x) gives the same pairs (c', x) as
-drawing c' and making x from it. The c that made the image is the one to score. H(c) is a constant, since we choose P(c) and no network can change it. What is
+The last step (the paper's Lemma 5.1) is why no posterior is ever sampled: P(x) P(c'|x) = P(c') P(x|c'), so drawing c, making x and drawing c' from P(c'|x) gives
+the same pairs (c', x) as drawing c' and making x from it. The c that made the image is the one to score. H(c) is a constant, since we choose P(c) and no network can change it. What is
 left to minimise is -log Q(c|x), a sum over the codes: a cross-entropy for the category, a Gaussian's negative log-likelihood for each continuous code.
 
     min over G, Q  max over D   V(D, G) - lambda L_I(G, Q)                    (eq. 6; V: eq. 1; here with a lambda for each kind of code)
@@ -34,8 +34,8 @@ Where to find what
 
 Differences from the paper
  1. In training, Q must name the category of a warped copy of the generated image (warp), not of the image itself: a category that is a slant or a size
-    would be misread there. Without that, categories tend to be mixtures of digits of the same slant. I(c; warp(x)) <= I(c; x) (data processing), so it is a bound on the same information.
-    Figure 1's curve is of the images as they are. --warp 0.
+    would be misread there. Without that, categories tend to be mixtures of digits of the same slant. I(c; warp(x)) <= I(c; x) (data processing), so it is a
+    bound on the same information. Figure 1's curve is of the images as they are. --warp 0.
  2. The continuous codes have lambda = 4 (the paper: smaller than the category's 1; 4 at a deviation of 1 weighs the squared error as 1 would at a deviation of 1/2)
     and are rewarded after 40 % of the updates: rewarded from the start they compete with the category for the digit. They are read from warped copies, too. Copies with
     an even index are resized and shifted, but neither turned nor sheared: only there is the first code, c2, scored, so it may be the slant. The others lean at random:
