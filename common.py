@@ -170,7 +170,7 @@ def sprites(part, images_per_identity=40, seed=0):
     attributes = torch.stack(columns, 1)[y]
     rng.manual_seed(1_000_003 * (seed + 1) + start)
     pose = torch.rand(len(y), len(POSE), generator=rng) * 2 - 1
-    x = torch.cat([draw_sprites(a, p) for a, p in zip(attributes.split(1000), pose.split(1000))])
+    x = torch.cat([draw_sprites(a, p) for a, p in zip(attributes.split(100), pose.split(100))])     # 100 at a time stay in a processor's cache
     return Split(x, y, attributes, pose)
 
 

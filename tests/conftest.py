@@ -1,7 +1,8 @@
 """Tests run from anywhere: the scripts are imported from the folder above, and each test works in its own folder."""
-import subprocess
+import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,8 +30,15 @@ def complains(monkeypatch, capsys):
 
 
 @pytest.fixture
-def command():
-    """Runs `python SCRIPT ARGUMENTS` in the test's folder; returns the finished process."""
+def command(monkeypatch, capsys):
+    """Runs `python SCRIPT ARGUMENTS` in the test's folder, in this process, which spares seconds of imports; returns exit status and output."""
     def call(script, *arguments):
-        return subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], capture_output=True, text=True, timeout=200)
+        monkeypatch.setattr(sys, "argv", [str(ROOT / script), *map(str, arguments)])
+        capsys.readouterr()
+        status = 0
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as stop:
+            status = stop.code or 0
+        return SimpleNamespace(returncode=status, **dict(zip(("stdout", "stderr"), capsys.readouterr())))
     return call

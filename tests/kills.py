@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMAND = ["mathieu.py", "--dry-run", "--device", "cpu", "--batch-size", "32", "--z-dim", "4"]
+COMMAND = ["mathieu.py", "--dry-run", "--device", "cpu", "--batch-size", "64", "--z-dim", "4"]
 
 
 def same(a, b):
