@@ -170,12 +170,13 @@ def sprites(part, images_per_identity=40, seed=0):
     attributes = torch.stack(columns, 1)[y]
     rng.manual_seed(1_000_003 * (seed + 1) + start)
     pose = torch.rand(len(y), len(POSE), generator=rng) * 2 - 1
-    x = torch.cat([draw_sprites(a, p) for a, p in zip(attributes.split(100), pose.split(100))])     # 100 at a time stay in a processor's cache
-    return Split(x, y, attributes, pose)
+    return Split(draw_sprites(attributes, pose), y, attributes, pose)
 
 
 def draw_sprites(attributes, pose):
     """Images uint8 [N, 3, 32, 32] of characters with attributes int64 [N, 7] in pose float [N, 6]."""
+    if len(pose) > 100:                                   # so many stay in a processor's cache: four times as fast as thousands
+        return torch.cat([draw_sprites(*part) for part in zip(attributes.split(100), pose.split(100))])
     body, gender, hair, armor, arm, greaves, weapon = (a[:, None, None] for a in attributes.unbind(1))
     facing, left, right, stride, dx, dy = (p[:, None, None] for p in pose.unbind(1))
     py, px = torch.meshgrid(torch.arange(32.) + .5, torch.arange(32.) + .5, indexing="ij")

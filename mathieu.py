@@ -415,8 +415,7 @@ def true_swap_scores(nets, test, seed=0):
     rng = torch.Generator().manual_seed(seed)
     s, mu, _ = encode(nets, test.x)
     b = torch.randperm(len(test.y), generator=rng).to(test.y.device)
-    truth = torch.cat([common.draw_sprites(*part) for part in zip(test.attributes[b].cpu().split(100), test.pose.cpu().split(100))])
-    truth = common.to_float(truth).to(mu.device)
+    truth = common.to_float(common.draw_sprites(test.attributes[b].cpu(), test.pose.cpu())).to(mu.device)
     error = lambda image: (image - truth).square().mean().item()  # noqa: E731
     return {"swap_mse": error(decode(nets, mu, s[b])), "swap_mse_ignore_s": error(common.to_float(test.x)),
             "swap_mse_ignore_z": error(common.to_float(test.x[b]))}

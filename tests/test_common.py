@@ -98,6 +98,9 @@ def test_sprites_are_a_pure_function_with_disjoint_identities():
     for label in (0, 7, 499):                             # a class is an identity
         assert len(attributes[parts["train"].y == label].unique(dim=0)) == 1
     assert not torch.equal(parts["train"].pose[:100], parts["test"].pose[:100])
+    train = parts["train"]
+    for k in (0, 99, 100, 999):                           # drawn with others or alone
+        assert torch.equal(common.draw_sprites(train.attributes[k:k + 1], train.pose[k:k + 1])[0], train.x[k])
 
 
 def test_every_factor_of_a_sprite_is_visible():

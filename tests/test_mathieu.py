@@ -4,6 +4,7 @@ import json
 import math
 import random
 import shutil
+import subprocess
 import sys
 import types
 
@@ -570,7 +571,6 @@ def test_tiny_training_uses_s_and_without_its_terms_does_not(capsys):
 @pytest.fixture(scope="module")
 def dry_run(tmp_path_factory):
     """One dry run of the script, from the command line, shared by the tests below."""
-    import subprocess
     folder = tmp_path_factory.mktemp("dry")
     done = subprocess.run([sys.executable, str(ROOT / "mathieu.py"), "--dry-run", "--out", "run"], cwd=folder, capture_output=True, text=True)
     return folder / "run", done
@@ -608,7 +608,6 @@ def test_other_variants_run_through(command):
 
 
 def test_import_does_nothing(tmp_path):
-    import subprocess
     done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import mathieu"], cwd=tmp_path,
                           capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(tmp_path.iterdir())
@@ -707,7 +706,6 @@ def test_mistakes_end_with_one_line(arguments, preparation, words, monkeypatch, 
 
 
 def test_a_mistake_on_the_command_line_has_no_traceback():
-    import subprocess
     done = subprocess.run([sys.executable, str(ROOT / "mathieu.py"), "--dataset", "imagenet"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 
