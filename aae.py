@@ -44,7 +44,8 @@ Differences from the paper
     In `style` the discriminator sees the label beside z, as in Figure 3, so that z must have the prior's shape within every class, and has ten
     times the encoder's rate, since otherwise its target outruns it. With labels `prior` trains on warped images.
  6. The priors of Figures 2 and 4 are given as pictures: their formulas are ours. So are the threshold of Figure 10's penalty and its weight.
- 7. The last 10,000 training images are held out where something is chosen on them (the Parzen width, the names of clusters), and in `prior`.
+ 7. The last 10,000 training images are held out where something is chosen on them (the Parzen width, the names of clusters), and in `prior`, which
+    trains on the other 50,000, as many as Figure 4's 10,000 labelled and 40,000 other images.
     Table 1 is computed with a million samples where the paper has ten million. TFD and SVHN's own networks are left out. Figure 9 shows the
     first test images of a cluster.
  8. The VAE's decoder is a Gaussian whose variance is lambda; WAE-MMD sums the kernel over seven scales as its released code does (its paper
@@ -166,7 +167,8 @@ def mmd_loss(z, prior, std=1.0, scales=(1.0,)):
     """WAE-MMD's penalty: the unbiased U-statistic of MMD^2(q(z), p(z)) from codes z [n, d] and as many samples of the prior [n, d] (Algorithm 2).
 
     Kernel: inverse multiquadric C / (C + |a - b|^2), C = 2 d std^2 times each of `scales`, summed; the paper has the one scale, its code
-    (.1, .2, .5, 1, 2, 5, 10). Near 0 when the two agree, and then as often negative."""
+    (.1, .2, .5, 1, 2, 5, 10). C is the expected squared distance of two samples of the Gaussian prior; that of the mixture and of the swiss roll is about
+    twice the C of a deviation of 5. Near 0 when the two agree, and then as often negative."""
     n, d = z.shape
     total = 0.
     square = lambda a, b: (a[:, None] - b).square().sum(2)  # noqa: E731       (not by a product, which bf16 would round)
@@ -279,7 +281,7 @@ def component_of(prior, z):
 
 
 def build(options, pixels):
-    """The networks of a run: enc, dec, disc (of z), disc_y (where there is a y, else None), heads (of `embed`, else None)."""
+    """The networks of a run: enc, dec, disc (of z; kl and mmd do not use it), disc_y (where there is a y, else None), heads (of `embed`, else None)."""
     o = options
     classes = o.clusters if unsupervised(o) else 10 if supervised(o) else 0                    # style's label is given, not inferred
     code_dim = o.z_dim + (0 if o.task == "embed" else 10 if o.task == "style" else classes)
@@ -332,7 +334,7 @@ def sample_code(mu, logvar):
 
 
 def posterior(nets, x):
-    """Probabilities of y (or None), a sample of q(z|x), its mean and log variance (or None)."""
+    """Probabilities of y (or None), a sample of q(z|x), its mean (of a universal encoder: another sample) and log variance (or None)."""
     logits, mu, logvar = nets.enc(x)
     z = sample_code(mu, logvar)
     return logits if logits is None else logits.softmax(1), z, mu, logvar
@@ -409,13 +411,16 @@ def steadiness(nets, views, options):
 
     views: (x, noisy, again) [B, D] each, a warp of the images, the same with noise, another warp with noise; None for no such terms. Returns both."""
     smooth = same = torch.zeros((), device=next(nets.enc.parameters()).device)
+    if views is None:
+        return smooth, same
+    x, noisy, again = views
     classify = lambda x: nets.enc(x)[0]  # noqa: E731
-    if views is not None and options.smooth_weight:
-        smooth = smoothness_loss(classify, views[0], options.smooth_radius)
-    if views is not None and options.warp_weight:
+    if options.smooth_weight:
+        smooth = smoothness_loss(classify, x, options.smooth_radius)
+    if options.warp_weight:
         with torch.no_grad():
-            target = classify(views[1])
-        same = invariance_loss(target, classify(views[2]))
+            target = classify(noisy)
+        same = invariance_loss(target, classify(again))
     return smooth, same
 
 
@@ -530,7 +535,8 @@ def choose_labelled(y, count, seed):
 
 @torch.no_grad()
 def encode(nets, x, sample=False):
-    """Codes of uint8 images [N, C, H, W]: logits of y [N, classes] or None, and z [N, z_dim], its mean or, on request, a sample of q(z|x)."""
+    """Codes of uint8 images [N, C, H, W]: logits of y [N, classes] or None, and z [N, z_dim], its mean or, on request (of a
+    universal encoder always), a sample of q(z|x)."""
     assert x.dtype == torch.uint8, "encode takes uint8 images; common.to_float is done here"
     parts, device = [], next(nets.enc.parameters()).device
     for part in x.split(1000):
@@ -905,6 +911,10 @@ def resolve(options):
     o = options
     if o.dataset == "sprites":
         raise common.UserError("sprites do not have ten classes: choose another --dataset for aae.py")
+    if o.clusters is not None and not (o.task == "cluster" or o.task == "embed" and o.labels == 0):
+        raise common.UserError("--clusters is for --task cluster, and for embed with --labels 0")
+    if o.regularizer == "gan" and o.regularizer_weight is not None:
+        raise common.UserError("--regularizer-weight is for --regularizer kl, mmd and wae-gan")
     without_labels = dict(clusters=20, z_dim=2) if o.task == "embed" and o.labels == 0 else {}       # trained as a clustering is
     defaults = {**defaults_of("cluster" if without_labels else o.task, o.recipe), **without_labels, "regularizer_weight": LAMBDA.get(o.regularizer, 0.0)}
     if o.task == "prior" and o.labels and o.recipe == "ours":

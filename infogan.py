@@ -1,6 +1,7 @@
 """InfoGAN (Chen, Duan, Houthooft, Schulman, Sutskever, Abbeel 2016, arXiv 1606.03657) on MNIST.
 
-    python infogan.py                                     # the paper's MNIST model: a category of ten values, two continuous codes
+    python infogan.py                                     # the paper's MNIST model, a category of ten values and two continuous codes, by our recipe
+    python infogan.py --recipe paper                      # the same by about the released recipe: none of differences 1 to 4 below
     python infogan.py --baseline                          # Figure 1's regular GAN by itself: its Q is trained, its G is not rewarded
     python infogan.py --table leak                        # how much of the result does K = 10 give away?
 
@@ -26,6 +27,7 @@ digits: see cluster_scores. The continuous codes have no such curve: with a devi
 Where to find what
     eq. 1, 6                          discriminator_loss, generator_loss; discriminator_step, generator_step, update
     eq. 4, 5                          category_loss, continuous_loss; mutual_information
+    the -lambda L_I term              information_losses; warp
     Table 1 (appendix C.1)            Trunk, QHead, Generator
     Figure 1                          figure_information; a regular GAN is trained beside for --baseline-epochs, or for the full length by --baseline
     Figure 2                          figure_categories (a, b), figure_sweep (c, d)
@@ -36,16 +38,16 @@ Differences from the paper
  1. In training, Q must name the category of a warped copy of the generated image (warp), not of the image itself: a category that is a slant or a size
     would be misread there. Without that, categories tend to be mixtures of digits of the same slant. I(c; warp(x)) <= I(c; x) (data processing), so it is a
     bound on the same information. Figure 1's curve is of the images as they are. --warp 0.
- 2. The continuous codes have lambda = 4 (the paper: smaller than the category's 1; 4 at a deviation of 1 weighs the squared error as 1 would at a deviation of 1/2)
+ 2. The continuous codes have lambda = 4 (the paper's section 6: smaller than the category's, its appendix and the released code: 1; 4 at a deviation of 1 weighs the squared error as 1 would at a deviation of 1/2)
     and are rewarded after 40 % of the updates: rewarded from the start they compete with the category for the digit. They are read from warped copies, too. Copies with
     an even index are resized and shifted, but neither turned nor sheared: only there is the first code, c2, scored, so it may be the slant. The others lean at random:
     there the other codes are scored, so c3 must survive a change of slant, and becomes the stroke width. Without that both may be slants, or mixtures of slant and
     height. --continuous-weight 1 --continuous-start 0 --warp 0.
  3. Figure 2 sweeps the continuous codes from -2 to 2, twice as far as their prior, and the digit tends to change on the way. So each batch has half as many images again, with continuous
-    codes uniform in [-2, 2], whose category Q must name too. D does not see them, nor are their continuous codes scored. --far 0.
+    codes uniform in [-2, 2], whose category Q must name too, in the same mean: two thirds of that loss are of the prior's codes. D does not see them, nor are their continuous codes scored. --far 0.
  4. 4 epochs of 60,000 images, 1,876 updates, at rates that fall in the second half; the released code makes 5,000 updates of 128 images, 11.6 passes over 55,000,
     at constant rates. --recipe paper has about that length (5,159), and none of 1 to 4.
- 5. Deviations of the continuous codes are fixed at 1, as in the released code; the appendix learns them (--learned-std).
+ 5. Deviations of the continuous codes are fixed at 1, as in the released code; the appendix learns them (--learned-std: not tuned, the one early try collapsed).
  6. One batch of generated images serves D's step and G's; the released code draws a fresh (z, c) for G.
  7. Figure 1 is of the plain command's model; the paper's has the category as its only code (--continuous 0 --recipe paper).
  8. The paper gives 5 % without saying of how many runs, how categories were matched, on which images, or how the model was chosen. Here the matching is fitted on training
@@ -213,7 +215,7 @@ def information_losses(nets, generated, features, code, options):
     """-log Q(c|x) of the codes that made the images, in nats: of the category, and of the continuous codes (0 without).
 
     generated: [B + far, C, H, W], made of `code` (draw_prior); features [B, 1024]: the trunk's, of the first B. With --warp 0 Q reads these. Otherwise it reads
-    warped copies (differences 1 to 3): the category from all, c2 from those that keep their angle, the other continuous codes from the rest. The continuous codes
+    warped copies (differences 1 to 3): the category from all, c2 from those that are neither turned nor sheared, the other continuous codes from the rest. The continuous codes
     of the `far` images are not scored. --baseline: no gradient reaches the trunk."""
     category, continuous, _noise = code
     detach = torch.detach if options.baseline else lambda t: t
@@ -324,7 +326,7 @@ def train(run, nets, baseline, data):
     game, beside = Game(nets, opt, run.device, opt.epochs * updates), None
     run.track(**game.parts())
     if baseline is not None:
-        beside = Game(baseline, SimpleNamespace(**{**vars(opt), **BASELINE}), run.device, min(opt.baseline_epochs, opt.epochs) * updates)
+        beside = Game(baseline, SimpleNamespace(**{**vars(opt), **BASELINE}), run.device, opt.baseline_epochs * updates)
         run.track(**{f"baseline_{name}": part for name, part in beside.parts().items()})
     autocast = lambda: run.autocast(cached=True)  # noqa: E731
 
@@ -649,11 +651,11 @@ def make_parser():
     add("--categories", "K, values of the categorical code; 0: none", type=common.whole, default=10)
     add("--continuous", "number of continuous codes, uniform in [-1, 1]", type=common.whole, default=2)
     add("--noise", "size of the incompressible noise z, uniform in [-1, 1] too", type=common.whole, default=62)
-    add("--learned-std", "Q learns the deviations of the continuous codes (the paper's appendix); else they are 1 (the released code)",
+    add("--learned-std", "Q learns the deviations of the continuous codes (the paper's appendix); else they are 1 (the released code); not tuned, the one early try collapsed",
         action="store_true", default=False)
     add("--baseline", "the regular GAN of Figure 1: Q is trained on detached features, and neither G nor the trunk learns from it", action="store_true", default=False)
     add("--baseline-epochs", "epochs in which a regular GAN is trained beside InfoGAN, for Figures 1 and 2(b); it takes part of the time and of the random numbers; "
-        "None is 2, 0 where K is not 10", type=common.whole)
+        "None is 2, 0 where K is not 10; at most --epochs, 0 with --baseline or without a category", type=common.whole)
     add("--table", f"leak: train K = {', '.join(map(str, LEAK_CATEGORIES))} and the regular GAN (with this seed and the flags beside it) and print them side by side",
         choices=("leak",))
     add("--recipe", "paper: about the released code's length, its rates and weights, and none of differences 1 to 4; flags beside it still count", choices=("ours", "paper"), default="ours")
@@ -694,6 +696,7 @@ def resolve(options):
         o.baseline_epochs = 0
     elif o.baseline_epochs is None:
         o.baseline_epochs = 2 if o.categories == 10 else 0
+    o.baseline_epochs = min(o.baseline_epochs, o.epochs)
     if o.dry_run:
         o.epochs, o.baseline_epochs = min(o.epochs, 2), min(o.baseline_epochs, 1)
     return o
@@ -724,6 +727,8 @@ def table(options):
     """How much does K give away? Finished runs in runs/infogan with these settings count, the others are trained now."""
     if options.out is not None or options.baseline or options.categories != 10:
         raise common.UserError("--table makes a folder for each K in runs/infogan: leave --out, --baseline and --categories out")
+    if not options.continuous:
+        raise common.UserError("--table has a row of K = 0, which needs --continuous of at least 1")
     settings = {f"K = {k}": {"categories": k} for k in LEAK_CATEGORIES}
     settings = {"regular GAN": {"baseline": True}, **settings}
     settings = {words: resolve(SimpleNamespace(**{**vars(options), "table": None, "resume": False, **own})) for words, own in settings.items()}
@@ -742,7 +747,8 @@ def table(options):
                ("probe_error_q_hidden_100", "Q, 100"), ("probe_error_q_hidden_1000", "1,000"), ("probe_error_q_hidden_all", "all")]
     print("errors in %; one to one, majority: of the categories as a classifier, and of k-means on pixels with as many clusters; nmi: normalised mutual information\n"
           "with the digit; trunk, Q: a linear probe on the trunk and on Q's hidden layer with 100, 1,000 and all labels.\n"
-          "K = 0 and the regular GAN are trained without warps: part of their distance is that, and --recipe paper has none either")
+          + ("K = 0 is trained without warps: part of its distance is that" if settings["regular GAN"].warp else
+             "K = 0 and the regular GAN are trained without warps: part of their distance is that, and --recipe paper has none either"))
     print("".join(word.ljust(12) for word in ["", *(words for _, words in columns)]).rstrip())
     for words, metrics in results.items():
         print("".join(cell.ljust(12) for cell in [words, *(f"{metrics[name]:.2f}" if name in metrics else "-" for name, _ in columns)]).rstrip())

@@ -5,7 +5,7 @@
 
 An encoder splits an image x into a code s of its class (the specified factor) and a code z of everything else; a decoder puts any z and
 any s together again. Labels pair images and condition the discriminators; no label is an input of the encoder or the decoder. (Difference 3
-also uses them to push the class out of z, which is what Table 1's z column measures: README has a row of the paper's terms alone.)
+also uses them to push the class out of z, which is what Table 1's z column measures: README has rows of the paper's terms alone.)
 
 Where the paper's things are
     Eq. 5, Figure 1, Algorithm 1      reconstruction_loss, kl_loss, adversarial_loss, discriminator_loss; wired in train
@@ -28,7 +28,9 @@ Differences from the paper
     to leave it out. They take two steps to one of the others. `--code-weight 0 --code-prior-weight 0` switches them off.
  4. Enc, Dec and Disc are updated from the same forward pass, at the weights before the step (the code's discriminators step first);
     Algorithm 1 draws fresh pairs for the adversary. The adversarial term of the generator is the non-saturating -log D, as in the released code.
- 5. The KL weight grows during training from `--kl-start` to `--kl-weight`, and with it the weights of difference 3, from 0.
+ 5. The KL weight grows during training from `--kl-start` to `--kl-weight`, and with it the weights of difference 3, from 0. On MNIST it ends at
+    16 times the released weight: the KL of an eq. 5 whose pixels have variance 0.8 (released 0.05), which leaves z little room. Hence
+    `--no-adversary` alone does not make the decoder ignore s (section 4.1); with `--kl-start 0.15 --kl-weight 0.15` it does.
  6. A step's images come as pairs of one class; each is x1 once with the other as its x1', and x2 is another image of the step,
     of any class (Figure 1's caption; section 4.3 says a different one), one swap a pair. z1 is sampled once a step for all its uses.
  7. The means of z pass a soft threshold: a dimension that the KL has switched off otherwise keeps a tiny mean, which the decoder ignores and
@@ -44,6 +46,7 @@ released, by reading its source. `--recipe released` does not take over: mid-gre
 variance as log sigma and so pulls about twice as hard where sigma is small (here the KL is exact); pixels in [-1, 1] with tanh; fresh noise
 for every decoding; classes drawn uniformly; two swaps in three images (here one in a pair).
 """
+import functools
 from types import SimpleNamespace
 
 import common                                             # before torch: it sets what torch reads at import
@@ -208,12 +211,14 @@ def kl_loss(mu, logvar):
 def adversarial_loss(logits_fake, real_target=1.0):
     """Generator's side of L_gan: cross-entropy of Disc(Dec(z, s2), id2) against "real", mean over the batch; log 2 at chance.
 
-    logits_fake: [B]. real_target: the released code's 0.95 smooths the label here too. Used for z = z1 (swap) and for z ~ N(0, I)."""
+    logits_fake: [B]. real_target: the released code's 0.95 smooths the label here too. Used for z = z1 (swap) and for z ~ N(0, I),
+    and, sign turned where "fake" is the aim, for the code's discriminators (difference 3)."""
     return F.binary_cross_entropy_with_logits(logits_fake, torch.full_like(logits_fake, real_target))
 
 
 def discriminator_loss(logits_real, logits_fake, real_target=1.0):
-    """-log Disc(x2, id2) - log(1 - Disc(fake, id2)), each a mean over its batch; 2 log 2 at chance. Logits [B]; real_target smooths."""
+    """-log Disc(x2, id2) - log(1 - Disc(fake, id2)), each a mean over its batch; 2 log 2 at chance. Logits [B]; real_target smooths.
+    The code's discriminators have the same loss on codes."""
     return (F.binary_cross_entropy_with_logits(logits_real, torch.full_like(logits_real, real_target))
             + F.binary_cross_entropy_with_logits(logits_fake, torch.zeros_like(logits_fake)))
 
@@ -259,7 +264,7 @@ def class_code(class_enc, x):
 
 
 def pretrain_s(run, nets, data, ids, epochs):
-    """Figure 10(a): train the s branch of a second encoder as a classifier, then freeze it. Here, alone, an encoder meets labels."""
+    """Figure 10(a): train the s branch of a second encoder as a classifier, then freeze it. Here, alone, an encoder is trained to classify."""
     head = nn.Linear(run.options.s_dim, ids.shape[1]).to(run.device)
     optimiser = torch.optim.Adam([*nets.class_enc.parameters(), *head.parameters()], 1e-3)
     for _ in range(epochs):
@@ -274,7 +279,10 @@ def pretrain_s(run, nets, data, ids, epochs):
 
 
 def train(run, nets, data, ids):
-    """Algorithm 1. data: a common.Split on the device; ids: the discriminator's labels, one-hot float [N, labels]."""
+    """Algorithm 1. data: a common.Split on the device; ids: the discriminator's labels, one-hot float [N, labels].
+
+    Names, for n pairs a step, the first of each pair and then the second: x1 [2n, C, H, W] are the paper's x1 and, n further on, its x1'; id1 [2n, labels];
+    x2, id2, s2 the same, shifted by k to other pairs; s1 [2n, s_dim]; z1 [2n, z_dim] ~ N(mu, exp logvar); disc, mean_disc, prior_disc are Disc, M and P below."""
     opt, device = run.options, run.device
     enc, dec, disc, mean_disc, prior_disc = (net.to(device).train() for net in (nets.enc, nets.dec, nets.disc, nets.mean_disc, nets.prior_disc))
     if nets.class_enc is not None:
@@ -438,15 +446,15 @@ def probe_scores(nets, train, test, epochs=20):
     YaleB would be either; how the 60.7 of its sprites is computed it does not say.) On sprites the probe reads the seven attributes of characters it never saw (also one score an attribute) and, as R², the pose."""
     (s, mu, sigma), (s_, mu_, sigma_) = encode(nets, train.x), encode(nets, test.x)
     y, y_ = (train.y, test.y) if train.attributes is None else (train.attributes, test.attributes)
-    errors = {"s": common.probe(s, y, s_, y_, epochs=epochs), "z_mean": common.probe(mu, y, mu_, y_, epochs=epochs),
-              "z_sample": common.probe(mu, y, mu_, y_, epochs=epochs, noise=(sigma, sigma_)), "chance": common.chance_error(y, y_),
-              "guess": 100 - 100 / (y.view(len(y), -1).amax(0) + 1.)}
+    read = functools.partial(common.probe, epochs=epochs, groups=None if train.attributes is None else train.y)
+    errors = {"s": read(s, y, s_, y_), "z_mean": read(mu, y, mu_, y_), "z_sample": read(mu, y, mu_, y_, noise=(sigma, sigma_)),
+              "chance": common.chance_error(y, y_), "guess": 100 - 100 / (y.view(len(y), -1).amax(0) + 1.)}
     scores = {f"{name}_error": error.mean().item() for name, error in errors.items()}
     if train.attributes is not None:
         for name, error in errors.items():
             scores.update({f"{name}_error_{word}": e.item() for word, e in zip(common.ATTRIBUTES, error)})
         for name, codes, codes_ in (("z", mu, mu_), ("s", s, s_)):
-            scores[f"pose_r2_{name}"] = common.probe(codes, train.pose, codes_, test.pose, epochs=epochs).mean().item()
+            scores[f"pose_r2_{name}"] = read(codes, train.pose, codes_, test.pose).mean().item()
     return scores
 
 
@@ -604,7 +612,7 @@ def make_parser():
     add("--kl-weight", type=common.weight, default=None,
         help=f"of the KL in nats (eq. 5; the value is ours, released 0.15 in these units); None is {both('kl_weight')}")
     add("--kl-start", type=common.weight, default=None,
-        help=f"weight of the KL at the first step, from where it grows (ours); None is {both('kl_start')}")
+        help=f"weight of the KL at the first step, from where it grows (ours); None is {both('kl_start')}, at most --kl-weight")
     add("--grow-until", type=common.share, default=0.6,
         help="share of the run after which the weights of the KL and of the code's adversaries are whole (ours)")
     add("--swap-weight", type=common.weight, default=None,
@@ -622,11 +630,11 @@ def make_parser():
     add("--real-target", type=common.fraction, default=1.0, help="label of 'real', for the image discriminator and for the generator (released 0.95)")
     add("--lr", type=common.positive, default=2e-3, help="Adam's rate for encoder and decoder (the value is ours, released 0.01)")
     add("--lr-disc", type=common.positive, default=1e-3, help="Adam's rate for the discriminator (the value is ours, released 0.01)")
-    add("--lr-code", type=common.positive, default=2e-3, help="Adam's rate for the code's discriminators; sinks to 30 %% only (ours)")
+    add("--lr-code", type=common.positive, default=2e-3, help="Adam's rate for the code's discriminators; never below 30 %% of it (ours)")
     add("--beta1", type=common.below_one, default=0.5, help="of all Adams (released 0.5)")
     add("--schedule", choices=("linear", "constant"), default="linear",
         help="linear: warm-up, constant for half the run, then down to 2 %% (ours)")
-    add("--no-adversary", action="store_true", help="ablation: all four adversarial weights 0, ours too; with a weak KL the decoder then ignores s (section 4.1; the paper's "
+    add("--no-adversary", action="store_true", help="ablation: all four adversarial weights 0, ours too; with a weak KL (--kl-start 0.15 --kl-weight 0.15) the decoder then ignores s (section 4.1; the paper's "
              "words on this ablation say the unspecified part, apparently a slip)")
     add("--pretrained-s", action="store_true", help="ablation: s from a classifier, trained first and frozen (Figure 10(a), difference 10)")
     return cli
@@ -637,9 +645,12 @@ def resolve(options):
     grey = options.dataset in GREY
     if options.recipe == "released" and options.swap_weight is None:
         options.swap_weight = 0.01 * (784 if grey else 3072) / 4
+    start_given = options.kl_start is not None
     for name, (on_grey, on_colour) in BY_DATASET.items():
         if getattr(options, name) is None:
             setattr(options, name, on_grey if grey else on_colour)
+    if not start_given:
+        options.kl_start = min(options.kl_start, options.kl_weight)
     if options.no_adversary:
         options.swap_weight = options.prior_weight = options.code_weight = options.code_prior_weight = 0.0
     if options.dry_run:

@@ -1004,7 +1004,8 @@ MISTAKES = [(["--prior", "mixture", "--task", "semi"], "are for --task prior"), 
             (["--task", "semi", "--labels", "55"], "multiple of 10"), (["--task", "semi", "--labels", "0"], "at least 10"),
             (["--task", "semi", "--labels", "-1"], "at least 0"), (["--task", "nothing"], "invalid choice"), (["--dropout", "1"], "below 1"),
             (["--regularizer", "mmd", "--task", "semi"], "--task prior or likelihood"), (["--dataset", "sprites", "--task", "semi"], "ten classes"),
-            (["--labels", "100"], "--prior mixture or swiss-roll"), (["--recipe", "authors"], "invalid choice")]
+            (["--labels", "100"], "--prior mixture or swiss-roll"), (["--task", "semi", "--clusters", "30"], "--task cluster, and for embed"),
+            (["--task", "embed", "--clusters", "30"], "--labels 0"), (["--regularizer-weight", "2"], "kl, mmd and wae-gan"), (["--recipe", "authors"], "invalid choice")]
 
 
 @pytest.mark.parametrize("arguments, words", MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else str(v))

@@ -773,7 +773,7 @@ def test_kill_at_a_random_moment_then_resume_is_bit_identical(tmp_path):
 
 
 MISTAKES = [(["--model", "wgan"], "invalid choice"), (["--dataset", "sprites"], "choose another --dataset"), (["--dataset", "grid", "--model", "ali"], "leave --model"),
-            (["--random-setting"], "needs --dataset grid"), (["--table", "2"], "invalid choice"), (["--table", "1", "--dataset", "grid"], "does not go with it"), (["--table", "1", "--out", "x"], "leave --out and"), (["--dataset", "grid", "--precision", "bf16"], "in fp32"), (["--table", "1", "--model", "ali"], "--model out"),
+            (["--random-setting"], "needs --dataset grid"), (["--dataset", "grid", "--random-setting", "--vae-std", "1"], "trains no VAE"), (["--table", "2"], "invalid choice"), (["--table", "1", "--dataset", "grid"], "does not go with it"), (["--table", "1", "--out", "x"], "leave --out and"), (["--dataset", "grid", "--precision", "bf16"], "in fp32"), (["--table", "1", "--model", "ali"], "--model out"),
             (["--dataset", "grid", "--z-dim", "3"], "--z-dim does not go with"), (["--maxout", "3"], "--maxout does not go with"),
             (["--model", "gan", "--cycle-weight", "1"], "--cycle-weight is for"), (["--model", "ae-l2", "--penalty", ".1"], "--penalty is for"),
             (["--regressor-weight", "1"], "--regressor-weight is for --model jlr"), (["--batch-size", "2"], "at least 3"), (["--dataset", "grid", "--epochs", "1"], "at least 2"),

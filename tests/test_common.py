@@ -193,6 +193,26 @@ def test_probe_of_attributes_and_of_targets():
     assert r2[0] > 0.9 and abs(r2[1]) < 0.1
 
 
+def test_probe_bears_a_dimension_that_is_nearly_always_zero():
+    rng = torch.Generator().manual_seed(0)
+    target, extra = torch.rand(6000, 1, generator=rng) * 2 - 1, torch.zeros(6000, 1)
+    extra[7], extra[5000:5020] = 0.01, 1.                 # in training's deviations: up to thousands
+    x = torch.cat([target, extra], 1)
+    assert common.probe(x[:5000], target[:5000], x[5000:], target[5000:]).item() > 0.9
+
+
+def test_probe_stops_before_it_learns_characters_by_heart():
+    """Where groups are given: their offsets cannot be known of other groups, as the held-out groups show and held-out rows do not."""
+    rng = torch.Generator().manual_seed(0)
+    group = torch.arange(9000) % 300
+    name, offset = torch.randn(300, 20, generator=rng), torch.randn(300, 1, generator=rng)
+    seen = torch.randn(9000, 1, generator=rng)
+    x, target = torch.cat([seen, name[group]], 1), seen + offset[group]
+    train, test = group < 200, group >= 200
+    by_row, by_group = (common.probe(x[train], target[train], x[test], target[test], groups=groups).item() for groups in (None, group[train]))
+    assert by_group > by_row + 0.1
+
+
 def test_own_random_numbers_disturb_nobody():
     draw = lambda: (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random())  # noqa: E731
     state = common._get_rng()

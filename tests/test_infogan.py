@@ -391,6 +391,7 @@ def test_defaults_and_the_papers_recipe():
     assert options("--warp", 0, "--far", .3).far == 0 == options("--baseline", "--far", .3).far == options("--categories", 0, "--warp", 1, "--far", .3).far == options("--continuous", 0, "--far", .3).far and options().far > 0
     assert options("--categories", 0, "--warp", 1).warp == 0
     assert options("--baseline").baseline_epochs == 0 == options("--categories", 5).baseline_epochs and options("--baseline").warp == 0 and options().baseline_epochs == 2
+    assert options("--epochs", 1).baseline_epochs == 1 == options("--epochs", 1, "--baseline-epochs", 5).baseline_epochs
     assert options("--categories", 0).continuous_start == 0 and f"lambda = {options().continuous_weight:g}" in infogan.__doc__ and f" {options().epochs} epochs" in infogan.__doc__
     assert options("--recipe", "paper", "--warp", .5).warp == .5
     names = {infogan.run_name(options(*words)) for words in ([], ["--baseline"], ["--categories", 20], ["--dataset", "fashion"], ["--dataset", "fashion", "--baseline"], ["--recipe", "paper"])}
@@ -718,7 +719,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(monkeypatch):
     assert part["step"] == 4 and all(same(whole[key], part[key]) for key in ("states", "history", "epoch", "step", "rng", "images"))
 
 
-MISTAKES = [(["--categories", "1"], "0 or at least 2"), (["--categories", "0", "--continuous", "0"], "needs information"), (["--table", "leak", "--continuous", "0"], "needs information"), (["--categories", "-1"], "at least 0"),
+MISTAKES = [(["--categories", "1"], "0 or at least 2"), (["--categories", "0", "--continuous", "0"], "needs information"), (["--table", "leak", "--continuous", "0"], "row of K = 0"), (["--categories", "-1"], "at least 0"),
             (["--dataset", "sprites"], "grey images"), (["--dataset", "nothing"], "unknown data set"), (["--batch-size", "2"], "at least 3"), (["--far", "2"], "from 0 to 1"),
             (["--table", "1"], "invalid choice"), (["--table", "leak", "--baseline"], "leave --out"),
             (["--table", "leak", "--categories", "5"], "--categories out"), (["--lr", "0"], "above 0"), (["--slope", "nan"], "at least 0")]

@@ -620,6 +620,11 @@ def test_kill_at_random_moments_then_resume_is_bit_identical(tmp_path):
 # --------------------------------------------------------------------------------------------- mistakes of the user
 
 
+def test_the_kl_never_starts_above_where_it_ends():
+    assert [(o.kl_start, o.kl_weight) for o in (options(), options("--kl-weight", 0), options("--kl-weight", 0.1), options("--kl-weight", 0.1, "--kl-start", 0.2))] == [
+        (0.3, 2.4), (0, 0), (0.1, 0.1), (0.2, 0.1)]
+
+
 def damage(kind):
     """Prepare a folder for one of the cases below."""
     import numpy as np
