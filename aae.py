@@ -606,7 +606,7 @@ def likelihood_scores(nets, options, held_out, test):
 def style_scores(nets, options, judge, data, test):
     """Figure 7 as numbers, percent. style_accuracy: Dec(y, z), z ~ p(z), shows the digit y (a judge reads it); z_error: test error of a probe that reads the
     digit from z; chance_error: of always answering the commonest digit, which z_error reaches when z says nothing; reconstruction_mse: with the true label."""
-    y = torch.arange(10, device=test.x.device).repeat(1000)
+    y = torch.arange(10, device=test.x.device).repeat(100 if options.dry_run else 1000)
     images = decode(nets, torch.cat([F.one_hot(y, 10).float(), draw_prior(options, len(y), y.device)], 1)).view(-1, *test.x.shape[1:])
     (_, z), (_, z_) = encode(nets, data.x), encode(nets, test.x)
     own = decode(nets, torch.cat([F.one_hot(test.y, 10).float(), z_], 1))

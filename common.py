@@ -965,7 +965,8 @@ def save_judge(judge, path):
 
 
 def load_judge(name, root=None, device="cpu", quick=False):
-    """The `Judge` of a data set in eval mode, from `root`/judge-NAME.pt (MNIST's is committed); trained and stored there if absent.
+    """The `Judge` of a data set in eval mode, from `root`/judge-NAME.pt (MNIST's is committed); trained and stored there if absent, on all training
+    images, so that with --validation it has seen the held-out ones.
 
     quick: for a dry run; one that is absent is left untrained."""
     root = Path(root) if root is not None else HERE / "data"

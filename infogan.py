@@ -714,7 +714,7 @@ def train_and_score(options):
     """One run; returns its metrics."""
     data, test = common.load_dataset(options.dataset, options.data, options.validation)
     if options.dry_run:
-        data, test = (part.take(torch.arange(len(part.y)) < n) for part, n in ((data, 600), (test, 300)))
+        data, test = (part.take(torch.arange(len(part.y)) < n) for part, n in ((data, 300), (test, 200)))
     run = common.Run("infogan", options, run_name(options))
     data, test = data.to(run.device), test.to(run.device)
     nets = build(options)

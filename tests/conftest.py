@@ -1,6 +1,9 @@
 """Tests run from anywhere: the scripts are imported from the folder above, and each test works in its own folder."""
+import os
 import runpy
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +12,36 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import common  # noqa: E402
+
+
+# Of a script: how many kills, of which command.
+KILLS = {"mathieu": (2, ["mathieu.py", "--dry-run", "--device", "cpu", "--batch-size", "64", "--z-dim", "4"]),
+         "aae": (1, ["aae.py", "--dry-run", "--task", "semi", "--device", "cpu", "--batch-size", "32", "--hidden", "100"]),
+         "bigan": (1, ["bigan.py", "--dry-run", "--device", "cpu", "--batch-size", "32", "--dataset", "grid"])}            # its two phases resume differently
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that wait for kills.py come last: it works beside the others."""
+    items.sort(key=lambda item: "survives_kills" in item.fixturenames)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kills(request):
+    """kills.py of each script whose test was chosen, one after the other in the background, on one core."""
+    names = {item.path.stem.removeprefix("test_") for item in request.session.items if "survives_kills" in item.fixturenames}
+    with ThreadPoolExecutor(1) as pool:
+        yield {name: pool.submit(subprocess.run, [sys.executable, str(ROOT / "tests/kills.py"), str(KILLS[name][0]), *KILLS[name][1]], capture_output=True, text=True,
+                                 env={**os.environ, "OMP_NUM_THREADS": "1"}) for name in sorted(names)}
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture
+def survives_kills(kills):
+    """Checks that trainings of a script, killed at random moments and resumed, ended bit-identical to an undisturbed one."""
+    def call(name):
+        done = kills[name].result()
+        assert done.returncode == 0 and done.stdout.count("identical") == KILLS[name][0], done.stdout + done.stderr
+    return call
 
 
 @pytest.fixture(autouse=True)

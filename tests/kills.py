@@ -1,6 +1,7 @@
 """Kills trainings at random moments and checks that each, resumed, ends bit-identical to an undisturbed one.
 
-    python tests/kills.py 20            # twenty in a row, a few minutes; prints a line a kill
+    python tests/kills.py 20                                   # twenty in a row of mathieu.py, a few minutes; prints a line a kill
+    python tests/kills.py 3 bigan.py --dry-run --device cpu    # of another command
 """
 import json
 import random
@@ -78,4 +79,4 @@ def kill_and_resume(folder, times, rng, tell=lambda line: None, command=COMMAND)
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
-        kill_and_resume(scratch, int(sys.argv[1]) if len(sys.argv) > 1 else 20, random.Random(), print)
+        kill_and_resume(scratch, int(sys.argv[1]) if len(sys.argv) > 1 else 20, random.Random(), print, sys.argv[2:] or COMMAND)

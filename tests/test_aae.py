@@ -3,7 +3,6 @@ import copy
 import itertools
 import json
 import math
-import random
 import re
 import sys
 import types
@@ -16,8 +15,6 @@ from torch import nn
 import aae
 import common
 from conftest import ROOT
-
-from kills import kill_and_resume
 
 # ---------------------------------------------------------------------------------------------------------- losses
 
@@ -994,8 +991,8 @@ def test_import_does_nothing(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(tmp_path.iterdir())
 
 
-def test_kill_at_random_moments_then_resume_is_bit_identical(tmp_path):
-    kill_and_resume(tmp_path, times=1, rng=random.Random(0), command=["aae.py", "--dry-run", "--task", "semi", "--device", "cpu", "--batch-size", "32", "--hidden", "100"])
+def test_kill_at_a_random_moment_then_resume_is_bit_identical(survives_kills):
+    survives_kills("aae")
 
 
 MISTAKES = [(["--prior", "mixture", "--task", "semi"], "are for --task prior"), (["--prior", "mixture", "--z-dim", "3"], "--z-dim 2"), (["--batch-size", "2"], "at least 3"),

@@ -2,7 +2,6 @@
 import copy
 import json
 import math
-import random
 import sys
 import types
 
@@ -14,8 +13,6 @@ from torch import nn
 import bigan
 import common
 from conftest import ROOT
-
-from kills import kill_and_resume
 
 
 def options(*arguments):
@@ -767,9 +764,8 @@ def test_import_does_nothing(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(tmp_path.iterdir())
 
 
-def test_kill_at_a_random_moment_then_resume_is_bit_identical(tmp_path):
-    """Of the grid, whose two phases resume differently."""
-    kill_and_resume(tmp_path, times=1, rng=random.Random(0), command=["bigan.py", "--dry-run", "--device", "cpu", "--batch-size", "32", "--dataset", "grid"])
+def test_kill_at_a_random_moment_then_resume_is_bit_identical(survives_kills):
+    survives_kills("bigan")
 
 
 MISTAKES = [(["--model", "wgan"], "invalid choice"), (["--dataset", "sprites"], "choose another --dataset"), (["--dataset", "grid", "--model", "ali"], "leave --model"),

@@ -2,7 +2,6 @@
 import copy
 import json
 import math
-import random
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import common
 import mathieu
 from conftest import ROOT
 
-from kills import kill_and_resume, same
+from kills import same
 
 # ---------------------------------------------------------------------------------------------------------- losses
 
@@ -553,7 +552,7 @@ def test_tiny_training_uses_s_and_without_its_terms_does_not(capsys):
     judge, ids = common.load_judge("mnist"), F.one_hot(train.y, 2).float()
     scores = {}
     for name, extra in (("whole", ()), ("ablated", ("--no-adversary",))):
-        opt = options("--epochs", 12, "--batch-size", 64, "--out", name, "--kl-weight", 0.05, "--kl-start", 0.05, *extra)
+        opt = options("--epochs", 8, "--batch-size", 64, "--out", name, "--kl-weight", 0.05, "--kl-start", 0.05, *extra)
         run = common.Run("mathieu", opt)
         nets = mathieu.build(opt, 1, 28, 2)
         mathieu.train(run, nets, train, ids)
@@ -613,8 +612,8 @@ def test_import_does_nothing(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(tmp_path.iterdir())
 
 
-def test_kill_at_random_moments_then_resume_is_bit_identical(tmp_path):
-    kill_and_resume(tmp_path, times=2, rng=random.Random(0))
+def test_kill_at_random_moments_then_resume_is_bit_identical(survives_kills):
+    survives_kills("mathieu")
 
 
 # --------------------------------------------------------------------------------------------- mistakes of the user
