@@ -49,7 +49,8 @@ Differences from the paper
     Table 1 is computed with a million samples where the paper has ten million. TFD and SVHN's own networks are left out. Figure 9 shows the
     first test images of a cluster.
  8. The VAE's decoder is a Gaussian whose variance is lambda; WAE-MMD sums the kernel over seven scales as its released code does (its paper
-    has one), and lambda stands beside half the squared error. All have this file's networks instead of convolutions.
+    has one), and lambda stands beside half the squared error. Its encoder is deterministic, as in the paper's experiments; WAE-GAN's is that of the
+    AAE beside it. All have this file's networks instead of convolutions.
 
 The authors released no code.
 """
@@ -877,7 +878,7 @@ def make_parser():
         choices=("gan", "kl", "mmd", "wae-gan"), default="gan")
     add("--regularizer-weight", "lambda of kl, mmd and wae-gan beside half the squared error; None is "
         + ", ".join(f"{value} for {name}" for name, value in LAMBDA.items()), type=common.weight)
-    add("--encoder", "q(z|x), section 2; kl has gaussian", choices=("deterministic", "gaussian", "universal"))
+    add("--encoder", "q(z|x), section 2; kl has gaussian, mmd deterministic unless said otherwise", choices=("deterministic", "gaussian", "universal"))
     add("--z-dim", "size of z", type=common.count)
     add("--prior-std", "standard deviation of the Gaussian prior; the unit in which the discriminator sees z", type=common.positive)
     add("--hidden", "units of every hidden layer", type=common.count)
@@ -921,6 +922,8 @@ def resolve(options):
         defaults.update(AWARE)
     if o.regularizer == "kl":
         defaults["encoder"] = "gaussian"
+    if o.regularizer == "mmd":                            # of a Gaussian q, dimensions that are pure noise satisfy it and stay so
+        defaults["encoder"] = "deterministic"
     for name, value in defaults.items():
         if getattr(o, name) is None:
             setattr(o, name, value)

@@ -575,6 +575,8 @@ def test_defaults_of_what_stands_between_the_tasks():
     assert (free.clusters, free.z_dim, free.epochs, free.code_noise) == (20, 2, cluster.epochs, cluster.code_noise)
     paper = parse("--task", "embed", "--labels", "0", "--recipe", "paper")
     assert (paper.hidden, paper.batch_norm, paper.input_dropout, paper.epochs) == (3000, "all", .2, 1500)
+    assert [parse("--task", "likelihood", "--regularizer", name).encoder for name in ("gan", "wae-gan", "mmd")] == ["gaussian", "gaussian", "deterministic"]
+    assert parse("--task", "likelihood", "--regularizer", "mmd", "--encoder", "gaussian").encoder == "gaussian"
     assert parse("--task", "likelihood", "--regularizer", "kl").encoder == "gaussian" and parse("--task", "likelihood", "--recipe", "paper").encoder == "deterministic"
     assert [sum(isinstance(m, nn.Dropout) for m in net.modules()) for net in (lambda n: (n.enc, n.dec, n.disc))(aae.build(parse("--task", "likelihood"), 784))] == [2, 2, 0]
     names = {(): "prior-gaussian", ("--prior", "mixture", "--labels", "10000"): "prior-mixture-10000", ("--task", "semi"): "semi-100",
