@@ -27,7 +27,7 @@ Differences from the papers
     that code's setting: its epochs, rate and schedule, no penalty, no average; its weight decay counts half (see below).
  2. In the joint models a penalty on the slope of D, of either kind of pair, every fourth step (gradient_penalty). Without it reconstructions collapse at rates
     of 6e-4, and after 10 epochs at 2e-4 half the digits are lost: E's codes crowd into the corners of [-1, 1]^50, where the prior has almost no mass. (The
-    authors' 400 epochs without it keep the digit of 73.5 % of 200 training images, by the nearest neighbour of G(E(x)); our 30 that of 73 % of the test
+    authors' 400 epochs without it keep the digit of 73.5 % of 200 training images, by the nearest neighbour of G(E(x)); our 30 that of 73 to 75 % of the test
     images, by the judge. Averaging, 3, helps as much.) gan, lr and jlr have no penalty and rates of 2e-4: a
     plain GAN with it, at 5e-4, collapsed onto one image (one run), perhaps because a D that is flat and normalises each batch by itself does not see
     what all of a batch has in common. The grid's GAN has it.
