@@ -987,12 +987,6 @@ def test_snippets_stand_alone(name):
         assert all(f"Uses {c}" in getattr(aae, name).__doc__ for c in companions)
 
 
-def test_import_does_nothing(tmp_path):
-    import subprocess
-    done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import aae"], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(tmp_path.iterdir())
-
-
 def test_kill_at_a_random_moment_then_resume_is_bit_identical(survives_kills):
     survives_kills("aae")
 

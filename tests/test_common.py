@@ -8,6 +8,8 @@ import os
 import pickle
 import random
 import struct
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -224,6 +226,12 @@ def test_own_random_numbers_disturb_nobody():
             inside.append(torch.rand(3).tolist())
             draw()
     assert draw() == before and inside[0] == inside[1] != before[0]
+
+
+def test_imports_do_nothing(tmp_path):
+    done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import common, mathieu, aae, bigan, infogan"], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(tmp_path.iterdir())
 
 
 def test_scripts_import_common_before_torch():

@@ -606,12 +606,6 @@ def test_other_variants_run_through(command):
     assert math.isclose(settings["swap_weight"], 0.01 * 784 / 4) and math.isclose(settings["kl_weight"], 0.1 * 6 / 784 * 784 / 4)
 
 
-def test_import_does_nothing(tmp_path):
-    done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import mathieu"], cwd=tmp_path,
-                          capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(tmp_path.iterdir())
-
-
 def test_kill_at_random_moments_then_resume_is_bit_identical(survives_kills):
     survives_kills("mathieu")
 
