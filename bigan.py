@@ -766,7 +766,7 @@ def grid_models(nets):
 def grid_scores(nets, n=10_000):
     """Coverage (mode_scores) of 10,000 samples of each generator; of the four columns also, on 10,000 fresh points, reconstruction_mse (squared distance
     of x and G(z), z ~ q(z|x)) and reconstruction_mode, share in percent that stays in its component. Names are MODEL_SCORE."""
-    device = next(nets.ali_gen.parameters()).device
+    device = device_of(nets.ali_gen)
     x, y = draw_grid(n, device)
     scores = {}
     generators = {"ali": nets.ali_gen, "gan": nets.gan_gen, **({"vae": nets.vae_gen} if hasattr(nets, "vae_gen") else {})}
@@ -782,7 +782,7 @@ def grid_scores(nets, n=10_000):
 @torch.no_grad()
 def figure_mixture(nets, path, n=2500):
     """ALI's figure of the mixture: five rows, four columns; colours are the component of the test example, of the sample the nearest one's."""
-    device = next(nets.ali_gen.parameters()).device
+    device = device_of(nets.ali_gen)
     x, y = draw_grid(n, device)
     z = torch.randn(n, 2, device=device)
     columns = {}
