@@ -25,10 +25,10 @@ game. The AAE takes turns, a step on each term with an optimiser of its own; WAE
 (--regularizer-weight).
 
 Differences from the paper
- 1. Adam for SGD, 12 to 25 epochs for thousands (rates warm up over 100 steps, stay for half the run, then fall), batches of 200, PyTorch's initial
-    weights, 1000 hidden units also for clustering. `--recipe paper` takes the appendix's, as far as known (what we borrowed or guessed stands beside
-    PAPER_BY_TASK); the scaled codes of 4, style's discriminator of 5, the held-out images of 7 and the re-estimated statistics of 2 stay. The encoder's
-    adversarial loss is the non-saturating -log D; the paper prints the minimax only.
+ 1. Adam for SGD, 12 to 25 epochs for thousands (rates warm up over 100 steps, stay for half the run, then fall), batches of 200, PyTorch's
+    initial weights, 1000 hidden units also for clustering. `--recipe paper` takes the appendix's, as far as known (what we borrowed or
+    guessed stands beside PAPER_BY_TASK); the scaled codes of 4, style's discriminator of 5, the held-out images of 7 and the re-estimated
+    statistics of 2 stay. The encoder's adversarial loss is the non-saturating -log D; the paper prints the minimax only.
  2. Batch norm in the encoder's hidden layers but in `likelihood` and in `prior` without labels, in `style` in the head of z too; the paper found no
     use for it with labels, and for clustering has it in the heads (`--batch-norm all`). Its statistics are re-estimated on 20,000 clean training
     images after training.
@@ -40,9 +40,10 @@ Differences from the paper
     it weighs 4. Without labels the batch's mean of q(y|x) is drawn to p(y) directly, too (balance_loss), or up to half of the clusters die. The
     discriminator of z sees codes divided by `--prior-std`. The images' noise is .1, none in `prior` and `likelihood`; the paper has .3 in
     Table 2, and for clustering drops pixels.
- 5. `likelihood` has a Gaussian encoder and dropout; the paper a deterministic one and, as far as known, no dropout (`--encoder deterministic --dropout 0`).
-    In `style` the discriminator sees the label beside z, as in Figure 3, so that z must have the prior's shape within every class, and has ten
-    times the encoder's rate, since otherwise its target outruns it. With labels `prior` trains on warped images.
+ 5. `likelihood` has a Gaussian encoder and dropout; the paper a deterministic one and, as far as known, no dropout (`--encoder
+    deterministic --dropout 0`). In `style` the discriminator sees the label beside z, as in Figure 3, so that z must have the prior's shape
+    within every class, and has ten times the encoder's rate, since otherwise its target outruns it. With labels `prior` trains on warped
+    images.
  6. The priors of Figures 2 and 4 are given as pictures: their formulas are ours. So are the threshold of Figure 10's penalty and its weight.
  7. The last 10,000 training images are held out where something is chosen on them (the Parzen width, the names of clusters), and in `prior`, which
     trains on the other 50,000, as many as Figure 4's 10,000 labelled and 40,000 other images.
@@ -98,7 +99,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """p(x|code): code [B, code_dim] -> logits of the pixels [B, outputs]. The code is z, or y and z side by side, or W_C^T y + z (ClusterHeads). Uses mlp."""
+    """p(x|code): code [B, code_dim] -> logits of the pixels [B, outputs]. The code is z, or y and z side by side, or W_C^T y + z
+    (ClusterHeads). Uses mlp."""
 
     def __init__(self, code_dim=8, outputs=784, hidden=1000, dropout=0.0):
         super().__init__()
@@ -168,8 +170,8 @@ def mmd_loss(z, prior, std=1.0, scales=(1.0,)):
     """WAE-MMD's penalty: the unbiased U-statistic of MMD^2(q(z), p(z)) from codes z [n, d] and as many samples of the prior [n, d] (Algorithm 2).
 
     Kernel: inverse multiquadric C / (C + |a - b|^2), C = 2 d std^2 times each of `scales`, summed; the paper has the one scale, its code
-    (.1, .2, .5, 1, 2, 5, 10). C is the expected squared distance of two samples of the Gaussian prior; that of the mixture and of the swiss roll is about
-    twice the C of a deviation of 5. Near 0 when the two agree, and then as often negative."""
+    (.1, .2, .5, 1, 2, 5, 10). C is the expected squared distance of two samples of the Gaussian prior; that of the mixture and of the swiss
+    roll is about twice the C of a deviation of 5. Near 0 when the two agree, and then as often negative."""
     n, d = z.shape
     total = 0.
     square = lambda a, b: (a[:, None] - b).square().sum(2)  # noqa: E731       (not by a product, which bf16 would round)
@@ -182,8 +184,8 @@ def mmd_loss(z, prior, std=1.0, scales=(1.0,)):
 
 
 def invariance_loss(target, logits):
-    """KL(softmax(target) || softmax(logits)), mean over the batch: how far the answer to a changed copy (logits [B, K]) is from that to the image. The target
-    gets no gradient."""
+    """KL(softmax(target) || softmax(logits)), mean over the batch: how far the answer to a changed copy (logits [B, K]) is from that to the
+    image. The target gets no gradient."""
     target = target.detach()
     return (target.softmax(1) * (target.log_softmax(1) - logits.log_softmax(1))).sum(1).mean()
 
@@ -282,7 +284,8 @@ def component_of(prior, z):
 
 
 def build(options, pixels):
-    """The networks of a run: enc, dec, disc (of z; kl and mmd do not use it), disc_y (where there is a y, else None), heads (of `embed`, else None)."""
+    """The networks of a run: enc, dec, disc (of z; kl and mmd do not use it), disc_y (where there is a y, else None), heads (of `embed`,
+    else None)."""
     o = options
     classes = o.clusters if unsupervised(o) else 10 if supervised(o) else 0                    # style's label is given, not inferred
     code_dim = o.z_dim + (0 if o.task == "embed" else 10 if o.task == "style" else classes)
@@ -319,7 +322,8 @@ def corrupt(x, options):
 
 
 def warp(x, amount=1.0):
-    """Small random affine maps, another for each image [B, C, H, W]: up to 9 degrees, 10 % of the size, a shear of 0.2 and a pixel of 28, times amount."""
+    """Small random affine maps, another for each image [B, C, H, W]: up to 9 degrees, 10 % of the size, a shear of 0.2 and a pixel of 28,
+    times amount."""
     n, device = len(x), x.device
     angle, size, shear = (amount * c * (2 * torch.rand(n, device=device) - 1) for c in (0.15, 0.1, 0.2))
     cos, sin, size = angle.cos(), angle.sin(), 1 + size
@@ -408,7 +412,8 @@ def regularisation_phase(nets, optimiser_d, optimiser_e, noisy, ids, views, opti
 
 
 def steadiness(nets, views, options):
-    """Difference 3: q(y|x) must change little under the small perturbation of x that changes it most, and be the same for two noisy warps of an image.
+    """Difference 3: q(y|x) must change little under the small perturbation of x that changes it most, and be the same for two noisy warps
+    of an image.
 
     views: (x, noisy, again) [B, D] each, a warp of the images, the same with noise, another warp with noise; None for no such terms. Returns both."""
     smooth = same = torch.zeros((), device=next(nets.enc.parameters()).device)
@@ -450,7 +455,8 @@ def schedule(step, total, epoch, options):
 
 
 def train(run, nets, data, labelled):
-    """Sections 2 and 5: the phases in turn on every batch. data: a common.Split on the device; labelled: indices of the images whose label is used."""
+    """Sections 2 and 5: the phases in turn on every batch. data: a common.Split on the device; labelled: indices of the images whose label
+    is used."""
     opt, device = run.options, run.device
     for net in present(nets):
         net.to(device).train()
@@ -479,7 +485,7 @@ def train(run, nets, data, labelled):
             noisy = corrupt(x, opt)
             given = F.one_hot(known[i], 10).float() if opt.task == "style" else None           # Figure 6: y is the label
             ids = known[i] if sees_labels(opt) else None
-            views = None                                  # difference 3: a term of the classification phase, or, without labels, of the regularisation phase
+            views = None                                  # difference 3: for the classification phase, or, without labels, the regularisation phase
             if nets.disc_y is not None:
                 again = corrupt(warp(image, opt.warp).flatten(1), opt) if opt.warp_weight else noisy
                 views = x, noisy, again
@@ -500,7 +506,8 @@ def train(run, nets, data, labelled):
 
 
 def settle_batch_norm(enc, x, batch_size=500):
-    """Batch norm's statistics anew, from clean images: in training they mix clean, noisy and perturbed ones. x: uint8 [N, ...]. Leaves it in eval mode."""
+    """Batch norm's statistics anew, from clean images: in training they mix clean, noisy and perturbed ones. x: uint8 [N, ...]. Leaves it
+    in eval mode."""
     with common.own_random_numbers():
         common.settle_batch_norm(enc, ((common.to_float(part),) for part in x[:20_000].split(batch_size)))
 
@@ -525,7 +532,8 @@ def choose_labelled(y, count, seed):
     if count >= len(y):
         return torch.arange(len(y), device=y.device)
     if count // 10 > torch.bincount(y).min():
-        raise common.UserError(f"--labels {count} asks for more of a class than there are: the smallest has {int(torch.bincount(y).min())}; for all say {len(y)}")
+        raise common.UserError(f"--labels {count} asks for more of a class than there are: the smallest has {int(torch.bincount(y).min())}; "
+                               f"for all say {len(y)}")
     rng = torch.Generator().manual_seed(seed)
     of_class = [(y.cpu() == label).nonzero()[:, 0] for label in range(10)]
     return torch.cat([index[torch.randperm(len(index), generator=rng)[:count // 10]] for index in of_class]).to(y.device)
@@ -605,8 +613,9 @@ def likelihood_scores(nets, options, held_out, test):
 
 
 def style_scores(nets, options, judge, data, test):
-    """Figure 7 as numbers, percent. style_accuracy: Dec(y, z), z ~ p(z), shows the digit y (a judge reads it); z_error: test error of a probe that reads the
-    digit from z; chance_error: of always answering the commonest digit, which z_error reaches when z says nothing; reconstruction_mse: with the true label."""
+    """Figure 7 as numbers, percent. style_accuracy: Dec(y, z), z ~ p(z), shows the digit y (a judge reads it); z_error: test error of a
+    probe that reads the digit from z; chance_error: of always answering the commonest digit, which z_error reaches when z says nothing;
+    reconstruction_mse: with the true label."""
     y = torch.arange(10, device=test.x.device).repeat(100 if options.dry_run else 1000)
     images = decode(nets, torch.cat([F.one_hot(y, 10).float(), draw_prior(options, len(y), y.device)], 1)).view(-1, *test.x.shape[1:])
     (_, z), (_, z_) = encode(nets, data.x), encode(nets, test.x)
@@ -618,8 +627,8 @@ def style_scores(nets, options, judge, data, test):
 
 
 def baseline_error(run, data, test, labelled):
-    """Table 2's first row: the encoder alone, with the same labels and noise; no autoencoder, no warps, nothing from unlabelled images but batch norm's
-    statistics. Test error, percent.
+    """Table 2's first row: the encoder alone, with the same labels and noise; no autoencoder, no warps, nothing from unlabelled images but
+    batch norm's statistics. Test error, percent.
 
     1,000 steps, or ten passes over all labels, at rates that fall to 0, with PyTorch's initial weights, whatever the recipe."""
     opt = run.options
@@ -722,7 +731,8 @@ def figure_style(nets, options, test, path, rows=10):
 
 
 def figure_clusters(nets, options, test, path, shown=14):
-    """Figure 9: a cluster a row; left its head (y one-hot, z = 0), then the first test images that fall into it. Clusters without any are left out."""
+    """Figure 9: a cluster a row; left its head (y one-hot, z = 0), then the first test images that fall into it. Clusters without any are
+    left out."""
     logits, _ = encode(nets, test.x)
     k, shape = options.clusters, test.x.shape[1:]
     heads = decode(nets, decoder_code(nets, torch.eye(k, device=logits.device), torch.zeros(k, options.z_dim, device=logits.device))).view(k, 1, *shape)
@@ -757,7 +767,8 @@ def evaluate(run, nets, data, held_out, test, labelled):
         rows = [("Parzen log-likelihood, 10K samples, nats", "parzen_10k", "340 +- 2" if ours else "-", f"standard error {scores['parzen_10k_sem']:.1f}"),
                 ("reconstruction MSE", "reconstruction_mse", "-", "")]
         if "parzen_1m" in scores:
-            rows.insert(1, ("Parzen log-likelihood, 1M samples, nats", "parzen_1m", "427 ? (10M)" if ours else "-", f"standard error {scores['parzen_1m_sem']:.1f}"))
+            rows.insert(1, ("Parzen log-likelihood, 1M samples, nats", "parzen_1m", "427 ? (10M)" if ours else "-",
+                            f"standard error {scores['parzen_1m_sem']:.1f}"))
     elif task == "style":
         scores = style_scores(nets, opt, common.load_judge(opt.dataset, opt.data, run.device, quick=opt.dry_run), data, test)
         figure_style(nets, opt, test, at("style"))
@@ -768,7 +779,8 @@ def evaluate(run, nets, data, held_out, test, labelled):
         logits, _ = encode(nets, test.x)
         scores = {"test_error": (logits.argmax(1) != test.y).float().mean().item() * 100,
                   "baseline_error": baseline_error(run, data, test, labelled)}
-        table2 = {("semi", 10, 100): ("1.90 +- 0.10", "25.80 ?"), ("semi", 10, 1000): ("1.60 +- 0.08 ?", "8.73 ?"), ("semi", 10, 60000): ("0.85 +- 0.02", "1.25 ?"),
+        table2 = {("semi", 10, 100): ("1.90 +- 0.10", "25.80 ?"), ("semi", 10, 1000): ("1.60 +- 0.08 ?", "8.73 ?"),
+                  ("semi", 10, 60000): ("0.85 +- 0.02", "1.25 ?"),
                   ("embed", 2, 1000): ("4.20 ?", "-"), ("embed", 2, 100): ("6.08 ?", "-"), ("embed", 10, 100): ("3.90 ?", "-")}
         paper, plain = table2.get((task, opt.z_dim, opt.labels), ("-", "-")) if opt.dataset == "mnist" else ("-", "-")
         rows = [("test error, %", "test_error", paper, ""),
@@ -792,7 +804,8 @@ def evaluate(run, nets, data, held_out, test, labelled):
     if "gan" in opt.regularizer:
         panels.append(("adversaries", ("discriminator", *(["encoder"] if opt.regularizer == "gan" else [])), "nats"))
     if nets.disc_y is not None:
-        panels.append((f"{'labels' if supervised(opt) else 'balance'} and steadiness of y", ("classification" if supervised(opt) else "balance", "smoothness", "invariance"), "nats"))
+        panels.append((f"{'labels' if supervised(opt) else 'balance'} and steadiness of y",
+                       ("classification" if supervised(opt) else "balance", "smoothness", "invariance"), "nats"))
     common.figure_curves(at("losses"), run.history, panels, "Training losses")
     told = lambda paper, beside: "; ".join(filter(None, [beside, "?: from memory, not checked" if "?" in paper and not opt.validation else ""]))  # noqa: E731
     return scores, [(words, name, paper, told(paper, beside)) for words, name, paper, beside in rows]
@@ -834,8 +847,8 @@ AWARE = dict(epochs=25, batch_norm="hidden", warp=1.0, lr=2e-4, lr_encoder=1e-3)
 PAPER = dict(optimiser="sgd", lr=0.01, lr_adversary=0.1, lr_encoder=0.1, lr_labels=0.1, beta1=0.1, schedule="steps", init_std=0.01, batch_size=100,
              batch_norm="none", dropout=0.0, noise=0.0, code_noise=0.0, input_dropout=0.0, encoder="deterministic",
              smooth_weight=0.0, warp=0.0, warp_weight=0.0, y_weight=1.0, balance_weight=0.0)
-# Not known and ours: the epochs of prior and likelihood. Borrowed from semi: schedule, momenta and initial weights of prior, likelihood and style, rates of prior, and
-# style's epochs and noise.
+# Not known and ours: the epochs of prior and likelihood. Borrowed from semi: schedule, momenta and initial weights of prior, likelihood and style,
+# rates of prior, and style's epochs and noise.
 PAPER_BY_TASK = {"prior": dict(epochs=1000), "likelihood": dict(epochs=1000),
                  "style": dict(epochs=5000, noise=0.3), "semi": dict(epochs=5000, noise=0.3),
                  "cluster": dict(epochs=1500, hidden=3000, batch_norm="all", input_dropout=0.2), "embed": dict(epochs=5000, noise=0.3)}
@@ -865,13 +878,14 @@ def make_parser():
         if name in OURS or name == "z_dim":
             words += f"; {by_task(name)}"
         cli.add_argument(flag, default=more.pop("default", None), help=words, **more)
-    add("--task", "which of the paper's experiments: Figures 2 and 4, Table 1, Figure 7, Table 2, Table 3, Figure 11", choices=tuple(OURS_BY_TASK), default="prior")
-    add("--recipe", "paper: the optimiser, rates, schedule, initial weights, batch and epochs, noise, sizes of the paper's appendix, as far as known (difference 1); flags "
-        "beside it still count",
+    add("--task", "which of the paper's experiments: Figures 2 and 4, Table 1, Figure 7, Table 2, Table 3, Figure 11", choices=tuple(OURS_BY_TASK),
+        default="prior")
+    add("--recipe", "paper: the optimiser, rates, schedule, initial weights, batch and epochs, noise, sizes of the paper's appendix, as far as known "
+        "(difference 1); flags beside it still count",
         choices=("ours", "paper"), default="ours")
     add("--prior", "shape of p(z); the last two are for --task prior", choices=("gaussian", "mixture", "swiss-roll"))
-    add("--labels", "labelled training images, as many of each class; 60000: all. In embed 0 means without labels, with the defaults of cluster. In prior they are "
-        "known to the discriminator, of a mixture or a swiss roll (then None is 25 epochs, batch norm, warp 1, --lr 2e-4, --lr-encoder 1e-3)",
+    add("--labels", "labelled training images, as many of each class; 60000: all. In embed 0 means without labels, with the defaults of cluster. In prior "
+        "they are known to the discriminator, of a mixture or a swiss roll (then None is 25 epochs, batch norm, warp 1, --lr 2e-4, --lr-encoder 1e-3)",
         type=common.whole)
     add("--clusters", "values of y in --task cluster, and in embed without labels, where None is 20", type=common.count)
     add("--regularizer", "gan: the AAE; in prior and likelihood also kl: a VAE, mmd and wae-gan: Wasserstein autoencoders",
@@ -899,7 +913,8 @@ def make_parser():
     add("--lr-encoder", "rate of the encoder against them", type=common.positive)
     add("--lr-labels", "rate of the classification phase", type=common.positive)
     add("--beta1", "beta1 or momentum of the adversaries; the other phases have 0.9", type=common.below_one)
-    add("--schedule", "linear: 100 steps up, constant for half the run, then down to 1 %%; steps: / 10 after epochs 50 and (not when clustering) 1000", choices=("linear", "steps"))
+    add("--schedule", "linear: 100 steps up, constant for half the run, then down to 1 %%; steps: / 10 after epochs 50 and (not when clustering) 1000",
+        choices=("linear", "steps"))
     add("--init-std", "of Gaussian initial weights; 0 leaves PyTorch's", type=common.weight)
     add("--labelled-batch", "labelled images in a step, drawn with replacement", type=common.count, default=100)
     add("--head-distance", "cluster heads nearer than this are pushed apart (Figure 10; the paper gives no number)", type=common.weight, default=8.0)
@@ -952,7 +967,8 @@ def run_name(options):
     """Name of a run's folder: semi-100, cluster-30, likelihood, likelihood-mmd, prior-mixture-10000, ..."""
     o = options
     parts = [o.task, *([o.prior] if o.task == "prior" else []), *([o.clusters] if o.task == "cluster" else []),
-             *([o.labels] if o.task in ("semi", "embed") or o.labels else []), *([f"z{o.z_dim}"] if o.task == "embed" and o.z_dim != 2 else []), *([o.regularizer] if o.regularizer != "gan" else []),
+             *([o.labels] if o.task in ("semi", "embed") or o.labels else []),
+             *([f"z{o.z_dim}"] if o.task == "embed" and o.z_dim != 2 else []), *([o.regularizer] if o.regularizer != "gan" else []),
              *([o.dataset] if o.dataset != "mnist" else [])]
     return "-".join(map(str, parts))
 

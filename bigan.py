@@ -4,11 +4,12 @@
     python bigan.py --table 1                             # all of Table 1, with baselines it lacks
     python bigan.py --dataset grid                        # ALI's mixture of 25 Gaussians
 
-A generator G makes an image of a code z ~ p(z), an encoder E finds a code for a real image x, and one discriminator D sees pairs, (x, E(x)) or
-(G(z), z). Neither E nor G ever sees the other's output; but when the best possible D cannot tell the pairs apart, E and G are inverses of each other
-(a stochastic E: q(z|x) = p(z|x)). The price is that nothing compares x with G(E(x)): reconstructions are often another digit's, and E(G(z)) is only
-loosely z. Table 1 is also easily misread: nearest neighbours on raw pixels, and on an encoder that was never trained, lie close to all of its columns.
-Both rows are here, and so are scores that tell more. Some ask a judge (common.Judge), a classifier trained once on the labels.
+A generator G makes an image of a code z ~ p(z), an encoder E finds a code for a real image x, and one discriminator D sees pairs, (x, E(x))
+or (G(z), z). Neither E nor G ever sees the other's output; but when the best possible D cannot tell the pairs apart, E and G are inverses
+of each other (a stochastic E: q(z|x) = p(z|x)). The price is that nothing compares x with G(E(x)): reconstructions are often another
+digit's, and E(G(z)) is only loosely z. Table 1 is also easily misread: nearest neighbours on raw pixels, and on an encoder that was never
+trained, lie close to all of its columns. Both rows are here, and so are scores that tell more. Some ask a judge (common.Judge), a
+classifier trained once on the labels.
 
 Where to find what
     BiGAN's objective, ALI eq. 1      discriminator_loss, joint_step
@@ -23,26 +24,29 @@ Where to find what
     not in the papers                 --model pixels, untrained; --bilinear 256, a D that sees at once whether a code belongs to its image
 
 Differences from the papers
- 1. 30 epochs, rates of 5e-4 (not all: see 2) that fall linearly in the second half; BiGAN's code has 400 epochs and 2e-4, with an exponential fall. --recipe paper takes
-    that code's setting: its epochs, rate and schedule, no penalty, no average; its weight decay counts half (see below).
- 2. In the joint models a penalty on the slope of D, of either kind of pair, every fourth step (gradient_penalty). Without it reconstructions collapse at rates
-    of 6e-4, and after 10 epochs at 2e-4 half the digits are lost: E's codes crowd into the corners of [-1, 1]^50, where the prior has almost no mass. (The
-    authors' 400 epochs without it keep the digit of 73.5 % of 200 training images, by the nearest neighbour of G(E(x)); our 30 that of 73 to 75 % of the test
-    images, by the judge. Averaging, 3, helps as much.) gan, lr and jlr have no penalty and rates of 2e-4: a
-    plain GAN with it, at 5e-4, collapsed onto one image (one run), perhaps because a D that is flat and normalises each batch by itself does not see
-    what all of a batch has in common. The grid's GAN has it.
- 3. The scores are of running averages of the weights (decay at most (1 + t) / (10 + t) in update t, for short runs); --average 0 takes the last weights.
- 4. ali and alice have BiGAN's networks and 50 dimensions on MNIST, which the ALI paper leaves out. D's batch norm does not see the scale of z, so E's
-    is held: batch norm on the mean, and a deviation of at most 1, the prior's; unbounded it grew until training broke. All codes together are then
-    wider than the prior, by the variance of q(z|x). Reconstructions and interpolations are of the mean of q(z|x), the paper's of a sample. Of ALICE only
-    the explicit cycle loss is here: squared errors summed over pixels and dimensions, one weight for both; x by a sample of q(z|x), z by its mean.
+ 1. 30 epochs, rates of 5e-4 (not all: see 2) that fall linearly in the second half; BiGAN's code has 400 epochs and 2e-4, with an
+    exponential fall. --recipe paper takes that code's setting: its epochs, rate and schedule, no penalty, no average; its weight decay
+    counts half (see below).
+ 2. In the joint models a penalty on the slope of D, of either kind of pair, every fourth step (gradient_penalty). Without it
+    reconstructions collapse at rates of 6e-4, and after 10 epochs at 2e-4 half the digits are lost: E's codes crowd into the corners of
+    [-1, 1]^50, where the prior has almost no mass. (The authors' 400 epochs without it keep the digit of 73.5 % of 200 training images, by
+    the nearest neighbour of G(E(x)); our 30 that of 73 to 75 % of the test images, by the judge. Averaging, 3, helps as much.) gan, lr and
+    jlr have no penalty and rates of 2e-4: a plain GAN with it, at 5e-4, collapsed onto one image (one run), perhaps because a D that is
+    flat and normalises each batch by itself does not see what all of a batch has in common. The grid's GAN has it.
+ 3. The scores are of running averages of the weights (decay at most (1 + t) / (10 + t) in update t, for short runs); --average 0 takes the
+    last weights.
+ 4. ali and alice have BiGAN's networks and 50 dimensions on MNIST, which the ALI paper leaves out. D's batch norm does not see the scale of
+    z, so E's is held: batch norm on the mean, and a deviation of at most 1, the prior's; unbounded it grew until training broke. All codes
+    together are then wider than the prior, by the variance of q(z|x). Reconstructions and interpolations are of the mean of q(z|x), the
+    paper's of a sample. Of ALICE only the explicit cycle loss is here: squared errors summed over pixels and dimensions, one weight for
+    both; x by a sample of q(z|x), z by its mean.
  5. 1-NN has all 60,000 training images as its reference; BiGAN's code takes 50,000. The paper does not say which layer Table 1 compares; the code's
     log agrees with the last hidden layer, with batch norm as in evaluation. 1-NN on the code is on E's bounded output, in that log on its logits.
- 6. The latent regressor (lr) learns from G(z) alone, while G learns; it learns nothing from a real x and sends nothing to G, as in BiGAN's code. In jlr G and E
-    share the weighted loss, as there. Scored is E with batch norm's statistics of real images, in both (settle).
- 7. Grid: other sizes, batches and rates than ALI's code (--recipe paper has them), differences 2 and 3 also here, in the random settings too; the three models
-    that ALI's is compared with are not in that code, and are ours. ALI draws its ten settings from ranges it does not give (ours stand with
-    --random-setting), and shows the best of ten; the figure here is of one fixed setting.
+ 6. The latent regressor (lr) learns from G(z) alone, while G learns; it learns nothing from a real x and sends nothing to G, as in BiGAN's
+    code. In jlr G and E share the weighted loss, as there. Scored is E with batch norm's statistics of real images, in both (settle).
+ 7. Grid: other sizes, batches and rates than ALI's code (--recipe paper has them), differences 2 and 3 also here, in the random settings
+    too; the three models that ALI's is compared with are not in that code, and are ours. ALI draws its ten settings from ranges it does not
+    give (ours stand with --random-setting), and shows the best of ten; the figure here is of one fixed setting.
  8. Batch norm's epsilon is 1e-5; BiGAN's code has 1e-8.
 
 What is taken from BiGAN's released code
@@ -51,8 +55,8 @@ What is taken from BiGAN's released code
    place of z decide whether D wins: with joint statistics, or z behind the batch norm, it wins at once here.
 
 Where released code does otherwise, and what went wrong elsewhere
- - BiGAN's code halves the losses of the joint game (chance: log 2 each), and D's of a plain GAN; here they are summed (2 log 2), so that the same weight
-   decay counts half as much under Adam, which otherwise ignores the factor.
+ - BiGAN's code halves the losses of the joint game (chance: log 2 each), and D's of a plain GAN; here they are summed (2 log 2), so that
+   the same weight decay counts half as much under Adam, which otherwise ignores the factor.
  - ALI's "beta2 = 10^-3" is 1 - beta2: its library stored 1 - beta then. beta1 = 0.8 of its mixture is 0.2 here.
  - A discriminator's loss far below chance is no failure: in BiGAN's own log it falls to a tenth of chance while samples still get better.
 """
@@ -152,12 +156,14 @@ class Discriminator(nn.Module):
 
 
 def discriminator_loss(logits_real, logits_generated):
-    """-log D(x, E(x)) - log(1 - D(G(z), z)) (BiGAN section 3, ALI eq. 1), means over the batch; 2 log 2 at chance. Logits [B] of either kind of pair."""
+    """-log D(x, E(x)) - log(1 - D(G(z), z)) (BiGAN section 3, ALI eq. 1), means over the batch; 2 log 2 at chance. Logits [B] of either
+    kind of pair."""
     return F.softplus(-logits_real).mean() + F.softplus(logits_generated).mean()
 
 
 def inverse_loss(logits_real, logits_generated):
-    """-log(1 - D(x, E(x))) - log D(G(z), z): the same with the labels swapped, for E and G, instead of maximising discriminator_loss (BiGAN 3.4, ALI eq. 4).
+    """-log(1 - D(x, E(x))) - log D(G(z), z): the same with the labels swapped, for E and G, instead of maximising discriminator_loss (BiGAN
+    3.4, ALI eq. 4).
 
     E's gradient comes through the first term alone and G's through the second. Means over the batch; 2 log 2 at chance. Logits [B]."""
     return F.softplus(logits_real).mean() + F.softplus(-logits_generated).mean()
@@ -255,8 +261,8 @@ def code_of(logits_or_mu, log_sigma, sample=True):
 def step_together(optimiser_d, optimiser_ge, loss_d, loss_ge):
     """One simultaneous step of both players: all gradients are taken before any weight moves, as in both papers' code.
 
-    Each loss reaches its own optimiser's parameters and nothing else, so no detach() is needed. (To step D between the two backward passes is the in-place
-    error that users of other code met: the second pass would go through weights that have changed.)"""
+    Each loss reaches its own optimiser's parameters and nothing else, so no detach() is needed. (To step D between the two backward passes
+    is the in-place error that users of other code met: the second pass would go through weights that have changed.)"""
     loss_d.backward(inputs=[p for group in optimiser_d.param_groups for p in group["params"]], retain_graph=True)
     loss_ge.backward(inputs=[p for group in optimiser_ge.param_groups for p in group["params"]])
     for optimiser in (optimiser_d, optimiser_ge):
@@ -281,7 +287,8 @@ def penalty_weight(step, options):
 def joint_step(nets, optimiser_d, optimiser_ge, x, weight, options):
     """BiGAN and ALI. D: minimise  -log D(x, E(x)) - log(1 - D(G(z), z));  E, G: the same with the labels swapped, at the same moment.
 
-    ALICE adds for E and G  lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2), the first E(x) a sample, the second the mean of q.  x: [B, D] in [0, 1]; weight: of D's penalty. Returns loss_d, loss_ge, cycle."""
+    ALICE adds for E and G  lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2), the first E(x) a sample, the second the mean of q.  x: [B, D] in [0,
+    1]; weight: of D's penalty. Returns loss_d, loss_ge, cycle."""
     z = draw_prior(options, len(x), x.device)
     z_x = code_of(*nets.enc(x))
     x_z = torch.sigmoid(nets.gen(z))
@@ -298,8 +305,8 @@ def joint_step(nets, optimiser_d, optimiser_ge, x, weight, options):
 def gan_step(nets, optimiser_d, optimiser_ge, x, weight, options):
     """The GAN and its latent regressors. D: minimise  -log D(x) - log(1 - D(G(z)));  G: minimise  -log D(G(z)).
 
-    lr: E minimises  L(z, E(G(z)))  and G gets nothing of it; E learns nothing from an x. jlr: G minimises --regressor-weight times it too (and E the same).
-    Returns loss_d, loss_g, regression."""
+    lr: E minimises  L(z, E(G(z)))  and G gets nothing of it; E learns nothing from an x. jlr: G minimises --regressor-weight times it too
+    (and E the same). Returns loss_d, loss_g, regression."""
     z = draw_prior(options, len(x), x.device)
     x_z = torch.sigmoid(nets.gen(z))
     logits = nets.disc(x), nets.disc(x_z)
@@ -344,8 +351,8 @@ def schedule(step, total, options):
 
 
 def averages_of(run, nets, first_step=lambda name: 0):
-    """Running averages of the weights by network's name (none with --average 0), tracked by the run. Their decay is smaller at first, so that a short run is
-    not scored by its first weights. first_step: of each network's training."""
+    """Running averages of the weights by network's name (none with --average 0), tracked by the run. Their decay is smaller at first, so
+    that a short run is not scored by its first weights. first_step: of each network's training."""
     def mean_since(first):
         def mean(averaged, current, _):
             t = run.step - first
@@ -393,10 +400,11 @@ def train(run, nets, data):
 
 @torch.no_grad()
 def settle(nets, images, options, batch_size=500):
-    """Recompute batch norm's statistics with the final weights, from the inputs on which each network is scored, then eval mode. Those of training will not do:
-    D's mix real and generated input, and a latent regressor's E has seen no real image until here.
+    """Recompute batch norm's statistics with the final weights, from the inputs on which each network is scored, then eval mode. Those of
+    training will not do: D's mix real and generated input, and a latent regressor's E has seen no real image until here.
 
-    E's from 20,000 training images (uint8 [N, ...]), G's from the prior (an autoencoder's from codes), D's from pairs (x, E(x)) or from images alone."""
+    E's from 20,000 training images (uint8 [N, ...]), G's from the prior (an autoencoder's from codes), D's from pairs (x, E(x)) or from
+    images alone."""
     parts = [common.to_float(part).flatten(1) for part in images[:20_000].split(batch_size)]
     code = lambda x: code_of(*nets.enc(x))  # noqa: E731
     with common.own_random_numbers():
@@ -441,8 +449,9 @@ def decode(nets, z):
 def image_quality(judge, images):
     """What the judge says of images [N, C, H, W] in [0, 1].
 
-    sample_confidence: mean probability of the class it names, in percent; sample_classes: exp of the entropy of the classes named, 10 when the ten digits are
-    equally frequent; sample_quality: its inception score, exp E KL(p(y|x) || p(y)), which is high when both are, 10 at best."""
+    sample_confidence: mean probability of the class it names, in percent; sample_classes: exp of the entropy of the classes named, 10 when
+    the ten digits are equally frequent; sample_quality: its inception score, exp E KL(p(y|x) || p(y)), which is high when both are, 10 at
+    best."""
     with torch.no_grad():
         p = torch.cat([judge(part).cpu().double().softmax(1) for part in images.split(1000)])
     named = torch.bincount(p.argmax(1), minlength=p.shape[1]) / len(p)
@@ -455,11 +464,12 @@ def image_quality(judge, images):
 def table_scores(nets, options, judge, data, test):
     """A row of Table 1, with what the table leaves out. All errors in percent, on the test images.
 
-    nn_error_features, nn_error_code: of the class of the nearest training image, Euclidean, in the last hidden layer (presumably the table's) and in the code;
-    probe_error_code: of a linear classifier on the code; reconstruction_mse: per pixel in [0, 1]; reconstruction_l2: mean length of x - G(E(x)),
-    and of x' - G(E(x)) for another image x' (_mismatched); reconstruction_digit: share of G(E(x)) in which the judge reads x's class; code_mse: E(G(z))
-    against z, a number (an answer of 0 would have code_prior_square, a code that has nothing to do with z about that and code_square together); code_square: mean square of E(x)'s numbers (code_prior_square: of the prior's); sample_*: see image_quality, for 10,000 images
-    of the prior, or the test images themselves for the model `pixels`."""
+    nn_error_features, nn_error_code: of the class of the nearest training image, Euclidean, in the last hidden layer (presumably the
+    table's) and in the code; probe_error_code: of a linear classifier on the code; reconstruction_mse: per pixel in [0, 1];
+    reconstruction_l2: mean length of x - G(E(x)), and of x' - G(E(x)) for another image x' (_mismatched); reconstruction_digit: share of
+    G(E(x)) in which the judge reads x's class; code_mse: E(G(z)) against z, a number (an answer of 0 would have code_prior_square, a code
+    that has nothing to do with z about that and code_square together); code_square: mean square of E(x)'s numbers (code_prior_square: of
+    the prior's); sample_*: see image_quality, for 10,000 images of the prior, or the test images themselves for the model `pixels`."""
     shape = test.x.shape[1:]
     scores = {"nn_error_features": common.nn_error(features(nets, data.x), data.y, features(nets, test.x), test.y)}
     x = common.to_float(test.x).flatten(1)
@@ -495,7 +505,8 @@ def table_rows(scores, options, chance):
             ("G(E(x)) shows x's class, %", "reconstruction_digit", "-", "100 at best"),
             ("E(G(z)) against z, MSE", "code_mse", "-", f"0 would have {scores.get('code_prior_square', 0):.2f}, "
              f"an unrelated code about {scores.get('code_prior_square', 0) + scores.get('code_square', 0):.2f}"),
-            ("mean square of E(x)", "code_square", "-", "held near 1 by batch norm" if options.model in ("ali", "alice") else f"the prior's {scores.get('code_prior_square', 0):.2f}"),
+            ("mean square of E(x)", "code_square", "-",
+             "held near 1 by batch norm" if options.model in ("ali", "alice") else f"the prior's {scores.get('code_prior_square', 0):.2f}"),
             ("samples: judge's confidence, %", "sample_confidence", "-", ""), ("samples: classes in effect", "sample_classes", "-", "10 at best"),
             ("samples: inception score of the judge", "sample_quality", "-", "10 at best")]
     return [row for row in rows if row[1] in scores]
@@ -595,7 +606,8 @@ class ToyEncoder(nn.Module):
 
 
 class MaxoutDiscriminator(nn.Module):
-    """Three maxout layers (each unit the largest of `pieces` linear ones, five in ALI's code): points and codes side by side [B, inputs] -> logit [B]."""
+    """Three maxout layers (each unit the largest of `pieces` linear ones, five in ALI's code): points and codes side by side [B, inputs] ->
+    logit [B]."""
 
     def __init__(self, inputs=4, hidden=200, pieces=5):
         super().__init__()
@@ -627,8 +639,9 @@ def draw_grid(n, device="cpu"):
 def mode_scores(samples):
     """How well samples [N, 2] cover the grid.
 
-    modes_hit: components nearest to any sample, ALI's lenient rule (all are equally wide, so the nearest has the highest responsibility); modes_good:
-    components with a sample within three deviations; samples_good: share of samples within three deviations of a mean, percent (98.9 for the data)."""
+    modes_hit: components nearest to any sample, ALI's lenient rule (all are equally wide, so the nearest has the highest responsibility);
+    modes_good: components with a sample within three deviations; samples_good: share of samples within three deviations of a mean, percent
+    (98.9 for the data)."""
     distance, nearest = torch.cdist(samples, grid_means(samples.device)).min(1)
     good = distance < 3 * GRID_STD
     return {"modes_hit": float(len(nearest.unique())), "modes_good": float(len(nearest[good].unique())), "samples_good": good.float().mean().item() * 100}
@@ -702,7 +715,8 @@ def train_grid(run, nets, x_train):
     phase1_names = [name for name in vars(nets) if name not in phase2_names]
     per_epoch = math.ceil(len(x_train) / opt.batch_size)
     phase2_start = (opt.epochs - posthoc_epochs) * per_epoch
-    averages = averages_of(run, SimpleNamespace(**{name: net for name, net in vars(nets).items() if not name.endswith("disc")}),     # nothing is read from a D
+    # nothing is read from a D
+    averages = averages_of(run, SimpleNamespace(**{name: net for name, net in vars(nets).items() if not name.endswith("disc")}),
                            lambda name: phase2_start if name in phase2_names else 0)
     zero = torch.zeros((), device=device)
 
@@ -764,8 +778,9 @@ def grid_models(nets):
 
 @torch.no_grad()
 def grid_scores(nets, n=10_000):
-    """Coverage (mode_scores) of 10,000 samples of each generator; of the four columns also, on 10,000 fresh points, reconstruction_mse (squared distance
-    of x and G(z), z ~ q(z|x)) and reconstruction_mode, share in percent that stays in its component. Names are MODEL_SCORE."""
+    """Coverage (mode_scores) of 10,000 samples of each generator; of the four columns also, on 10,000 fresh points, reconstruction_mse
+    (squared distance of x and G(z), z ~ q(z|x)) and reconstruction_mode, share in percent that stays in its component. Names are
+    MODEL_SCORE."""
     device = device_of(nets.ali_gen)
     x, y = draw_grid(n, device)
     scores = {}
@@ -825,13 +840,14 @@ OURS_GRID = dict(epochs=26, batch_size=256, hidden=256, generator_layers=4, maxo
 PAPER_GRID = dict(epochs=250, batch_size=100, hidden=400, generator_layers=4, maxout=200, pieces=5, init_std=0.02, lr=1e-4, lr_discriminator=1e-4, beta1=0.2,
                   schedule="constant", penalty=0.0, average=0.0)
 # Flags of some models alone.
-FLAGS_OF = {"cycle_weight": JOINT, "bilinear": JOINT, "regressor_weight": ("jlr",), "penalty": (*JOINT, "gan", *LATENT), "lr_discriminator": (*JOINT, "gan", *LATENT)}
+FLAGS_OF = {"cycle_weight": JOINT, "bilinear": JOINT, "regressor_weight": ("jlr",),
+            "penalty": (*JOINT, "gan", *LATENT), "lr_discriminator": (*JOINT, "gan", *LATENT)}
 
 
 def make_parser():
     def told(name):                                       # the defaults in words
-        kinds = {"images": {**OURS, **OURS_IMAGES}, "gan, lr and jlr": OURS_GAN, "--recipe paper": {**OURS, **OURS_IMAGES, **PAPER_IMAGES}, "grid": {**OURS, **OURS_GRID},
-                 "grid --recipe paper": {**OURS, **OURS_GRID, **PAPER_GRID}}
+        kinds = {"images": {**OURS, **OURS_IMAGES}, "gan, lr and jlr": OURS_GAN, "--recipe paper": {**OURS, **OURS_IMAGES, **PAPER_IMAGES},
+                 "grid": {**OURS, **OURS_GRID}, "grid --recipe paper": {**OURS, **OURS_GRID, **PAPER_GRID}}
         same = {"--recipe paper": "images", "grid --recipe paper": "grid"}   # said only where they differ
         return "; None is " + ", ".join(f"{values[name]} ({kind})" for kind, values in kinds.items()
                                         if name in values and values[name] != kinds.get(same.get(kind), {}).get(name))
@@ -848,11 +864,13 @@ def make_parser():
         if name in {**OURS, **OURS_IMAGES, **OURS_GRID}:
             words += told(name)
         cli.add_argument(flag, default=more.pop("default", None), help=words, **more)
-    add("--model", "a method of Table 1, ALI, ALICE, or a baseline that the table lacks: pixels and untrained, for which flags of the training do nothing", choices=MODELS, default="bigan")
+    add("--model", "a method of Table 1, ALI, ALICE, or a baseline that the table lacks: pixels and untrained, for which flags of the training do nothing",
+        choices=MODELS, default="bigan")
     add("--table", "train what is missing of Table 1 (with this seed and the flags beside it) and print the whole", choices=(1,), type=int)
-    add("--recipe", "paper: the released code's epochs, rates, schedule, sizes, without penalty and average; flags beside it still count", choices=("ours", "paper"), default="ours")
-    add("--random-setting", "with --dataset grid: ALI and the GAN alone, 12 epochs (200 with --recipe paper), with lr, beta1 and --init-std drawn by the seed (10^-4 to 10^-3, "
-        "0.2 to 0.8, 0.01 to 0.1)", action="store_true", default=False)
+    add("--recipe", "paper: the released code's epochs, rates, schedule, sizes, without penalty and average; flags beside it still count",
+        choices=("ours", "paper"), default="ours")
+    add("--random-setting", "with --dataset grid: ALI and the GAN alone, 12 epochs (200 with --recipe paper), with lr, beta1 and --init-std drawn by the seed "
+        "(10^-4 to 10^-3, 0.2 to 0.8, 0.01 to 0.1)", action="store_true", default=False)
     add("--cycle-weight", "lambda of ALICE's cycle terms; also for bigan and ali; None is 0.05 for alice, 0 for the others", type=common.weight)
     add("--bilinear", "joint models: size of a product of image and code in D, by which G(E(x)) keeps more digits (see Discriminator)", type=common.whole)
     add("--regressor-weight", "of the latent regressor's loss for G in jlr; 1 is degenerate, the authors say", type=common.weight)

@@ -304,8 +304,8 @@ class Parser(argparse.ArgumentParser):
             help="seeds weights, batches and noise; on one CPU, with the same threads, precision and versions, the same seed gives the same run bit for bit")
         add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto takes the GPU where there is one")
         add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
-            help="of convolutions and matrix products; auto is bf16 where the hardware multiplies it (CPUs with AVX512-BF16 or AMX, NVIDIA GPUs from Ampere on), "
-                 "else fp32; bf16 on other CPUs is emulated, many times slower")
+            help="of convolutions and matrix products; auto is bf16 where the hardware multiplies it (CPUs with AVX512-BF16 or AMX, NVIDIA GPUs from Ampere "
+                 "on), else fp32; bf16 on other CPUs is emulated, many times slower")
         add("--data", default=None, metavar="DIR", help="folder of the data files; None is the repository's data/")
         add("--out", default=None, metavar="DIR", help="run folder; None is runs/SCRIPT/NAME-seedN, with a number where taken")
         add("--resume", action="store_true", help="go on with the run in --out, or with the latest run of these settings")
@@ -611,8 +611,8 @@ class Run:
         self.rows.append(torch.stack([loss.detach().float() for loss in losses.values()]))
 
     def autocast(self, cached=False):
-        """Context in which convolutions and matrix products run in this run's precision. cached: weights used several times are converted once; only where none
-        of them changes before a later use inside the context."""
+        """Context in which convolutions and matrix products run in this run's precision. cached: weights used several times are converted
+        once; only where none of them changes before a later use inside the context."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=cached)
 
     def finish(self, metrics, table=()):
@@ -654,7 +654,8 @@ def _set_rng(state):
 
 @contextlib.contextmanager
 def own_random_numbers(seed=0):
-    """Context in which torch's random numbers come from `seed`; afterwards every generator (numpy's and Python's, too) goes on as if nothing had been drawn."""
+    """Context in which torch's random numbers come from `seed`; afterwards every generator (numpy's and Python's, too) goes on as if
+    nothing had been drawn."""
     state = _get_rng()
     torch.manual_seed(seed)
     try:
@@ -665,8 +666,8 @@ def own_random_numbers(seed=0):
 
 @torch.no_grad()
 def settle_batch_norm(net, batches):
-    """Batch norm's statistics of a network anew, a plain average over `batches` (tuples of its inputs): those kept in training lag behind the weights and may
-    come from other inputs. Leaves it in eval mode."""
+    """Batch norm's statistics of a network anew, a plain average over `batches` (tuples of its inputs): those kept in training lag behind
+    the weights and may come from other inputs. Leaves it in eval mode."""
     norms = [m for m in net.eval().modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -706,13 +707,12 @@ def _complain(parser, words, status):
 def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, seed=0, groups=None):
     """What a small network can read from codes: the protocol of Mathieu et al.'s Table 1, with early stopping.
 
-    train, test: codes float [N, d], standardised here by the training codes' mean and deviation, at most 10 of these from the mean. train_y, test_y: int64 labels [N], or
-    several attributes [N, A] (a softmax each), or float targets [N, A] (squared error). hidden: units of the hidden ReLU
-    layer, 0 for a linear probe. noise: (train, test) standard deviations [N, d] of a Gaussian added afresh each time a code is used,
-    to probe samples of a posterior. A random tenth of `train` is the validation set that picks the epoch; with groups, int64 [N] (the
-    characters, where the test has others), a tenth of the groups. Returns the test error in percent for each attribute, a tensor
-    [A]; for float targets R² for each, at most 1.
-    """
+    train, test: codes float [N, d], standardised here by the training codes' mean and deviation, at most 10 of these from the mean.
+    train_y, test_y: int64 labels [N], or several attributes [N, A] (a softmax each), or float targets [N, A] (squared error). hidden: units
+    of the hidden ReLU layer, 0 for a linear probe. noise: (train, test) standard deviations [N, d] of a Gaussian added afresh each time a
+    code is used, to probe samples of a posterior. A random tenth of `train` is the validation set that picks the epoch; with groups, int64
+    [N] (the characters, where the test has others), a tenth of the groups. Returns the test error in percent for each attribute, a tensor
+    [A]; for float targets R² for each, at most 1. """
     rng = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(train), generator=rng).to(train.device)
     noisy = noise is not None
@@ -814,7 +814,8 @@ def cluster_error(scores, y, names):
 
 
 def match_clusters(scores, y):
-    """Class int64 [K] of each of K clusters, every class for one cluster at most, by the matching with the most examples right; -1 for a cluster left over.
+    """Class int64 [K] of each of K clusters, every class for one cluster at most, by the matching with the most examples right; -1 for a
+    cluster left over.
 
     scores: float [N, K], the largest says the cluster; y: int64 [N]."""
     k, classes = scores.shape[1], int(y.max()) + 1
@@ -827,7 +828,8 @@ def match_clusters(scores, y):
 
 
 def assign(cost):
-    """Column int64 [n] of each row in the assignment of least total cost [n, n], each column once: the Hungarian method by shortest augmenting paths, O(n^3)."""
+    """Column int64 [n] of each row in the assignment of least total cost [n, n], each column once: the Hungarian method by shortest
+    augmenting paths, O(n^3)."""
     cost = cost.double().tolist()
     n = len(cost)
     u, v, row_of = [0.] * (n + 1), [0.] * (n + 1), [0] * (n + 1)             # potentials; row_of[j]: the row in column j, 1-based, 0 none
@@ -861,7 +863,8 @@ def assign(cost):
 
 def normalized_mutual_information(a, b):
     """Mutual information of two labellings int64 [N], over the mean of their entropies: from 0 (independent) to 1 (the same but for names)."""
-    joint = torch.zeros(int(a.max()) + 1, int(b.max()) + 1, dtype=torch.float64).index_put_((a.cpu(), b.cpu()), torch.ones(len(a), dtype=torch.float64), True) / len(a)
+    joint = torch.zeros(int(a.max()) + 1, int(b.max()) + 1, dtype=torch.float64)
+    joint = joint.index_put_((a.cpu(), b.cpu()), torch.ones(len(a), dtype=torch.float64), True) / len(a)
     entropy = lambda p: -(p[p > 0] * p[p > 0].log()).sum()  # noqa: E731
     h_a, h_b, h = entropy(joint.sum(1)), entropy(joint.sum(0)), entropy(joint)
     return ((h_a + h_b - h) / ((h_a + h_b) / 2)).item() if h_a + h_b > 0 else 1.

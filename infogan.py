@@ -5,24 +5,26 @@
     python infogan.py --baseline                          # Figure 1's regular GAN by itself: its Q is trained, its G is not rewarded
     python infogan.py --table leak                        # how much of the result does K = 10 give away?
 
-A generator makes images x = G(z, c) of noise z and a code c = (a category, continuous codes); a head Q(c|x) on the discriminator's body reads c back from the
-image, and G and Q are rewarded when it succeeds. With P(c|x) the true, unknown posterior of the code, the reward is a lower bound on the mutual
-information of code and image ("variational information maximisation", Barber and Agakov 2003: InfoMax with a bound in place of the information):
+A generator makes images x = G(z, c) of noise z and a code c = (a category, continuous codes); a head Q(c|x) on the discriminator's body
+reads c back from the image, and G and Q are rewarded when it succeeds. With P(c|x) the true, unknown posterior of the code, the reward is a
+lower bound on the mutual information of code and image ("variational information maximisation", Barber and Agakov 2003: InfoMax with a
+bound in place of the information):
 
     I(c; x) = H(c) - H(c|x) = H(c) + E_x E_{c'~P(c'|x)} log P(c'|x)
             = H(c) + E_x [ KL(P(.|x) || Q(.|x)) + E_{c'~P(c'|x)} log Q(c'|x) ]                (log P = log P/Q + log Q)
            >= H(c) + E_x E_{c'~P(c'|x)} log Q(c'|x)                         (eq. 4; a KL is never negative, and 0 where Q = P)
             = H(c) + E_{c~P(c), z, x=G(z,c)} log Q(c|x)  =  L_I(G, Q)                                              (eq. 5)
 
-The last step (the paper's Lemma 5.1) is why no posterior is ever sampled: P(x) P(c'|x) = P(c') P(x|c'), so drawing c, making x and drawing c' from P(c'|x) gives
-the same pairs (c', x) as drawing c' and making x from it. The c that made the image is the one to score. H(c) is a constant, since we choose P(c) and no network can change it. What is
-left to minimise is -log Q(c|x), a sum over the codes: a cross-entropy for the category, a Gaussian's negative log-likelihood for each continuous code.
+The last step (the paper's Lemma 5.1) is why no posterior is ever sampled: P(x) P(c'|x) = P(c') P(x|c'), so drawing c, making x and drawing
+c' from P(c'|x) gives the same pairs (c', x) as drawing c' and making x from it. The c that made the image is the one to score. H(c) is a
+constant, since we choose P(c) and no network can change it. What is left to minimise is -log Q(c|x), a sum over the codes: a cross-entropy
+for the category, a Gaussian's negative log-likelihood for each continuous code.
 
     min over G, Q  max over D   V(D, G) - lambda L_I(G, Q)                    (eq. 6; V: eq. 1; here with a lambda for each kind of code)
 
-log K less the cross-entropy is Figure 1's curve. That it reaches log K says that Q can tell K kinds of generated image apart, not that the kinds are
-digits: see cluster_scores. The continuous codes have no such curve: with a deviation of 1, -log Q is at least log(2 pi) / 2 = 0.919 a code, and H of a uniform code on
-[-1, 1] is log 2 = 0.693, so that their L_I stays below 0.
+log K less the cross-entropy is Figure 1's curve. That it reaches log K says that Q can tell K kinds of generated image apart, not that the
+kinds are digits: see cluster_scores. The continuous codes have no such curve: with a deviation of 1, -log Q is at least log(2 pi) / 2 =
+0.919 a code, and H of a uniform code on [-1, 1] is log 2 = 0.693, so that their L_I stays below 0.
 
 Where to find what
     eq. 1, 6                          discriminator_loss, generator_loss; discriminator_step, generator_step, update
@@ -35,32 +37,37 @@ Where to find what
     not in the paper                  code_scores, probe_scores, --table leak
 
 Differences from the paper
- 1. In training, Q must name the category of a warped copy of the generated image (warp), not of the image itself: a category that is a slant or a size
-    would be misread there. Without that, categories tend to be mixtures of digits of the same slant. I(c; warp(x)) <= I(c; x) (data processing), so it is a
-    bound on the same information. Figure 1's curve is of the images as they are. --warp 0.
- 2. The continuous codes have lambda = 4 (the paper's section 6: smaller than the category's, its appendix and the released code: 1; 4 at a deviation of 1 weighs the squared error as 1 would at a deviation of 1/2)
-    and are rewarded after 40 % of the updates: rewarded from the start they compete with the category for the digit. They are read from warped copies, too. Copies with
-    an even index are resized and shifted, but neither turned nor sheared: only there is the first code, c2, scored, so it may be the slant. The others lean at random:
-    there the other codes are scored, so c3 must survive a change of slant, and becomes the stroke width. Without that both may be slants, or mixtures of slant and
-    height. --continuous-weight 1 --continuous-start 0 --warp 0.
- 3. Figure 2 sweeps the continuous codes from -2 to 2, twice as far as their prior, and the digit tends to change on the way. So each batch has half as many images again, with continuous
-    codes uniform in [-2, 2], whose category Q must name too, in the same mean: two thirds of that loss are of the prior's codes. D does not see them, nor are their continuous codes scored. --far 0.
- 4. 4 epochs of 60,000 images, 1,876 updates, at rates that fall in the second half; the released code makes 5,000 updates of 128 images, 11.6 passes over 55,000,
-    at constant rates. --recipe paper has about that length (5,159), and none of 1 to 4.
- 5. Deviations of the continuous codes are fixed at 1, as in the released code; the appendix learns them (--learned-std: not tuned, the one early try collapsed).
+ 1. In training, Q must name the category of a warped copy of the generated image (warp), not of the image itself: a category that is a
+    slant or a size would be misread there. Without that, categories tend to be mixtures of digits of the same slant. I(c; warp(x)) <=
+    I(c; x) (data processing), so it is a bound on the same information. Figure 1's curve is of the images as they are. --warp 0.
+ 2. The continuous codes have lambda = 4 (the paper's section 6: smaller than the category's, its appendix and the released code: 1; 4 at a
+    deviation of 1 weighs the squared error as 1 would at a deviation of 1/2) and are rewarded after 40 % of the updates: rewarded from the
+    start they compete with the category for the digit. They are read from warped copies, too. Copies with an even index are resized and
+    shifted, but neither turned nor sheared: only there is the first code, c2, scored, so it may be the slant. The others lean at random:
+    there the other codes are scored, so c3 must survive a change of slant, and becomes the stroke width. Without that both may be slants,
+    or mixtures of slant and height. --continuous-weight 1 --continuous-start 0 --warp 0.
+ 3. Figure 2 sweeps the continuous codes from -2 to 2, twice as far as their prior, and the digit tends to change on the way. So each batch
+    has half as many images again, with continuous codes uniform in [-2, 2], whose category Q must name too, in the same mean: two thirds of
+    that loss are of the prior's codes. D does not see them, nor are their continuous codes scored. --far 0.
+ 4. 4 epochs of 60,000 images, 1,876 updates, at rates that fall in the second half; the released code makes 5,000 updates of 128 images,
+    11.6 passes over 55,000, at constant rates. --recipe paper has about that length (5,159), and none of 1 to 4.
+ 5. Deviations of the continuous codes are fixed at 1, as in the released code; the appendix learns them (--learned-std: not tuned, the one
+    early try collapsed).
  6. One batch of generated images serves D's step and G's; the released code draws a fresh (z, c) for G.
  7. Figure 1 is of the plain command's model; the paper's has the category as its only code (--continuous 0 --recipe paper).
- 8. The paper gives 5 % without saying of how many runs, how categories were matched, on which images, or how the model was chosen. Here the matching is fitted on training
-    images, the error is of the test images, all seeds count, and training uses no labels. The settings of 1 to 4 were chosen with them: by the error on held-out training
-    images, the digit classifier's scores, R2 of slant and width, one run a try. Two earlier versions were scored on the test images, and it was R2 of generated images
-    that led on from them, but their test errors had been seen (results/NOTES.md).
+ 8. The paper gives 5 % without saying of how many runs, how categories were matched, on which images, or how the model was chosen. Here the
+    matching is fitted on training images, the error is of the test images, all seeds count, and training uses no labels. The settings of 1
+    to 4 were chosen with them: by the error on held-out training images, the digit classifier's scores, R2 of slant and width, one run a
+    try. Two earlier versions were scored on the test images, and it was R2 of generated images that led on from them, but their test errors
+    had been seen (results/NOTES.md).
 
 Where the released code does otherwise, and what went wrong elsewhere
- - The paper does not give batch size and beta1; they are the released code's. That code's leaky ReLUs have a slope of 0.01, the paper's (and ours) 0.1.
+ - The paper does not give batch size and beta1; they are the released code's. That code's leaky ReLUs have a slope of 0.01, the paper's
+   (and ours) 0.1.
  - The paper's section 6 calls lambda of the continuous codes "smaller", its appendix has 1 unless noted; the code's is 1, like the category's.
  - The noise is uniform in [-1, 1] in that code, and here; the paper does not say.
- - The information trains the trunk and Q by D's optimiser and G by G's, with the same sign: nobody plays against it. Re-implementations that give Q's head to G's optimiser
-   never train the trunk with it.
+ - The information trains the trunk and Q by D's optimiser and G by G's, with the same sign: nobody plays against it. Re-implementations
+   that give Q's head to G's optimiser never train the trunk with it.
  - A softmax before a cross-entropy that has one already caps L_I at 0.84. An entropy term that is forgotten puts the curve's end at 0.
  - The released grids are drawn with the batch statistics of 128 images; here with settled ones (settle), in evaluation mode.
  - Setting lambda to 0 gives no baseline: Q stays untrained, and L_I of an untrained Q is below 0.
@@ -94,7 +101,8 @@ class Trunk(nn.Module):
 
 
 class QHead(nn.Module):
-    """Q(c|x) of the trunk's features [B, 1024]: logits [B, categories], means [B, continuous], log deviations [B, continuous] or None (deviations of 1)."""
+    """Q(c|x) of the trunk's features [B, 1024]: logits [B, categories], means [B, continuous], log deviations [B, continuous] or None
+    (deviations of 1)."""
 
     def __init__(self, categories=10, continuous=2, learned_std=False, slope=0.1):
         super().__init__()
@@ -108,7 +116,8 @@ class QHead(nn.Module):
 
 
 class Generator(nn.Module):
-    """G: noise and code side by side [B, inputs] -> logits of the pixels [B, channels, size, size] (Table 1); inputs 62 + 10 + 2, size a multiple of 4.
+    """G: noise and code side by side [B, inputs] -> logits of the pixels [B, channels, size, size] (Table 1); inputs 62 + 10 + 2, size a
+    multiple of 4.
 
     The second batch norm is one of 6,272 features, not of 128 channels."""
 
@@ -137,14 +146,16 @@ def generator_loss(logits_generated):
 
 
 def category_loss(logits, category):
-    """-log Q(category|x) in nats, mean over the batch; log K when Q knows nothing. Logits [B, K], not probabilities; category int64 [B], the one that made x."""
+    """-log Q(category|x) in nats, mean over the batch; log K when Q knows nothing. Logits [B, K], not probabilities; category int64 [B],
+    the one that made x."""
     return F.cross_entropy(logits, category)
 
 
 def continuous_loss(mean, code, log_std=None):
     """-log Q(code|x) in nats, Q = N(mean, exp(log_std)^2), summed over the codes, mean over the batch. All [B, n]; log_std None: deviations of 1.
 
-    With deviations of 1 it is half the squared error and log(2 pi) / 2 = 0.919 a code, as in the released code; with learned ones it has no lower end."""
+    With deviations of 1 it is half the squared error and log(2 pi) / 2 = 0.919 a code, as in the released code; with learned ones it has no
+    lower end."""
     log_std = torch.zeros_like(mean) if log_std is None else log_std
     return (0.5 * ((code - mean) / log_std.exp()).square() + log_std + 0.5 * math.log(2 * math.pi)).sum(1).mean()
 
@@ -192,8 +203,8 @@ def generator_input(options, category, continuous, noise):
 
 
 def warp(x, amount=1.0, lean=1.0):
-    """Small random affine maps, another for each image [B, C, H, W]: up to 9 degrees and a shear of 0.3, both times lean (a number or [B]), 15 % of either side
-    and 2 pixels of 28; all times amount. With lean 0 an upright line stays upright.
+    """Small random affine maps, another for each image [B, C, H, W]: up to 9 degrees and a shear of 0.3, both times lean (a number or [B]),
+    15 % of either side and 2 pixels of 28; all times amount. With lean 0 an upright line stays upright.
 
     Zeros (black) come in at the border."""
     n, device = len(x), x.device
@@ -214,9 +225,10 @@ def d_logits(nets, features):
 def information_losses(nets, generated, features, code, options):
     """-log Q(c|x) of the codes that made the images, in nats: of the category, and of the continuous codes (0 without).
 
-    generated: [B + far, C, H, W], made of `code` (draw_prior); features [B, 1024]: the trunk's, of the first B. With --warp 0 Q reads these. Otherwise it reads
-    warped copies (differences 1 to 3): the category from all, c2 from those that are neither turned nor sheared, the other continuous codes from the rest. The continuous codes
-    of the `far` images are not scored. --baseline: no gradient reaches the trunk."""
+    generated: [B + far, C, H, W], made of `code` (draw_prior); features [B, 1024]: the trunk's, of the first B. With --warp 0 Q reads
+    these. Otherwise it reads warped copies (differences 1 to 3): the category from all, c2 from those that are neither turned nor sheared,
+    the other continuous codes from the rest. The continuous codes of the `far` images are not scored. --baseline: no gradient reaches the
+    trunk."""
     category, continuous, _noise = code
     detach = torch.detach if options.baseline else lambda t: t
     n = len(features)
@@ -246,9 +258,9 @@ def descend_own(optimiser, loss):
 def discriminator_step(nets, optimiser, x, generated, code, weights, options):
     """Trunk, D's head and Q: minimise  -log D(x) - log(1 - D(G(z,c))) - lambda log Q(c|G(z,c)).
 
-    x: [B, C, H, W]; generated: [B + far, C, H, W] without G's graph, of which D sees the first B. Both go through the trunk apart, each with batch norm's statistics
-    of its own. weights: the two lambdas, of the category and of the continuous codes. --baseline: the last term reaches Q alone. Returns D's loss, the continuous
-    codes' loss, L_I."""
+    x: [B, C, H, W]; generated: [B + far, C, H, W] without G's graph, of which D sees the first B. Both go through the trunk apart, each
+    with batch norm's statistics of its own. weights: the two lambdas, of the category and of the continuous codes. --baseline: the last
+    term reaches Q alone. Returns D's loss, the continuous codes' loss, L_I."""
     features = nets.trunk(generated[:len(x)])
     loss_d = discriminator_loss(d_logits(nets, nets.trunk(x)), d_logits(nets, features))
     loss_category, loss_continuous = information_losses(nets, generated, features, code, options)
@@ -300,8 +312,8 @@ class Game:
 def update(game, x, step, autocast=nullcontext):
     """One update of a GAN on real images x [B, C, H, W]: D and Q, then G against the new D, on the same generated images.
 
-    autocast: makes a context for each of the three parts, so that bf16 copies of weights are not kept from D's step to G's. Returns the losses of D, of G and of the continuous
-    codes, and L_I."""
+    autocast: makes a context for each of the three parts, so that bf16 copies of weights are not kept from D's step to G's. Returns the
+    losses of D, of G and of the continuous codes, and L_I."""
     nets, opt, done = game.nets, game.options, step / len(game.curve.nats)
     for optimiser, rate in ((game.optimiser_d, opt.lr_discriminator), (game.optimiser_g, opt.lr)):
         optimiser.param_groups[0]["lr"] = rate * schedule(done, opt)
@@ -346,8 +358,9 @@ def train(run, nets, baseline, data):
 
 @torch.no_grad()
 def settle(nets, images, options, batch_size=500):
-    """Batch norm's statistics anew with the final weights, then eval mode: G's from the codes of training; the trunk's and Q's from 20,000 real training images (uint8
-    [N, C, H, W]), since real images are what they are scored on, and in training the trunk's are a mixture and Q has seen generated images alone.
+    """Batch norm's statistics anew with the final weights, then eval mode: G's from the codes of training; the trunk's and Q's from 20,000
+    real training images (uint8 [N, C, H, W]), since real images are what they are scored on, and in training the trunk's are a mixture and
+    Q has seen generated images alone.
 
     So Q's statistics are not those of generated images, which it then reads a little worse."""
     parts = [common.to_float(part) for part in images[:20_000].split(batch_size)]
@@ -385,8 +398,8 @@ def encode(nets, x):
 def image_moments(images):
     """Slant and stroke width of images [N, 1, H, W] in [0, 1]: [N] each.
 
-    slant: mu_11 / mu_02 of the ink, the tangent of the angle by which the strokes lean to the right; width: twice the ink over the length of all edges (the total
-    variation), for a long even stroke its width in pixels."""
+    slant: mu_11 / mu_02 of the ink, the tangent of the angle by which the strokes lean to the right; width: twice the ink over the length
+    of all edges (the total variation), for a long even stroke its width in pixels."""
     ink = images[:, 0]
     y, x = torch.meshgrid(*(torch.arange(n, device=ink.device, dtype=ink.dtype) for n in ink.shape[1:]), indexing="ij")
     mass = ink.sum((1, 2)).clamp(min=1e-6)
@@ -427,12 +440,12 @@ def sweep(options, which, reach, columns, category, continuous, noise):
 def code_scores(nets, options, judge, test, n=10_000):
     """What the codes do to n generated images, by a digit classifier (judge) and by image_moments.
 
-    generated_purity: percent of a category's images that show its commonest digit, mean over the categories; generated_digits: how many digits are so shown, 10 at
-    best, 1 where G has collapsed and purity means nothing; generated_diversity: pixel variance within a category over that of test images within a class, 0 for a G
-    that ignores z. slant_r2, width_r2: how much of the variance of slant and stroke width within a category a
-    straight line in one continuous code explains, the better code, all else drawn at random. identity_leak: percent of sweeps of one continuous code from -2
-    to 2 in ten values, all else fixed, along which the judge's digit changes anywhere, n / 10 sweeps of each code; identity_leak_inside: the same from
-    -1 to 1, the prior's range."""
+    generated_purity: percent of a category's images that show its commonest digit, mean over the categories; generated_digits: how many
+    digits are so shown, 10 at best, 1 where G has collapsed and purity means nothing; generated_diversity: pixel variance within a category
+    over that of test images within a class, 0 for a G that ignores z. slant_r2, width_r2: how much of the variance of slant and stroke
+    width within a category a straight line in one continuous code explains, the better code, all else drawn at random. identity_leak:
+    percent of sweeps of one continuous code from -2 to 2 in ten values, all else fixed, along which the judge's digit changes anywhere, n / 10
+    sweeps of each code; identity_leak_inside: the same from -1 to 1, the prior's range."""
     device = nets.head.weight.device
     code = category, continuous, _ = draw_prior(options, n, device)
     images, scores, group = generate(nets, options, *code), {}, torch.zeros(n, dtype=torch.long, device=device) if category is None else category
@@ -453,12 +466,12 @@ def code_scores(nets, options, judge, test, n=10_000):
 
 
 def cluster_scores(logits, test_logits, data, test, tries=5):
-    """The categories as a classifier of real images, from Q's logits [N, K] of the training and the test images; errors in percent of the test images,
-    names from the training images.
+    """The categories as a classifier of real images, from Q's logits [N, K] of the training and the test images; errors in percent of the
+    test images, names from the training images.
 
-    cluster_error: a digit for each category and a category for each digit, by the matching that is right most often (images in a category left over are
-    errors); cluster_error_majority: each category takes its commonest digit; nmi: normalised mutual information of category and digit, 0 to 1.
-    kmeans_*: the same of k-means on the pixels with as many clusters."""
+    cluster_error: a digit for each category and a category for each digit, by the matching that is right most often (images in a category
+    left over are errors); cluster_error_majority: each category takes its commonest digit; nmi: normalised mutual information of category
+    and digit, 0 to 1. kmeans_*: the same of k-means on the pixels with as many clusters."""
     x, test_x = (common.to_float(part.x).flatten(1) for part in (data, test))
     centres = common.k_means(x, logits.shape[1], tries=tries)
     scores = {}
@@ -505,8 +518,8 @@ def moving_mean(curve, n):
 
 
 def curve_scores(curve, options):
-    """Of L_I in nats of each update [updates]: its mean over the last 100, log K beside it, and, where K is 10, the first update at which the mean of 20 reaches
-    2.25 nats, if any does ("steps_to_2.25"; log 10 is 2.30)."""
+    """Of L_I in nats of each update [updates]: its mean over the last 100, log K beside it, and, where K is 10, the first update at which
+    the mean of 20 reaches 2.25 nats, if any does ("steps_to_2.25"; log 10 is 2.30)."""
     scores = {"mutual_information": curve[-100:].mean().item(), "log_k": math.log(options.categories)}
     reached = (moving_mean(curve, 20) >= 2.25).nonzero()
     if options.categories == 10 and len(reached):
@@ -532,7 +545,8 @@ def figure_categories(nets, options, path, order, words, rows=5):
 
 
 def figure_sweep(nets, options, path, which, order=None, columns=11):
-    """Figure 2(c), 2(d): a continuous code from -options.sweep to options.sweep along a row, all else fixed; a category a row in `order` [K] (None: five rows)."""
+    """Figure 2(c), 2(d): a continuous code from -options.sweep to options.sweep along a row, all else fixed; a category a row in `order`
+    [K] (None: five rows)."""
     device = nets.head.weight.device
     _, continuous, noise = draw_prior(options, 5 if order is None else len(order), device)
     code = sweep(options, which, options.sweep, columns, None if order is None else order.to(device), continuous, noise)
@@ -651,20 +665,24 @@ def make_parser():
     add("--categories", "K, values of the categorical code; 0: none", type=common.whole, default=10)
     add("--continuous", "number of continuous codes, uniform in [-1, 1]", type=common.whole, default=2)
     add("--noise", "size of the incompressible noise z, uniform in [-1, 1] too", type=common.whole, default=62)
-    add("--learned-std", "Q learns the deviations of the continuous codes (the paper's appendix); else they are 1 (the released code); not tuned, the one early try collapsed",
-        action="store_true", default=False)
-    add("--baseline", "the regular GAN of Figure 1: Q is trained on detached features, and neither G nor the trunk learns from it", action="store_true", default=False)
-    add("--baseline-epochs", "epochs in which a regular GAN is trained beside InfoGAN, for Figures 1 and 2(b); it takes part of the time and of the random numbers; "
-        "None is 2, 0 where K is not 10; at most --epochs, 0 with --baseline or without a category", type=common.whole)
-    add("--table", f"leak: train K = {', '.join(map(str, LEAK_CATEGORIES))} and the regular GAN (with this seed and the flags beside it) and print them side by side",
-        choices=("leak",))
-    add("--recipe", "paper: about the released code's length, its rates and weights, and none of differences 1 to 4; flags beside it still count", choices=("ours", "paper"), default="ours")
+    add("--learned-std", "Q learns the deviations of the continuous codes (the paper's appendix); else they are 1 (the released code); not tuned, the one "
+        "early try collapsed", action="store_true", default=False)
+    add("--baseline", "the regular GAN of Figure 1: Q is trained on detached features, and neither G nor the trunk learns from it", action="store_true",
+        default=False)
+    add("--baseline-epochs", "epochs in which a regular GAN is trained beside InfoGAN, for Figures 1 and 2(b); it takes part of the time and of the random "
+        "numbers; None is 2, 0 where K is not 10; at most --epochs, 0 with --baseline or without a category", type=common.whole)
+    add("--table", f"leak: train K = {', '.join(map(str, LEAK_CATEGORIES))} and the regular GAN (with this seed and the flags beside it) and print them side "
+        "by side", choices=("leak",))
+    add("--recipe", "paper: about the released code's length, its rates and weights, and none of differences 1 to 4; flags beside it still count",
+        choices=("ours", "paper"), default="ours")
     add("--category-weight", "lambda of the category", type=common.weight, default=1.0)
     add("--continuous-weight", "lambda of the continuous codes (difference 2)", type=common.weight)
-    add("--continuous-start", "share of the updates after which the continuous codes are rewarded (difference 2); 0 without a category", type=common.fraction)
-    add("--warp", "size of the random affine maps under which the category must be readable (difference 1); 1 is up to 9 degrees, 15 %%, a shear of 0.3 and 2 pixels, "
-        "0 none, as without a category", type=common.weight)
-    add("--far", "images of continuous codes in [-2, 2] whose category Q must read too, as a share of the batch (difference 3); 0 without warps or continuous codes", type=common.fraction)
+    add("--continuous-start", "share of the updates after which the continuous codes are rewarded (difference 2); 0 without a category",
+        type=common.fraction)
+    add("--warp", "size of the random affine maps under which the category must be readable (difference 1); 1 is up to 9 degrees, 15 %%, a shear of 0.3 "
+        "and 2 pixels, 0 none, as without a category", type=common.weight)
+    add("--far", "images of continuous codes in [-2, 2] whose category Q must read too, as a share of the batch (difference 3); 0 without warps or "
+        "continuous codes", type=common.fraction)
     add("--lr", "Adam's rate of G", type=common.positive, default=1e-3)
     add("--lr-discriminator", "Adam's rate of D and Q", type=common.positive, default=2e-4)
     add("--schedule", "linear: rates are constant for half the run, then fall straight to 1 %%; constant (difference 4)", choices=("linear", "constant"))
@@ -745,8 +763,8 @@ def table(options):
     columns = [("cluster_error", "one to one"), ("cluster_error_majority", "majority"), ("kmeans_cluster_error_majority", "k-means"), ("nmi", "nmi"),
                ("kmeans_nmi", "k-means"), ("probe_error_trunk_100", "trunk, 100"), ("probe_error_trunk_1000", "1,000"), ("probe_error_trunk_all", "all"),
                ("probe_error_q_hidden_100", "Q, 100"), ("probe_error_q_hidden_1000", "1,000"), ("probe_error_q_hidden_all", "all")]
-    print("errors in %; one to one, majority: of the categories as a classifier, and of k-means on pixels with as many clusters; nmi: normalised mutual information\n"
-          "with the digit; trunk, Q: a linear probe on the trunk and on Q's hidden layer with 100, 1,000 and all labels.\n"
+    print("errors in %; one to one, majority: of the categories as a classifier, and of k-means on pixels with as many clusters; nmi: normalised mutual\n"
+          "information with the digit; trunk, Q: a linear probe on the trunk and on Q's hidden layer with 100, 1,000 and all labels.\n"
           + ("K = 0 is trained without warps: part of its distance is that" if settings["regular GAN"].warp else
              "K = 0 and the regular GAN are trained without warps: part of their distance is that, and --recipe paper has none either"))
     print("".join(word.ljust(12) for word in ["", *(words for _, words in columns)]).rstrip())

@@ -197,7 +197,8 @@ def reparametrise(mu, logvar):
 
 
 def reconstruction_loss(reconstruction, x):
-    """-log p(x|z,s) of eq. 5 for a unit-variance Gaussian, times 2 and but for a constant: the squared error, summed over pixels, mean over the batch.
+    """-log p(x|z,s) of eq. 5 for a unit-variance Gaussian, times 2 and but for a constant: the squared error, summed over pixels, mean over
+    the batch.
 
     Both [B, C, H, W] in [0, 1]. Used twice (Algorithm 1): Dec(z1, s1) against x1, and Dec(z1, s1') against x1 with x1' of the same class."""
     return (reconstruction - x).square().flatten(1).sum(1).mean()
@@ -281,8 +282,9 @@ def pretrain_s(run, nets, data, ids, epochs):
 def train(run, nets, data, ids):
     """Algorithm 1. data: a common.Split on the device; ids: the discriminator's labels, one-hot float [N, labels].
 
-    Names, for n pairs a step, the first of each pair and then the second: x1 [2n, C, H, W] are the paper's x1 and, n further on, its x1'; id1 [2n, labels];
-    x2, id2, s2 the same, shifted by k to other pairs; s1 [2n, s_dim]; z1 [2n, z_dim] ~ N(mu, exp logvar); disc, mean_disc, prior_disc are Disc, M and P below."""
+    Names, for n pairs a step, the first of each pair and then the second: x1 [2n, C, H, W] are the paper's x1 and, n further on, its x1';
+    id1 [2n, labels]; x2, id2, s2 the same, shifted by k to other pairs; s1 [2n, s_dim]; z1 [2n, z_dim] ~ N(mu, exp logvar); disc,
+    mean_disc, prior_disc are Disc, M and P below."""
     opt, device = run.options, run.device
     enc, dec, disc, mean_disc, prior_disc = (net.to(device).train() for net in (nets.enc, nets.dec, nets.disc, nets.mean_disc, nets.prior_disc))
     if nets.class_enc is not None:
@@ -308,7 +310,8 @@ def train(run, nets, data, ids):
     for epoch in run.epochs():
         for pair in run.batches(common.pair_same_class(data.y), half):
             share = schedule(run.step, total) if opt.schedule == "linear" else 1
-            for optimiser, rate in ((opt_g, opt.lr * share), (opt_d, opt.lr_disc * share), (opt_c, opt.lr_code * max(share, 0.3))):    # opt_c must keep up with z to the end
+            # opt_c must keep up with z to the end
+            for optimiser, rate in ((opt_g, opt.lr * share), (opt_d, opt.lr_disc * share), (opt_c, opt.lr_code * max(share, 0.3))):
                 optimiser.param_groups[0]["lr"] = rate
             grown = min(1, (run.step + 1) / total / opt.grow_until)
             kl_weight = opt.kl_start + (opt.kl_weight - opt.kl_start) * grown
@@ -442,8 +445,9 @@ def reconstruction_scores(nets, test, seed=0):
 def probe_scores(nets, train, test, epochs=20):
     """Table 1: test error in percent of a two-layer probe on s, on the mean of q(z|x) and on samples of it; the mean over the attributes.
 
-    chance_error: always the commonest training label; guess_error: guessing, 1 - 1/labels. (The paper's "random chance" of 80.0 and 96.4 on NORB and
-    YaleB would be either; how the 60.7 of its sprites is computed it does not say.) On sprites the probe reads the seven attributes of characters it never saw (also one score an attribute) and, as R², the pose."""
+    chance_error: always the commonest training label; guess_error: guessing, 1 - 1/labels. (The paper's "random chance" of 80.0 and 96.4 on
+    NORB and YaleB would be either; how the 60.7 of its sprites is computed it does not say.) On sprites the probe reads the seven
+    attributes of characters it never saw (also one score an attribute) and, as R², the pose."""
     (s, mu, sigma), (s_, mu_, sigma_) = encode(nets, train.x), encode(nets, test.x)
     y, y_ = (train.y, test.y) if train.attributes is None else (train.attributes, test.attributes)
     read = functools.partial(common.probe, epochs=epochs, groups=None if train.attributes is None else train.y)
@@ -634,8 +638,9 @@ def make_parser():
     add("--beta1", type=common.below_one, default=0.5, help="of all Adams (released 0.5)")
     add("--schedule", choices=("linear", "constant"), default="linear",
         help="linear: warm-up, constant for half the run, then down to 2 %% (ours)")
-    add("--no-adversary", action="store_true", help="ablation: all four adversarial weights 0, ours too; with a weak KL (--kl-start 0.15 --kl-weight 0.15) the decoder then ignores s (section 4.1; the paper's "
-             "words on this ablation say the unspecified part, apparently a slip)")
+    add("--no-adversary", action="store_true",
+        help="ablation: all four adversarial weights 0, ours too; with a weak KL (--kl-start 0.15 --kl-weight 0.15) the decoder then ignores s "
+             "(section 4.1; the paper's words on this ablation say the unspecified part, apparently a slip)")
     add("--pretrained-s", action="store_true", help="ablation: s from a classifier, trained first and frozen (Figure 10(a), difference 10)")
     return cli
 
