@@ -486,7 +486,7 @@ def table_scores(nets, options, judge, data, test):
                       code_square=z_.square().mean().item(), code_prior_square=prior.square().mean().item(),
                       code_mse=(code_of(*nets.enc(decode(nets, prior)), sample=False) - prior).square().mean().item(),
                       reconstruction_digit=(judge.classify(again.view(-1, *shape)) == test.y).float().mean().item() * 100)
-    samples = x if nets.gen is None else decode(nets, draw_prior(options, 1000 if options.dry_run else 10_000, x.device))
+    samples = x if nets.gen is None else decode(nets, draw_prior(options, 300 if options.dry_run else 10_000, x.device))
     return {**scores, **image_quality(judge, samples.view(-1, *shape))}
 
 
