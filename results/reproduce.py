@@ -410,7 +410,7 @@ def leak_table():
     beside = [[words, *["–"] * 5, *(ours("infogan/mnist", f"probe_error_{name}_{labels}", 2) for labels in ("100", "1000", "all")), *["–"] * 3, seeds("infogan/mnist")]
               for words, name in (("untrained trunk", "untrained"), ("raw pixels", "pixels"))]
     return table(["K", *(words for _, words in columns), "seeds"],
-                 [[words, *("–" if words == "regular GAN" and "probe" not in name else ours(f"infogan/{row}", name, 3 if "nmi" in name else 2) for name, _ in columns), seeds(f"infogan/{row}")] for words, row in rows if seeds(f"infogan/{row}")]
+                 [[words, *(ours(f"infogan/{row}", name, 3 if "nmi" in name else 2) for name, _ in columns), seeds(f"infogan/{row}")] for words, row in rows if seeds(f"infogan/{row}")]
                  + beside) + not_run(f"infogan/{row}" for _, row in rows)
 
 
