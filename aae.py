@@ -927,9 +927,9 @@ def resolve(options):
     o = options
     if o.dataset == "sprites":
         raise common.UserError("sprites do not have ten classes: choose another --dataset for aae.py")
-    if o.clusters is not None and not (o.task == "cluster" or o.task == "embed" and o.labels == 0):
+    if o.clusters not in (None, OURS["clusters"]) and not (o.task == "cluster" or o.task == "embed" and o.labels == 0):
         raise common.UserError("--clusters is for --task cluster, and for embed with --labels 0")
-    if o.regularizer == "gan" and o.regularizer_weight is not None:
+    if o.regularizer == "gan" and o.regularizer_weight:
         raise common.UserError("--regularizer-weight is for --regularizer kl, mmd and wae-gan")
     without_labels = dict(clusters=20, z_dim=2) if o.task == "embed" and o.labels == 0 else {}       # trained as a clustering is
     defaults = {**defaults_of("cluster" if without_labels else o.task, o.recipe), **without_labels, "regularizer_weight": LAMBDA.get(o.regularizer, 0.0)}

@@ -12,6 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import common  # noqa: E402
+import torch  # noqa: E402
+
+THREADS = torch.get_num_threads()
 
 
 # Of a script: how many kills, of which command.
@@ -45,8 +48,10 @@ def survives_kills(kills):
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
+def own_folder(tmp_path, monkeypatch, kills):
     monkeypatch.chdir(tmp_path)
+    if THREADS > 1:                                       # kills.py has a core to itself: threads that wait for it would be slower than one
+        torch.set_num_threads(THREADS - 1 if any(not run.done() for run in kills.values()) else THREADS)
 
 
 @pytest.fixture
