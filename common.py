@@ -712,7 +712,7 @@ def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, seed=
     of the hidden ReLU layer, 0 for a linear probe. noise: (train, test) standard deviations [N, d] of a Gaussian added afresh each time a
     code is used, to probe samples of a posterior. A random tenth of `train` is the validation set that picks the epoch; with groups, int64
     [N] (the characters, where the test has others), a tenth of the groups. Returns the test error in percent for each attribute, a tensor
-    [A]; for float targets R² for each, at most 1. """
+    [A]; for float targets R² for each, at most 1."""
     rng = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(train), generator=rng).to(train.device)
     noisy = noise is not None
