@@ -304,8 +304,8 @@ class Parser(argparse.ArgumentParser):
             help="seeds weights, batches and noise; on one CPU, with the same threads, precision and versions, the same seed gives the same run bit for bit")
         add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto takes the GPU where there is one")
         add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
-            help="of convolutions and matrix products; auto is bf16 where the hardware multiplies it (CPUs with AVX512-BF16 or AMX, NVIDIA GPUs from Ampere "
-                 "on), else fp32; bf16 on other CPUs is emulated, many times slower")
+            help="of convolutions and matrix products; auto is bf16 on CPUs that multiply it (AVX512-BF16 or AMX), else fp32; on other CPUs bf16 is emulated, many "
+                 "times slower, and on a GPU such small networks wait for its launches, not its products, and bf16 only adds launches")
         add("--data", default=None, metavar="DIR", help="folder of the data files; None is the repository's data/")
         add("--out", default=None, metavar="DIR", help="run folder; None is runs/SCRIPT/NAME-seedN, with a number where taken")
         add("--resume", action="store_true", help="go on with the run in --out, or with the latest run of these settings")
@@ -330,11 +330,9 @@ def choose_device(name):
 
 
 def choose_precision(name, device):
-    """'fp32' or 'bf16' for `--precision`: auto is bf16 where the hardware multiplies it, so that it is no emulation."""
+    """'fp32' or 'bf16' for `--precision`: auto is bf16 on a CPU that multiplies it; on a GPU all six steps of tests/benchmark.py are faster in fp32."""
     if name != "auto":
         return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp32"
     features = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     return "bf16" if features.get("avx512_bf16") or features.get("amx_tile") else "fp32"
 

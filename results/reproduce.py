@@ -49,6 +49,7 @@ ROWS = {
     "aae/prior-swiss-roll-10000": "--prior swiss-roll --labels 10000",
     "aae/likelihood": "--task likelihood",
     "aae/likelihood-50-epochs": "--task likelihood --epochs 50",
+    "aae/likelihood-6d": "--task likelihood --epochs 50 --z-dim 6",
     "aae/likelihood-kl": "--task likelihood --regularizer kl",
     "aae/likelihood-wae-gan": "--task likelihood --regularizer wae-gan",
     "aae/likelihood-mmd": "--task likelihood --regularizer mmd",
@@ -68,6 +69,7 @@ ROWS = {
     "bigan/grid": "--dataset grid",
     "bigan/grid-random": "--dataset grid --random-setting",
     "infogan/mnist": "",
+    "infogan/long": "--epochs 8 --far 1",
     "infogan/baseline": "--baseline",
     "infogan/paper": "--recipe paper",
     **{f"infogan/k{k}": f"--categories {k}" for k in (0, 2, 5, 20, 30, 50)},
@@ -176,9 +178,9 @@ def again(row, seed, threads=None):
 
 
 def expected(row):
-    """Seconds that a run of this row takes by those on file: of the row, or else of its script's rows; 300 where there are none."""
-    beside = [e["seconds"] for other in ROWS if other.split("/")[0] == row.split("/")[0] for e in read(other)]
-    mine = [e["seconds"] for e in read(row)] or beside
+    """Seconds that a run of this row takes on a CPU by those on file: of the row, or else of its script's rows; 300 where there are none."""
+    seconds = lambda row: [e["seconds"] for e in read(row) if threads(e)]  # noqa: E731
+    mine = seconds(row) or [s for other in ROWS if other.split("/")[0] == row.split("/")[0] for s in seconds(other)]
     return statistics.mean(mine) if mine else 300.
 
 
@@ -258,15 +260,15 @@ def machine(entry):
 
 
 def minutes(row):
-    """Mean minutes on the fastest machine, with an asterisk where a run had one thread and another run beside it; a GPU does not count."""
+    """Mean minutes on the fastest machine, with an asterisk where a run had one thread and another run beside it; in parentheses on a GPU, where there are such runs."""
     kinds = {}
     for e in read(row):
-        if threads(e):
-            kinds.setdefault((machine(e), threads(e)), []).append(e["seconds"] / 60)
-    if not kinds:
-        return "–"
-    (_, count), took = min(kinds.items(), key=lambda kind: statistics.mean(kind[1]))
-    return f"{statistics.mean(took):.0f}{'*' if count == 1 else ''}"
+        kinds.setdefault((machine(e), threads(e)), []).append(e["seconds"] / 60)
+    mean = {kind: statistics.mean(took) for kind, took in kinds.items()}
+    best = lambda kinds: min(kinds, key=mean.get, default=None)  # noqa: E731
+    cpu, gpu = best([kind for kind in mean if kind[1]]), best([kind for kind in mean if not kind[1]])
+    words = f"{mean[cpu]:.0f}{'*' if cpu[1] == 1 else ''}" if cpu else "–"
+    return f"{words} ({mean[gpu]:.1f})" if gpu else words
 
 
 def seeds(row):
@@ -320,7 +322,7 @@ def ablation_table():
              "mathieu/mnist-no-prior-term": "no prior samples, of images and codes",
              "mathieu/mnist-no-code-adversary": "the paper's terms alone (without differences 3 and 7)"}
     columns = [("swap_accuracy", 1), ("swap_z_leak", 1), ("prior_accuracy", 1), ("s_error", 2), ("z_sample_error", 1), ("z_mean_error", 1), ("reconstruction_mse", 4)]
-    return table(["MNIST", *(name.replace("_", " ") for name, _ in columns), "seeds", "minutes", "command"],
+    return table(["MNIST", *(name.replace("_", " ") for name, _ in columns), "seeds", "minutes (on a GPU)", "command"],
                  [[words, *(ours(row, name, digits) for name, digits in columns), seeds(row), minutes(row), f"`python mathieu.py {ROWS[row]}`"]
                   for row, words in names.items()])
 
@@ -336,6 +338,8 @@ def aae_table():
         ("the same, 1,000,000 samples", "likelihood", "parzen_1m", 1, "427 † (ten million)", "412 (1henrypage, 500,000)"),
         ("10,000 samples, 50 epochs instead of 20", "likelihood-50-epochs", "parzen_10k", 1, "340 ± 2", "377 ± 4 (1henrypage)"),
         ("1,000,000 samples, 50 epochs", "likelihood-50-epochs", "parzen_1m", 1, "427 † (ten million)", "412 (1henrypage, 500,000)"),
+        ("10,000 samples, 50 epochs, a z of 6 numbers instead of 8", "likelihood-6d", "parzen_10k", 1, "340 ± 2", "377 ± 4 (1henrypage)"),
+        ("1,000,000 samples, 50 epochs, a z of 6 numbers", "likelihood-6d", "parzen_1m", 1, "427 † (ten million)", "412 (1henrypage, 500,000)"),
         ("10,000 samples, VAE", "likelihood-kl", "parzen_10k", 1, "–", "–"),
         ("10,000 samples, WAE-GAN", "likelihood-wae-gan", "parzen_10k", 1, "–", "–"),
         ("10,000 samples, WAE-MMD", "likelihood-mmd", "parzen_10k", 1, "–", "–"),
@@ -355,7 +359,7 @@ def aae_table():
         ("Fig. 11: 2-D, 1,000 labels, error, %", "embed-1000", "test_error", 2, "4.20 †", "–"),
         ("Fig. 11: 2-D, 100 labels, error, %", "embed-100", "test_error", 2, "6.08 †", "–"),
         ("Fig. 11: 2-D, no labels, 20 clusters, error, %", "embed-0", "test_error", 2, "13.46 †", "–")]
-    return table(["MNIST, test set", "paper", "best public", "ours (mean ± std)", "seeds", "minutes", "command"],
+    return table(["MNIST, test set", "paper", "best public", "ours (mean ± std)", "seeds", "minutes (on a GPU)", "command"],
                  [[words, paper, public, ours(f"aae/{row}", metric, digits), seeds(f"aae/{row}"), minutes(f"aae/{row}"), "`" + f"python aae.py {ROWS['aae/' + row]}".strip() + "`"]
                   for words, row, metric, digits, paper, public in lines if seeds(f"aae/{row}")]) + not_run(f"aae/{line[1]}" for line in lines)
 
@@ -367,7 +371,7 @@ def bigan_table():
              ("autoencoder, l1", "ae-l1", "2.37"), ("ALI", "ali", "–"), ("ALICE: ALI with cycle terms", "alice", "–")]
     columns = [("nn_error_features", 2), ("nn_error_code", 2), ("probe_error_code", 2), ("reconstruction_l2", 2), ("reconstruction_digit", 1), ("sample_quality", 2)]
     head = ["MNIST, test set", "paper: 1-NN error, hidden layer, %", "ours", "1-NN error, code, %", "linear probe's error, code, %", "length of x - G(E(x))",
-            "G(E(x)) shows x's digit, %", "inception score of the judge", "seeds", "minutes", "command"]
+            "G(E(x)) shows x's digit, %", "inception score of the judge", "seeds", "minutes (on a GPU)", "command"]
     return table(head, [[words, paper, *(ours(f"bigan/{row}", metric, digits) for metric, digits in columns), seeds(f"bigan/{row}"), minutes(f"bigan/{row}"),
                          "`" + f"python bigan.py {ROWS['bigan/' + row]}".strip() + "`"] for words, row, paper in lines if seeds(f"bigan/{row}")]) + not_run(f"bigan/{line[1]}" for line in lines)
 
@@ -377,14 +381,14 @@ def grid_table():
              ("GAN (with a learned inverse)", "grid", "gan", "inverse", "–"), ("VAE", "grid", "vae", "vae", "–"),
              ("ALI, a random setting each seed", "grid-random", "ali", "ali", "13.4 ± 5.8"),
              ("GAN, a random setting each seed", "grid-random", "gan", "none", "10.4 ± 9.2")]
-    return table(["25 Gaussians", "paper: modes hit", "modes hit", "modes with a good sample", "good samples, %", "reconstructed in the same mode, %", "seeds", "minutes", "command"],
+    return table(["25 Gaussians", "paper: modes hit", "modes hit", "modes with a good sample", "good samples, %", "reconstructed in the same mode, %", "seeds", "minutes (on a GPU)", "command"],
                  [[words, paper, *(ours(f"bigan/{row}", f"{gen}_{metric}") for metric in ("modes_hit", "modes_good", "samples_good")),
                    ours(f"bigan/{row}", f"{enc}_reconstruction_mode"), seeds(f"bigan/{row}"), minutes(f"bigan/{row}"), f"`python bigan.py {ROWS['bigan/' + row]}`"]
                   for words, row, gen, enc, paper in lines])
 
 
 def infogan_table():
-    names = {"mnist": "ours", "paper": "about the released recipe", "baseline": "regular GAN"}
+    names = {"mnist": "ours", "long": "ours, twice as long", "paper": "about the released recipe", "baseline": "regular GAN"}
     columns = [row for row in names if seeds(f"infogan/{row}")]
     lines = [("L_I of the category, nats (log 10 = 2.303)", "mutual_information", 3, "2.30", "–"),
              ("updates until it is 2.25 (seeds that reach it)", "steps_to_2.25", 0, "–", "–"),
@@ -398,7 +402,7 @@ def infogan_table():
              ("sweeps from -2 to 2 that change the digit, %", "identity_leak", 1, "–", "–"), ("the same from -1 to 1, %", "identity_leak_inside", 1, "–", "–")]
     head = ["MNIST, test set", "paper", "ClusterGAN (another model, 10 seeds)", *(f"{names[row]} ({counted(f'infogan/{row}')})" for row in columns)]
     return table(head, [[words, paper, public, *(ours(f"infogan/{row}", metric, digits) for row in columns)] for words, metric, digits, paper, public in lines]
-                 + [["minutes on two cores", "–", "–", *(minutes(f"infogan/{row}") for row in columns)],
+                 + [["minutes on two cores (on a GPU)", "–", "–", *(minutes(f"infogan/{row}") for row in columns)],
                     ["command", "", "", *(f"`{('python infogan.py ' + ROWS[f'infogan/{row}']).strip()}`" for row in columns)]]) + not_run(f"infogan/{row}" for row in names)
 
 

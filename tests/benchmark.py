@@ -129,7 +129,7 @@ def measure(name, precision):
 
 def main(names):
     device = common.choose_device("auto")
-    precisions = ("fp32", "bf16") if common.choose_precision("auto", device) == "bf16" else ("fp32",)             # no emulation
+    precisions = ("fp32", "bf16") if device.type == "cuda" or common.choose_precision("auto", device) == "bf16" else ("fp32",)    # no emulation
     rows = []
     for name in names or TIMES:
         for precision in precisions:

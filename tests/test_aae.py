@@ -945,7 +945,7 @@ def test_every_task_runs_through(name, monkeypatch, capsys):
         again = aae.cluster_scores(nets, held, test)
         assert all(math.isclose(again[k], scores[k], abs_tol=0.41) for k in again if k != "clusters_used")      # batch norm as it was scored
         assert not torch.equal(nets.enc.body[1].running_mean, torch.zeros(1000))
-    saved = torch.load(folder / "checkpoint.pt", weights_only=True)["states"]
+    saved = common.read_checkpoint(folder, "aae")["states"]
     for part in ("enc", "dec", "disc", "disc_y", "heads"):
         if getattr(nets, part) is not None:
             assert all(torch.equal(v, saved[part][k]) for k, v in getattr(nets, part).state_dict().items())

@@ -598,3 +598,4 @@ def test_precision_follows_the_hardware(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
     assert common.choose_precision("auto", torch.device("cpu")) == "fp32"
     assert common.choose_precision("bf16", torch.device("cpu")) == "bf16"
+    assert common.choose_precision("auto", torch.device("cuda")) == "fp32"

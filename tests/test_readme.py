@@ -113,7 +113,7 @@ def test_shrink_keeps_colours(tmp_path):
 def test_plan_and_progress(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
     (tmp_path / "aae").mkdir()
-    (tmp_path / "aae/style.json").write_text('[{"seed": 0, "seconds": 600}]')
+    (tmp_path / "aae/style.json").write_text('[{"seed": 0, "seconds": 600, "hardware": "A, 2 threads"}]')
     ran, clock = [], iter([0., 0., 0., 300., 300., 300., 600., 600., 600., 900.])               # each takes half of what is on file for its script
     monkeypatch.setattr(reproduce.time, "monotonic", lambda: next(clock))
     assert reproduce.expected("aae/semi-100") == 600 and reproduce.expected("bigan/ali") == 300
@@ -228,11 +228,14 @@ def test_minutes_are_of_the_fastest_machine(monkeypatch):
     entries = [{"seconds": 600, "hardware": "A, B, 1 threads", "precision": "bf16"}, {"seconds": 300, "hardware": "A, B, 2 threads", "precision": "bf16"},
                {"seconds": 900, "hardware": "A, B, 2 threads", "precision": "fp32"}, {"seconds": 60, "hardware": "NVIDIA H200", "precision": "bf16"}]
     monkeypatch.setattr(reproduce, "read", lambda row: entries)
-    assert reproduce.minutes("aae/style") == "5"
+    assert reproduce.minutes("aae/style") == "5 (1.0)"
     del entries[1]
-    assert reproduce.minutes("aae/style") == "10*"
+    assert reproduce.minutes("aae/style") == "10* (1.0)"
     assert [reproduce.machine(entry) for entry in entries] == ["A, B, in bf16", "A, B, in fp32", "NVIDIA H200, in bf16"]
+    assert reproduce.expected("aae/style") == 750
     del entries[:2]
+    assert reproduce.minutes("aae/style") == "– (1.0)" and reproduce.expected("aae/style") == 300
+    del entries[:]
     assert reproduce.minutes("aae/style") == "–"
 
 
