@@ -446,12 +446,12 @@ def make_optimiser(parameters, options, lr, momentum):
     return torch.optim.Adam(parameters, lr, betas=(momentum, 0.999), fused=parameters[0].device.type != "mps")
 
 
-def schedule(step, total, epoch, options):
-    """Share of the full rates. linear (ours): warm-up over 100 steps, constant to half the run, linear to 1 %; steps (paper): / 10 after epochs
+def schedule(step, total, epoch, options, end=0.01):
+    """Share of the full rates. linear (ours): warm-up over 100 steps, constant to half the run, linear to `end`; steps (paper): / 10 after epochs
     50 and, but for clustering, 1000."""
     if options.schedule == "steps":
         return 0.1 ** ((epoch >= 50) + (epoch >= 1000 and not unsupervised(options)))
-    return min(1, (step + 1) / min(100, total / 10)) * min(1, max(0.01, 2 * (1 - step / total)))
+    return min(1, (step + 1) / min(100, total / 10)) * min(1, max(end, 2 * (1 - step / total)))
 
 
 def train(run, nets, data, labelled):
@@ -466,9 +466,9 @@ def train(run, nets, data, labelled):
     opt_d = make_optimiser(judges, opt, opt.lr_adversary, opt.beta1)
     opt_e = make_optimiser(nets.enc.parameters(), opt, opt.lr_encoder, opt.beta1) if opt.regularizer == "gan" else None
     opt_c = make_optimiser(nets.enc.parameters(), opt, opt.lr_labels, 0.9) if supervised(opt) else None
-    rates = [(o, o.param_groups[0]["lr"]) for o in (opt_r, opt_d, opt_e, opt_c) if o is not None]
+    rates = [(o, o.param_groups[0]["lr"], opt.adversary_end if o is opt_d else 0.01) for o in (opt_r, opt_d, opt_e, opt_c) if o is not None]
     run.track(**{name: net for name, net in vars(nets).items() if net is not None},
-              **{f"optimiser_{k}": o for k, (o, _) in enumerate(rates)})
+              **{f"optimiser_{k}": o for k, (o, _, _) in enumerate(rates)})
     known = torch.full_like(data.y, 10)                   # the label, or 10 for one that the method must not see
     known[labelled] = data.y[labelled]
     total = opt.epochs * math.ceil(len(data.y) / opt.batch_size)
@@ -476,8 +476,8 @@ def train(run, nets, data, labelled):
 
     for epoch in run.epochs():
         for i in run.batches(torch.randperm(len(data.y)), opt.batch_size):
-            for optimiser, rate in rates:
-                optimiser.param_groups[0]["lr"] = rate * schedule(run.step, total, epoch, opt)
+            for optimiser, rate, end in rates:
+                optimiser.param_groups[0]["lr"] = rate * schedule(run.step, total, epoch, opt, end)
             x = image = common.to_float(data.x[i])
             if opt.warp:
                 x = warp(image, opt.warp)
@@ -829,7 +829,7 @@ def load(run_dir, device="cpu"):
 
 # ------------------------------------------------------------------------------------------------------------ main
 
-OURS = dict(optimiser="adam", lr=1e-3, lr_adversary=3e-4, lr_encoder=3e-4, lr_labels=1e-3, beta1=0.5, schedule="linear", init_std=0.0, hidden=1000,
+OURS = dict(optimiser="adam", lr=1e-3, lr_adversary=3e-4, lr_encoder=3e-4, lr_labels=1e-3, adversary_end=0.01, beta1=0.5, schedule="linear", init_std=0.0, hidden=1000,
             batch_size=200, batch_norm="none", dropout=0.0, noise=0.0, input_dropout=0.0, prior="gaussian", prior_std=1.0, labels=0, clusters=10,
             encoder="deterministic", code_noise=0.0, smooth_weight=0.0, smooth_radius=2.0, warp=0.0, warp_weight=0.0, y_weight=1.0, balance_weight=0.0)
 LAMBDA = {"kl": 0.1, "mmd": 100.0, "wae-gan": 1.0}
@@ -910,6 +910,7 @@ def make_parser():
     add("--optimiser", "of every phase", choices=("adam", "sgd"))
     add("--lr", "rate of the reconstruction phase", type=common.positive)
     add("--lr-adversary", "rate of the discriminators", type=common.positive)
+    add("--adversary-end", "share of --lr-adversary to which --schedule linear lets it fall; the other rates fall to 1 %%", type=common.weight)
     add("--lr-encoder", "rate of the encoder against them", type=common.positive)
     add("--lr-labels", "rate of the classification phase", type=common.positive)
     add("--beta1", "beta1 or momentum of the adversaries; the other phases have 0.9", type=common.below_one)

@@ -544,6 +544,7 @@ def test_schedules():
     opt = options("--task", "semi")
     share = [aae.schedule(step, 10_000, 0, opt) for step in (0, 49, 99, 4000, 5000, 7500, 9990)]
     assert share == pytest.approx([.01, .5, 1, 1, 1, .5, .01])
+    assert [aae.schedule(step, 10_000, 0, opt, .3) for step in (0, 7500, 9000, 9990)] == pytest.approx([.01, .5, .3, .3])
     opt.schedule = "steps"
     assert [aae.schedule(0, 1, epoch, opt) for epoch in (0, 49, 50, 999, 1000)] == pytest.approx([1, 1, .1, .1, .01])
     for clusters in (["--task", "cluster"], ["--task", "embed", "--labels", 0]):
@@ -556,14 +557,14 @@ def test_every_optimiser_has_its_rate_and_momentum(monkeypatch):
     real = aae.make_optimiser
     monkeypatch.setattr(aae, "make_optimiser", lambda parameters, options, lr, momentum: made.append((lr, momentum)) or real(parameters, options, lr, momentum))
     asked = []
-    monkeypatch.setattr(aae, "schedule", lambda *words: asked.append(words[:3]) or 0.5)
+    monkeypatch.setattr(aae, "schedule", lambda step, total, epoch, opt, end: asked.append((step, total, epoch, end)) or 0.5)
     opt = options("--task", "semi", "--labels", 20, "--hidden", 12, "--batch-size", 10, "--out", "run", "--lr", .001, "--lr-adversary", .002, "--lr-encoder", .003,
-                  "--lr-labels", .004, "--beta1", .25)
+                  "--lr-labels", .004, "--beta1", .25, "--adversary-end", .3)
     opt.epochs = 2
     run = common.Run("aae", opt)
     aae.train(run, aae.build(opt, 784), mnist(30), torch.arange(20))
     assert made == [(.001, .9), (.002, .25), (.003, .25), (.004, .9)]
-    assert asked[::4] == [(step, 6, step // 3) for step in range(6)] and len(asked) == 24
+    assert asked == [(step, 6, step // 3, end) for step in range(6) for end in (.01, .3, .01, .01)]      # the discriminators' alone
     halves = sorted(o.param_groups[0]["lr"] for name, o in run.tracked.items() if name.startswith("optimiser"))
     assert halves == pytest.approx([.0005, .001, .0015, .002])
     assert aae.make_optimiser([torch.zeros(1, requires_grad=True)], opt, .1, .5).param_groups[0]["betas"] == (.5, .999)
