@@ -260,7 +260,8 @@ def discriminator_step(nets, optimiser, x, generated, code, weights, options):
 
     x: [B, C, H, W]; generated: [B + far, C, H, W] without G's graph, of which D sees the first B. Both go through the trunk apart, each
     with batch norm's statistics of its own. weights: the two lambdas, of the category and of the continuous codes. --baseline: the last
-    term reaches Q alone. Returns D's loss, the continuous codes' loss, L_I."""
+    term reaches Q alone. Returns D's loss, the continuous codes' loss, L_I of the images as they are, and the category's loss, which is of the
+    images that Q reads."""
     features = nets.trunk(generated[:len(x)])
     loss_d = discriminator_loss(d_logits(nets, nets.trunk(x)), d_logits(nets, features))
     loss_category, loss_continuous = information_losses(nets, generated, features, code, options)
@@ -268,7 +269,7 @@ def discriminator_step(nets, optimiser, x, generated, code, weights, options):
     if code[0] is not None:                               # Figure 1's curve, of the images as they are
         lower_bound = mutual_information(nets.q(features.detach())[0].detach(), code[0][:len(x)])
     descend_own(optimiser, loss_d + weights[0] * loss_category + weights[1] * loss_continuous)
-    return loss_d, loss_continuous, lower_bound
+    return loss_d, loss_continuous, lower_bound, loss_category
 
 
 def generator_step(nets, optimiser, generated, n, code, weights, options):
@@ -313,7 +314,7 @@ def update(game, x, step, autocast=nullcontext):
     """One update of a GAN on real images x [B, C, H, W]: D and Q, then G against the new D, on the same generated images.
 
     autocast: makes a context for each of the three parts, so that bf16 copies of weights are not kept from D's step to G's. Returns the
-    losses of D, of G and of the continuous codes, and L_I."""
+    losses of D, of G and of the continuous codes, L_I, and the category's loss."""
     nets, opt, done = game.nets, game.options, step / len(game.curve.nats)
     for optimiser, rate in ((game.optimiser_d, opt.lr_discriminator), (game.optimiser_g, opt.lr)):
         optimiser.param_groups[0]["lr"] = rate * schedule(done, opt)
@@ -322,11 +323,11 @@ def update(game, x, step, autocast=nullcontext):
     with autocast():
         generated = torch.sigmoid(nets.gen(generator_input(opt, *code)))
     with autocast():
-        loss_d, loss_continuous, lower_bound = discriminator_step(nets, game.optimiser_d, x, generated.detach(), code, weights, opt)
+        loss_d, loss_continuous, lower_bound, loss_category = discriminator_step(nets, game.optimiser_d, x, generated.detach(), code, weights, opt)
     with autocast():
         loss_g = generator_step(nets, game.optimiser_g, generated, len(x), code, weights, opt)
     game.curve.nats[step] = lower_bound
-    return loss_d, loss_g, loss_continuous, lower_bound
+    return loss_d, loss_g, loss_continuous, lower_bound, loss_category
 
 
 def train(run, nets, baseline, data):
@@ -345,10 +346,10 @@ def train(run, nets, baseline, data):
     for epoch in run.epochs():
         for i in run.batches(torch.randperm(len(data.y)), opt.batch_size):
             x = common.to_float(data.x[i])
-            loss_d, loss_g, loss_continuous, lower_bound = update(game, x, run.step, autocast)
+            loss_d, loss_g, loss_continuous, lower_bound, loss_category = update(game, x, run.step, autocast)
             if beside is not None and run.step < len(beside.curve.nats):
                 update(beside, x, run.step, autocast)
-            run.log(discriminator=loss_d, generator=loss_g, continuous=loss_continuous, mutual_information=lower_bound)
+            run.log(discriminator=loss_d, generator=loss_g, continuous=loss_continuous, mutual_information=lower_bound, category=loss_category)
     for one in (game, beside):
         if one is not None:
             settle(one.nets, data.x, one.options)
@@ -594,7 +595,7 @@ def evaluate(run, nets, baseline, data, test, curves):
         figure_sweep(nets, opt, at(f"continuous-{which + 1}"), which, order)
     scores.update(probe_scores(nets, data, test, opt.dry_run))
     panels = [("the game", ("discriminator", "generator"), "nats"), ("L_I of the category", ("mutual_information",), "nats"),
-              ("-log Q of the continuous codes", ("continuous",), "nats")]
+              ("-log Q of the codes", ("category", "continuous"), "nats")]
     common.figure_curves(at("losses"), run.history, panels, "Training")
     return scores, table_rows(scores, opt)
 

@@ -195,6 +195,7 @@ def test_steps_are_the_papers_and_move_whom_they_should(words):
     torch.manual_seed(3)
     answer = infogan.discriminator_step(nets, torch.optim.SGD([p for net in (nets.trunk, nets.head, nets.q) for p in net.parameters()], .1), x, fake, code, (2., .7), opt)
     assert torch.allclose(answer[0], loss_d) and torch.allclose(answer[1], continuous) and torch.allclose(answer[2], told, atol=1e-5) and not answer[2].requires_grad
+    assert torch.allclose(2 * answer[3] + .7 * answer[1], info, atol=1e-5)
     after = state(nets)
     assert moved(before, after) == {"trunk", "head", "q"} and close(before, after, truth)
 
@@ -336,7 +337,7 @@ def test_the_log_and_the_precision_are_what_they_say(monkeypatch):
     monkeypatch.setattr(infogan.Trunk, "forward", forward)
     opt, run, *_ = trained("--epochs", 1, "--precision", "bf16", "--baseline-epochs", 0, images=20)
     mean = torch.stack([torch.stack([v.detach() for v in losses]) for losses in seen]).mean(0).tolist()
-    assert [run.history[0][k] for k in ("discriminator", "generator", "continuous", "mutual_information")] == pytest.approx(mean, rel=1e-4) and kinds == {torch.bfloat16}
+    assert [run.history[0][k] for k in ("discriminator", "generator", "continuous", "mutual_information", "category")] == pytest.approx(mean, rel=1e-4) and kinds == {torch.bfloat16}
 
 
 def test_batch_norm_is_settled_on_what_is_scored(monkeypatch):
