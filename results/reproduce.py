@@ -445,8 +445,9 @@ def speed_table():
     found = {(machine(e), e["step"]): e for e in (json.loads(path.read_text()) if path.exists() else [])}
     kinds = list(dict.fromkeys(kind for kind, _ in found))
     names = {"mathieu": "mathieu.py", "aae": "aae.py", "aae-semi": "aae.py --task semi", "aae-small": "aae.py, 512 units, batches of 64", "bigan": "bigan.py", "infogan": "infogan.py"}
-    lines = [[words, *(f"{found[kind, name][key]:,.{digits}f}" if (kind, name) in found else "–"
-                       for kind in kinds for key, digits in (("images_per_second", 0), ("ratio", 2)))] for name, words in names.items()]
+    share = lambda ratio: f"{ratio:.2f}" if ratio >= .1 else f"{ratio:.1g}"  # noqa: E731
+    cells = lambda e: (f"{e['images_per_second']:,.0f}", share(e["ratio"])) if e else ("–", "–")  # noqa: E731
+    lines = [[words, *(cell for kind in kinds for cell in cells(found.get((kind, name))))] for name, words in names.items()]
     return table(["training step", *(words for kind in kinds for words in (f"{kind}: images/s", "share of its matmul rate"))], lines)
 
 
