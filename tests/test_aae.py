@@ -1028,7 +1028,7 @@ def test_help_tells_every_flag_with_its_default(command):
         action = next(a for a in aae.make_parser()._actions if a.dest == name)
         assert action.default is None
     for words in ("None is 0.001, prior 0.0006, likelihood 0.0003, style 0.0004; --recipe paper: 0.1",         # --lr-encoder
-                  "None is 20, prior 15, style 24, cluster 25, embed 12; --recipe paper: 5000, prior 1000, likelihood 1000, cluster 1500",             # --epochs
+                  "None is 20, prior 15, style 48, cluster 25, embed 12; --recipe paper: 5000, prior 1000, likelihood 1000, cluster 1500",             # --epochs
                   "None is 0.1, prior 0.0, likelihood 0.0; --recipe paper: 0.0, style 0.3, semi 0.3, embed 0.3"):      # --noise
         assert words in text, words
 
