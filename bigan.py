@@ -31,9 +31,9 @@ Differences from the papers
     reconstructions collapse at rates of 6e-4, and after 10 epochs at 2e-4 half the digits are lost: E's codes crowd into the corners of
     [-1, 1]^50, where the prior has almost no mass. (The authors' 400 epochs without it keep the digit of 73.5 % of 200 training images, by
     the nearest neighbour of G(E(x)); our 30 that of 73 to 75 % of the test images, by the judge. Averaging, 3, helps as much.) gan, lr and
-    jlr have no penalty and rates of 2e-4: a plain GAN with it, at 5e-4, collapsed onto one image (one run), perhaps because a D that is
-    flat and normalises each batch by itself does not see what all of a batch has in common. Without it one of eight collapsed so (in
-    log.csv the loss of D falls to .3 in the second epoch). The grid's GAN has it.
+    jlr have no penalty and rates of 2e-4: a plain GAN with it, at 5e-4, collapsed onto one image (one run), and without it one of eight did.
+    D's batch norm leaves nothing of a batch of equal images: their logits are 0, whatever its weights, so that for a G that is losing one
+    image is a way out which D cannot close (in log.csv G's loss is then log 2 and stays there). The grid's GAN has the penalty.
  3. The scores are of running averages of the weights (decay at most (1 + t) / (10 + t) in update t, for short runs); --average 0 takes the
     last weights.
  4. ali and alice have BiGAN's networks and 50 dimensions on MNIST, which the ALI paper leaves out. D's batch norm does not see the scale of
