@@ -25,10 +25,11 @@ game. The AAE takes turns, a step on each term with an optimiser of its own; WAE
 (--regularizer-weight).
 
 Differences from the paper
- 1. Adam for SGD, 12 to 48 epochs for thousands (rates warm up over 100 steps, stay for half the run, then fall), batches of 200, PyTorch's
-    initial weights, 1000 hidden units also for clustering. `--recipe paper` takes the appendix's, as far as known (what we borrowed or
-    guessed stands beside PAPER_BY_TASK); the scaled codes of 4, style's discriminator of 5, the held-out images of 7 and the re-estimated
-    statistics of 2 stay. The encoder's adversarial loss is the non-saturating -log D; the paper prints the minimax only.
+ 1. Adam for SGD, 12 to 48 epochs for thousands (rates warm up over 100 steps, stay for half the run, then fall, but for one: 5), batches of
+    200, PyTorch's initial weights, 1000 hidden units also for clustering. `--recipe paper` takes the appendix's, as far as known (what we
+    borrowed or guessed stands beside PAPER_BY_TASK); the scaled codes of 4, the label that style's discriminator sees (5), the held-out
+    images of 7 and the re-estimated statistics of 2 stay. The encoder's adversarial loss is the non-saturating -log D; the paper prints the
+    minimax only.
  2. Batch norm in the encoder's hidden layers but in `likelihood` and in `prior` without labels, in `style` in the head of z too; the paper found no
     use for it with labels, and for clustering has it in the heads (`--batch-norm all`). Its statistics are re-estimated on 20,000 clean training
     images after training.
@@ -37,7 +38,7 @@ Differences from the paper
     same for two small affine maps of it (warp). The training images are warped too, so this is no longer permutation-invariant as the
     paper is; `--warp 0 --warp-weight 0 --lr-encoder 3e-4 --noise .3` is, `--smooth-weight 0` leaves out the other.
  4. Noise is added to what the discriminator of y sees, one-hots and probabilities alike, which it tells apart too easily otherwise, and fooling
-    it weighs 4. Without labels the batch's mean of q(y|x) is drawn to p(y) directly, too (balance_loss), or up to half of the clusters die. The
+    it weighs 4. Without labels the batch's mean of q(y|x) is drawn to p(y) directly, too (balance_loss), or about half of the clusters die. The
     discriminator of z sees codes divided by `--prior-std`. The images' noise is .1, none in `prior` and `likelihood`; the paper has .3 in
     Table 2, and for clustering drops pixels.
  5. `likelihood` has a Gaussian encoder and dropout; the paper a deterministic one and, as far as known, no dropout (`--encoder
@@ -829,8 +830,8 @@ def load(run_dir, device="cpu"):
 
 # ------------------------------------------------------------------------------------------------------------ main
 
-OURS = dict(optimiser="adam", lr=1e-3, lr_adversary=3e-4, lr_encoder=3e-4, lr_labels=1e-3, adversary_end=0.01, beta1=0.5, schedule="linear", init_std=0.0, hidden=1000,
-            batch_size=200, batch_norm="none", dropout=0.0, noise=0.0, input_dropout=0.0, prior="gaussian", prior_std=1.0, labels=0, clusters=10,
+OURS = dict(optimiser="adam", lr=1e-3, lr_adversary=3e-4, lr_encoder=3e-4, lr_labels=1e-3, adversary_end=0.01, beta1=0.5, schedule="linear", init_std=0.0,
+            hidden=1000, batch_size=200, batch_norm="none", dropout=0.0, noise=0.0, input_dropout=0.0, prior="gaussian", prior_std=1.0, labels=0, clusters=10,
             encoder="deterministic", code_noise=0.0, smooth_weight=0.0, smooth_radius=2.0, warp=0.0, warp_weight=0.0, y_weight=1.0, balance_weight=0.0)
 LAMBDA = {"kl": 0.1, "mmd": 100.0, "wae-gan": 1.0}
 # What the tasks with an inferred y add.
