@@ -304,8 +304,8 @@ class Parser(argparse.ArgumentParser):
             help="seeds weights, batches and noise; on one CPU, with the same threads, precision and versions, the same seed gives the same run bit for bit")
         add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto takes the GPU where there is one")
         add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
-            help="of convolutions and matrix products; auto is bf16 on CPUs that multiply it (AVX512-BF16 or AMX), else fp32; on other CPUs bf16 is emulated, many "
-                 "times slower, and on a GPU such small networks wait for its launches, not its products, and bf16 only adds launches")
+            help="of convolutions and matrix products; auto is bf16 on CPUs that multiply it (AVX512-BF16 or AMX), else fp32; on other CPUs bf16 is emulated, "
+                 "many times slower, and on a GPU these small networks wait for launches, of which bf16 has more")
         add("--data", default=None, metavar="DIR", help="folder of the data files; None is the repository's data/")
         add("--out", default=None, metavar="DIR", help="run folder; None is runs/SCRIPT/NAME-seedN, with a number where taken")
         add("--resume", action="store_true", help="go on with the run in --out, or with the latest run of these settings")
