@@ -58,6 +58,14 @@ def test_the_penalty_is_the_squared_slope():
     assert torch.allclose(torch.autograd.grad(value, w)[0], 2 * w)
 
 
+def test_d_is_blind_to_a_batch_of_equal_images():
+    torch.manual_seed(0)
+    disc = bigan.Discriminator(z_dim=0, hidden=64).double().train()         # difference 2: why a GAN can collapse
+    image = torch.rand(1, 784, dtype=torch.double)
+    assert disc(image.expand(32, -1)).abs().max() < 1e-6 and disc(torch.rand(32, 784, dtype=torch.double)).abs().mean() > .1
+    assert bigan.generator_loss(disc(image.expand(32, -1))).item() == pytest.approx(math.log(2), abs=1e-6)
+
+
 def test_the_swapped_labels_do_not_saturate():
     """Where D wins, the minimax game's gradient for G and E vanishes; the swapped-label loss keeps it."""
     real, made = torch.full((1,), 12., requires_grad=True), torch.full((1,), -12., requires_grad=True)
