@@ -33,7 +33,8 @@ Differences from the papers
     the nearest neighbour of G(E(x)); our 30 that of 73 to 75 % of the test images, by the judge. Averaging, 3, helps as much.) gan, lr and
     jlr have no penalty and rates of 2e-4: a plain GAN with it, at 5e-4, collapsed onto one image (one run), and without it one of eight did.
     D's batch norm leaves nothing of a batch of equal images: their logits are 0, whatever its weights, so that for a G that is losing one
-    image is a way out which D cannot close (in log.csv G's loss is then log 2 and stays there). The grid's GAN has the penalty.
+    image is a way out which D cannot close (in log.csv G's loss is then log 2 and stays there). So in gan and lr the logit also sees D's
+    first hidden layer (--skip 1; 0 is the published D); in jlr G's own loss forbids equal images. The grid's GAN has the penalty.
  3. The scores are of running averages of the weights (decay at most (1 + t) / (10 + t) in update t, for short runs); --average 0 takes the
     last weights.
  4. ali and alice have BiGAN's networks and 50 dimensions on MNIST, which the ALI paper leaves out. D's batch norm does not see the scale of
@@ -124,9 +125,10 @@ class Discriminator(nn.Module):
 
     z enters at the second hidden layer, by a linear map that is added (BiGAN section 4), not beside the pixels. bilinear=n (ours): the logit gains
     <U h, V z> / sqrt(n), h the first hidden layer, U h and V z of n numbers: whether a code belongs to its image is then seen at once (projection
-    discriminator, Miyato and Koyama 2018, arXiv 1802.05637)."""
+    discriminator, Miyato and Koyama 2018, arXiv 1802.05637). skip=True (ours): the logit gains a linear map of h, which no batch norm hides: D then
+    sees where a batch of equal images lies (difference 2)."""
 
-    def __init__(self, inputs=784, z_dim=50, hidden=1024, bilinear=0):
+    def __init__(self, inputs=784, z_dim=50, hidden=1024, bilinear=0, skip=False):
         super().__init__()
         self.layer1 = nn.Linear(inputs, hidden, bias=False)
         self.layer2 = nn.Linear(hidden, hidden, bias=False)
@@ -135,6 +137,7 @@ class Discriminator(nn.Module):
         self.out = nn.Linear(hidden, 1, bias=False)
         self.u = nn.Linear(hidden, bilinear, bias=False) if bilinear else None
         self.v = nn.Linear(z_dim, bilinear, bias=False) if bilinear else None
+        self.skip = nn.Linear(hidden, 1, bias=False) if skip else None
 
     def layers(self, x, z):
         h1 = F.leaky_relu(self.layer1(x.flatten(1)), 0.2)
@@ -150,6 +153,8 @@ class Discriminator(nn.Module):
         logit = self.out(h2).float().squeeze(1)
         if self.u is not None:
             logit = logit + (self.u(h1) * self.v(z)).float().sum(1) / self.u.out_features ** 0.5
+        if self.skip is not None:
+            logit = logit + self.skip(h1).float().squeeze(1)
         return logit
 
 
@@ -220,10 +225,11 @@ def build(options, pixels):
     nets = SimpleNamespace(
         enc=None if o.model == "gan" else Encoder(pixels, o.z_dim, o.hidden, o.model in ("ali", "alice")),
         gen=Generator(o.z_dim, pixels, o.hidden),
-        disc=Discriminator(pixels, o.z_dim if o.model in JOINT else 0, o.hidden, o.bilinear) if o.model in (*JOINT, "gan", *LATENT) else None)
+        disc=Discriminator(pixels, o.z_dim if o.model in JOINT else 0, o.hidden, o.bilinear, o.skip) if o.model in (*JOINT, "gan", *LATENT) else None)
     gaussian_weights(present(nets), 0.02)
-    if nets.disc is not None:
-        nn.init.zeros_(nets.disc.out.weight)              # so the first losses are those of chance
+    for last in [nets.disc.out, nets.disc.skip] if nets.disc is not None else []:
+        if last is not None:
+            nn.init.zeros_(last.weight)                   # so the first losses are those of chance
     if o.model in LATENT:
         nn.init.zeros_(nets.enc.out.weight)
     return nets
@@ -841,7 +847,7 @@ OURS_GRID = dict(epochs=26, batch_size=256, hidden=256, generator_layers=4, maxo
 PAPER_GRID = dict(epochs=250, batch_size=100, hidden=400, generator_layers=4, maxout=200, pieces=5, init_std=0.02, lr=1e-4, lr_discriminator=1e-4, beta1=0.2,
                   schedule="constant", penalty=0.0, average=0.0)
 # Flags of some models alone.
-FLAGS_OF = {"cycle_weight": JOINT, "bilinear": JOINT, "regressor_weight": ("jlr",),
+FLAGS_OF = {"cycle_weight": JOINT, "bilinear": JOINT, "regressor_weight": ("jlr",), "skip": ("gan", *LATENT),
             "penalty": (*JOINT, "gan", *LATENT), "lr_discriminator": (*JOINT, "gan", *LATENT)}
 
 
@@ -874,6 +880,8 @@ def make_parser():
         "(10^-4 to 10^-3, 0.2 to 0.8, 0.01 to 0.1)", action="store_true", default=False)
     add("--cycle-weight", "lambda of ALICE's cycle terms; also for bigan and ali; None is 0.05 for alice, 0 for the others", type=common.weight)
     add("--bilinear", "joint models: size of a product of image and code in D, by which G(E(x)) keeps more digits (see Discriminator)", type=common.whole)
+    add("--skip", "gan, lr, jlr: 1 shows D's logit the first hidden layer too, against collapse (difference 2); None is 1 for gan and lr, 0 for jlr and "
+        "with --recipe paper", choices=(0, 1), type=int)
     add("--regressor-weight", "of the latent regressor's loss for G in jlr; 1 is degenerate, the authors say", type=common.weight)
     add("--lr", "Adam's rate of G and E", type=common.positive)
     add("--lr-discriminator", "Adam's rate of D", type=common.positive)
@@ -906,7 +914,7 @@ def resolve(options):
                                "leave --model, --cycle-weight, --validation and --precision out")
     if grid:
         o.precision = "fp32"                              # bf16 would round a coordinate of 4 to steps of 0.03, and the Gaussians are 0.05 wide
-    for name in ("z_dim", "regressor_weight", "bilinear") if grid else ("maxout", "pieces", "generator_layers", "init_std", "vae_std"):
+    for name in ("z_dim", "regressor_weight", "bilinear", "skip") if grid else ("maxout", "pieces", "generator_layers", "init_std", "vae_std"):
         if getattr(o, name) is not None:
             raise common.UserError(f"--{name.replace('_', '-')} does not go with --dataset {o.dataset}")
     for name, models in FLAGS_OF.items():
@@ -914,7 +922,8 @@ def resolve(options):
             raise common.UserError(f"--{name.replace('_', '-')} is for --model {', '.join(models)}")
     if o.random_setting and o.vae_std is not None:
         raise common.UserError("--vae-std does not go with --random-setting, which trains no VAE")
-    defaults = {**OURS, **(OURS_GRID if grid else OURS_IMAGES), "cycle_weight": 0.05 if o.model == "alice" else 0.0}
+    defaults = {**OURS, **(OURS_GRID if grid else OURS_IMAGES), "cycle_weight": 0.05 if o.model == "alice" else 0.0,
+                "skip": int(o.model in ("gan", "lr") and o.recipe != "paper")}
     if o.model in ("gan", *LATENT):
         defaults.update(OURS_GAN)
     if o.recipe == "paper":

@@ -64,6 +64,8 @@ def test_d_is_blind_to_a_batch_of_equal_images():
     image = torch.rand(1, 784, dtype=torch.double)
     assert disc(image.expand(32, -1)).abs().max() < 1e-6 and disc(torch.rand(32, 784, dtype=torch.double)).abs().mean() > .1
     assert bigan.generator_loss(disc(image.expand(32, -1))).item() == pytest.approx(math.log(2), abs=1e-6)
+    seeing = bigan.Discriminator(z_dim=0, hidden=64, skip=True).double().train()
+    assert seeing(image.expand(32, -1)).std() < 1e-6 and seeing(image.expand(32, -1)).abs().mean() > .01       # and with --skip 1 it is not
 
 
 def test_the_swapped_labels_do_not_saturate():
@@ -175,6 +177,8 @@ def by_hand(opt, nets, x, model, penalised):
         logit = (h @ nets.disc.out.weight.t())[:, 0]
         if opt.bilinear:
             logit = logit + ((h1 @ nets.disc.u.weight.t()) * (z @ nets.disc.v.weight.t())).sum(1) / math.sqrt(opt.bilinear)
+        if opt.skip:
+            logit = logit + (h1 @ nets.disc.skip.weight.t())[:, 0]
         return 1 / (1 + torch.exp(-logit))
     def steep(*pair):                                     # 4 gamma / 2 E |dD|^2, the norm over pixels and code together
         pair = [part.detach().clone().requires_grad_() for part in pair]
@@ -303,6 +307,8 @@ def test_defaults():
     assert [options("--model", model).cycle_weight > 0 for model in bigan.JOINT] == [False, False, True]
     assert (options().penalty, options().average, options("--model", "jlr").regressor_weight) == (.5, .999, .25)
     assert [options("--model", model).bilinear for model in (*bigan.JOINT, "gan")] == [0, 0, 0, 0]
+    assert [options("--model", model).skip for model in (*bigan.JOINT, "gan", *bigan.LATENT)] == [0, 0, 0, 1, 1, 0]
+    assert [options("--model", "lr", *words).skip for words in (("--skip", 0), ("--recipe", "paper"), ("--recipe", "paper", "--skip", 1))] == [0, 0, 1]
     for model in ("gan", "lr", "jlr"):
         opt = options("--model", model)
         assert (opt.lr, opt.lr_discriminator, opt.penalty) == (2e-4, 2e-4, 0) and options("--model", model, "--penalty", 1).penalty == 1
@@ -349,6 +355,8 @@ def test_networks_have_the_papers_sizes():
     assert sorted(tuple(p.shape) for p in nets.gen.parameters()) == [(784, 1024), (1024, 50), (1024, 50), (1024, 1024)]
     assert sorted(tuple(p.shape) for p in nets.disc.parameters()) == [(1, 1024), (1024, 50), (1024, 784), (1024, 1024)]
     assert bigan.build(options("--bilinear", 256), 784).disc.u.weight.shape == (256, 1024)
+    gan = bigan.build(options("--model", "gan"), 784)
+    assert gan.disc.skip.weight.shape == (1, 1024) and (gan.disc.skip.weight == 0).all() and nets.disc.skip is None
     assert (nets.disc.out.weight == 0).all() and abs(nets.enc.layer1.weight.std() - .02) < 1e-3
     assert (bigan.build(options("--model", "lr"), 784).enc.out.weight == 0).all()
     assert bigan.build(options("--model", "ali"), 784).enc.out.weight.shape == (100, 1024)
