@@ -978,8 +978,8 @@ def load_judge(name, root=None, device="cpu", quick=False):
     if path is None:
         with own_random_numbers():
             judge = train_judge(load_dataset(name, root)[0].to(device))
-        save_judge(judge, root / f"judge-{name}.pt")
-        return judge
+        path = root / f"judge-{name}.pt"
+        save_judge(judge, path)                           # and read back: whoever made the file goes on with the same random numbers as whoever finds it
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         judge = Judge(state["channels"], state["classes"])

@@ -22,8 +22,8 @@ Differences from the paper
     given, are the released code's. `--recipe released` takes the released code's small net, weights, rates and sizes.
  2. The prior-sample term of Figure 1 is on (section 4.2 and the released code leave it out, `--prior-weight 0`), and the discriminator
     is shown these samples too, which Algorithm 1 leaves out: a term that the discriminator never learns to resist teaches little.
- 3. Two small class-conditional discriminators look at the code instead of the image (CodeDiscriminator), on the two fakes that
-    the image discriminator meets: one tells (mean of z1, id1) from (mean of z1, id2), the swap; one tells (z1, id1) from (z, id2),
+ 3. Two small class-conditional discriminators look at the code instead of the image (CodeDiscriminator), on the codes
+    behind its two kinds of fake: one tells (mean of z1, id1) from (mean of z1, id2), the swap; one tells (z1, id1) from (z, id2),
     z ~ N(0, I), the prior sample. The image discriminator alone teaches the decoder to ignore the class in z, not the encoder
     to leave it out. They take two steps to one of the others. `--code-weight 0 --code-prior-weight 0` switches them off.
  4. Enc, Dec and Disc are updated from the same forward pass, at the weights before the step (the code's discriminators step first);
@@ -38,8 +38,8 @@ Differences from the paper
  8. Batch norm and ReLU follow the sum of the z and s branches, as they precede the heads of the encoder (the released net has neither).
  9. The sprites are drawn here (common.sprites): the same seven attributes, 672 characters as in the paper, split 500/72/100 as in Reed et
     al. 2015, other pictures. Their tables in the discriminator add up; the released code gives each attribute a seventh of the channels.
-10. `--pretrained-s`: how the paper trains its classifier is not said. Ours has five epochs at 1e-3, each s scaled to deviation 1 (class_code),
-    and all adversaries stay on.
+10. `--pretrained-s`: how the paper trains its classifier is not said. Ours has five epochs at 1e-3 of one-vs-all cross-entropy, each s scaled to
+    deviation 1 (class_code), and all adversaries stay on.
 
 The released code (MichaelMathieu/factors-variation): its default net is a larger one; its small one, here as `--net released`, cannot run as
 released, by reading its source. `--recipe released` does not take over: mid-grey padding (here black); a KL gradient that treats the log
@@ -197,7 +197,7 @@ def reparametrise(mu, logvar):
 
 
 def reconstruction_loss(reconstruction, x):
-    """-log p(x|z,s) of eq. 5 for a unit-variance Gaussian, times 2 and but for a constant: the squared error, summed over pixels, mean over
+    """-log p(x|z,s) of eq. 5 for a unit-variance Gaussian, doubled, without its constant: the squared error, summed over pixels, mean over
     the batch.
 
     Both [B, C, H, W] in [0, 1]. Used twice (Algorithm 1): Dec(z1, s1) against x1, and Dec(z1, s1') against x1 with x1' of the same class."""
@@ -298,7 +298,7 @@ def train(run, nets, data, ids):
     code_parameters = [*mean_disc.parameters(), *prior_disc.parameters()]
     opt_c = torch.optim.Adam(code_parameters, opt.lr_code, **adam)
     half = opt.batch_size // 2
-    total = opt.epochs * -(-len(common.pair_same_class(data.y)) // half)     # it draws from the generator: before anything is saved
+    total = opt.epochs * -(-len(common.pair_same_class(data.y)) // half)     # it draws random numbers, so here, resumed or not
     run.track(enc=enc, dec=dec, disc=disc, mean_disc=mean_disc, prior_disc=prior_disc, opt_g=opt_g, opt_d=opt_d, opt_c=opt_c)
     if nets.class_enc is not None:
         run.track(class_enc=nets.class_enc)
@@ -344,8 +344,13 @@ def train(run, nets, data, ids):
                 #     log M(mu1, id1) + log(1 - M(mu1, id2)) + log P(z1, id1) + log(1 - P(z, id2)),  z ~ N(0, I)
                 loss_c = hide = match = zero
                 for _ in range(opt.code_steps if opt.code_weight or opt.code_prior_weight else 0):
-                    m, p, p_prior = mean_disc(mu.detach()), prior_disc(z1.detach()), prior_disc(torch.randn_like(z1))
-                    loss_c = discriminator_loss(of(m, id1), of(m, id2)) + discriminator_loss(of(p, id1), of(p_prior, id2))
+                    loss_c = zero
+                    if opt.code_weight:
+                        m = mean_disc(mu.detach())
+                        loss_c = loss_c + discriminator_loss(of(m, id1), of(m, id2))
+                    if opt.code_prior_weight:
+                        p, p_prior = prior_disc(z1.detach()), prior_disc(torch.randn_like(z1))
+                        loss_c = loss_c + discriminator_loss(of(p, id1), of(p_prior, id2))
                     update(opt_c, code_parameters, loss_c)
 
                 # Enc, Dec: minimise, each with its weight,
@@ -421,7 +426,7 @@ def swap_scores(nets, test, judge, seed=0):
 def true_swap_scores(nets, test, seed=0):
     """On sprites the right answer of a swap can be drawn: identity of b in the pose of a. Mean squared errors, pixels in [0, 1].
 
-    swap_mse: Dec(z_a, s_b), z_a the posterior mean, against it; swap_mse_ignore_s and swap_mse_ignore_z: what a perfect decoder would get that
+    b is any test image, in one pair of a hundred of a's own identity. swap_mse: Dec(z_a, s_b), z_a the posterior mean, against it; swap_mse_ignore_s and swap_mse_ignore_z: what a perfect decoder would get that
     ignored s (shows a) or z (shows b)."""
     rng = torch.Generator().manual_seed(seed)
     s, mu, _ = encode(nets, test.x)
@@ -595,7 +600,7 @@ BY_DATASET = dict(z_dim=(16, 512), s_dim=(16, 64), kl_start=(0.3, 0.05), kl_weig
 # The released code's settings in our units. Its squared errors are means over C*H*W values in [-1, 1]: ours times 4 / (C*H*W). With the whole
 # objective multiplied by C*H*W / 4 the reconstruction weights stay 0.5 and 1, the KL's 0.1 * 6 / (C*H*W) becomes 0.15 nats, and the
 # adversary's 0.01 becomes 0.01 * C*H*W / 4 (set in `resolve`: 1.96 on grey images, 7.68 on colour). Its 16 triplets are 48 images, here 24 pairs.
-RELEASED = dict(net="released", own_weight=0.5, same_weight=1.0, kl_start=0.15, kl_weight=0.15, swap_weight=None, prior_weight=0.0,
+RELEASED = dict(net="released", own_weight=0.5, same_weight=1.0, kl_start=None, kl_weight=0.15, swap_weight=None, prior_weight=0.0,
                 code_weight=0.0, code_prior_weight=0.0, real_target=0.95, dead_zone=0.0, lr=0.01, lr_disc=0.01, beta1=0.5, batch_size=48,
                 schedule="constant", z_dim=512, s_dim=64)
 
@@ -639,7 +644,7 @@ def make_parser():
     add("--schedule", choices=("linear", "constant"), default="linear",
         help="linear: warm-up, constant for half the run, then down to 2 %% (ours)")
     add("--no-adversary", action="store_true",
-        help="ablation: all four adversarial weights 0, ours too; with a weak KL (--kl-start 0.15 --kl-weight 0.15) the decoder then ignores s "
+        help="ablation: all four adversarial weights 0, ours too, whatever flags say; with a weak KL (--kl-start 0.15 --kl-weight 0.15) the decoder then ignores s "
              "(section 4.1; the paper's words on this ablation say the unspecified part, apparently a slip)")
     add("--pretrained-s", action="store_true", help="ablation: s from a classifier, trained first and frozen (Figure 10(a), difference 10)")
     return cli
@@ -650,12 +655,16 @@ def resolve(options):
     grey = options.dataset in GREY
     if options.recipe == "released" and options.swap_weight is None:
         options.swap_weight = 0.01 * (784 if grey else 3072) / 4
+    if options.recipe == "released" and options.kl_start is None:
+        options.kl_start = options.kl_weight              # constant
     start_given = options.kl_start is not None
     for name, (on_grey, on_colour) in BY_DATASET.items():
         if getattr(options, name) is None:
             setattr(options, name, on_grey if grey else on_colour)
     if not start_given:
         options.kl_start = min(options.kl_start, options.kl_weight)
+    if options.pretrained_s and options.s_dim < 2:
+        raise common.UserError("--pretrained-s needs --s-dim of at least 2: each s is scaled to deviation 1")
     if options.no_adversary:
         options.swap_weight = options.prior_weight = options.code_weight = options.code_prior_weight = 0.0
     if options.dry_run:

@@ -389,6 +389,18 @@ def test_judge_is_good_enough_to_judge():
     assert (common.HERE / "data" / "judge-mnist.pt").stat().st_size < 1_000_000
 
 
+def test_whoever_trains_the_judge_goes_on_with_the_same_random_numbers(monkeypatch, tmp_path):
+    data = common.Split(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.arange(4))
+    monkeypatch.setattr(common, "load_dataset", lambda *_: (data, data))
+    monkeypatch.setattr(common, "train_judge", lambda train: common.Judge(1, 4))
+    after = []
+    for _ in range(2):                                    # makes the file; finds it
+        torch.manual_seed(0)
+        common.load_judge("fashion", tmp_path)
+        after.append(torch.rand(1).item())
+    assert after[0] == after[1] and (tmp_path / "judge-fashion.pt").exists()
+
+
 # --------------------------------------------------------------------------------------------------------- figures
 
 

@@ -175,7 +175,7 @@ def one_step(monkeypatch, *arguments, n=16):
     got, rates = {}, {}
 
     def spy(optimiser, parameters, loss, **_):
-        got.update({names[p]: g for p, g in zip(parameters, torch.autograd.grad(loss, parameters, retain_graph=True))})
+        got.update({names[p]: g for p, g in zip(parameters, torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)) if g is not None})
         group, = optimiser.param_groups
         assert {id(p) for p in group["params"]} == {id(p) for p in parameters} and group["betas"] == (0.4, 0.999)
         rates[names[parameters[-1]].split(".")[0]] = group["lr"]
@@ -209,7 +209,7 @@ def by_hand(opt, nets, x1, id1, h, grown):
         s1 = (s1 - s1.mean(1, keepdim=True)) / (s1.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     z1 = mu + torch.randn(mu.shape) * torch.exp(0.5 * logvar)
     zp = torch.randn(h, z1.shape[1]) if opt.prior_weight else None
-    draws = [torch.randn(z1.shape) for _ in range(opt.code_steps)] if opt.code_weight or opt.code_prior_weight else []
+    draws = [torch.randn(z1.shape) for _ in range(opt.code_steps)] if opt.code_prior_weight else [None] * opt.code_steps
     x2, s2, id2 = x1[third], s1[third], id1[third]
     z_all, s_all = [z1, z1], [s1, s1[partner]]
     kinds = []
@@ -237,11 +237,14 @@ def by_hand(opt, nets, x1, id1, h, grown):
         loss = loss - grown * opt.code_weight * (torch.log(p_other).mean() + torch.log(1 - p_own).mean())
     if opt.code_prior_weight:
         loss = loss - grown * opt.code_prior_weight * torch.log(1 - torch.sigmoid(nets.prior_disc(z1)[id1 > 0])).mean()
-    if opt.code_weight or opt.code_prior_weight:
-        for draw in draws:                                # two updates, of which the spy keeps the last
+    for draw in draws:                                    # two updates, of which the spy keeps the last
+        c_loss = 0
+        if opt.code_weight:
             p_own, p_other = (torch.sigmoid(nets.mean_disc(mu.detach())[i > 0]) for i in (id1, id2))
+            c_loss = c_loss - torch.log(p_own).mean() - torch.log(1 - p_other).mean()
+        if opt.code_prior_weight:
             q_own, q_prior = torch.sigmoid(nets.prior_disc(z1.detach())[id1 > 0]), torch.sigmoid(nets.prior_disc(draw)[id2 > 0])
-            c_loss = -torch.log(p_own).mean() - torch.log(1 - p_other).mean() - torch.log(q_own).mean() - torch.log(1 - q_prior).mean()
+            c_loss = c_loss - torch.log(q_own).mean() - torch.log(1 - q_prior).mean()
     answer = {}
     for value, part in ((loss, ("enc", "dec")), (d_loss, ("disc",)), (c_loss, ("mean_disc", "prior_disc"))):
         if torch.is_tensor(value):
@@ -250,7 +253,8 @@ def by_hand(opt, nets, x1, id1, h, grown):
     return {name: g for name, g in answer.items() if g is not None}, {**told, "discriminator": d_loss, "code_discriminators": c_loss}
 
 
-@pytest.mark.parametrize("arguments", [(), ("--no-adversary",), ("--prior-weight", 0), ("--pretrained-s",), ("--code-weight", 0, "--code-prior-weight", 0), ("--swap-weight", 0)], ids=str)
+@pytest.mark.parametrize("arguments", [(), ("--no-adversary",), ("--prior-weight", 0), ("--pretrained-s",), ("--code-weight", 0, "--code-prior-weight", 0), ("--code-weight", 0), ("--code-prior-weight", 0),
+                                       ("--swap-weight", 0)], ids=str)
 def test_a_step_is_algorithm_1(monkeypatch, arguments):
     got, truth, names, rates, logged, losses = one_step(monkeypatch, *arguments)
     assert got.keys() == truth.keys()
@@ -259,8 +263,9 @@ def test_a_step_is_algorithm_1(monkeypatch, arguments):
     warm = 1 / min(200, 10 / 10)                          # a run of ten steps warms up over one
     assert rates == {k: v * warm for k, v in {"dec": 0.003, "disc": 0.002, "prior_disc": 0.001}.items() if k in rates}
     players = {"enc", "dec"} | ({"disc"} if "--no-adversary" not in arguments else set())
-    if not {"--no-adversary", "--code-weight"} & set(arguments):
-        players |= {"mean_disc", "prior_disc"}
+    for player, flag in (("mean_disc", "--code-weight"), ("prior_disc", "--code-prior-weight")):
+        if not {"--no-adversary", flag} & set(arguments):
+            players |= {player}
     assert {name.split(".")[0] for name in got} == players
     unused = {"enc.to_s.weight", "enc.to_s.bias"} if "--pretrained-s" in arguments else set()
     assert {name for name in names if name.split(".")[0] in players} - unused == set(got)            # nobody of a player is left out
@@ -616,6 +621,8 @@ def test_kill_at_random_moments_then_resume_is_bit_identical(survives_kills):
 def test_the_kl_never_starts_above_where_it_ends():
     assert [(o.kl_start, o.kl_weight) for o in (options(), options("--kl-weight", 0), options("--kl-weight", 0.1), options("--kl-weight", 0.1, "--kl-start", 0.2))] == [
         (0.3, 2.4), (0, 0), (0.1, 0.1), (0.2, 0.1)]
+    released = lambda *words: options("--recipe", "released", *sum(([f"--{k.replace('_', '-')}", v] for k, v in mathieu.RELEASED.items() if v is not None and f"--{k.replace('_', '-')}" not in words), []), *words)  # noqa: E731
+    assert [(o.kl_start, o.kl_weight) for o in (released(), released("--kl-weight", 1), released("--kl-weight", 1, "--kl-start", 0.1))] == [(0.15, 0.15), (1, 1), (0.1, 1)]
 
 
 def damage(kind):
