@@ -21,7 +21,7 @@ Where to find what
     ALI section 2 (stochastic E)      --model ali: sample_code
     ALI's 2-D mixture                 --dataset grid: train_grid, figure_mixture; its ten settings: --random-setting --seed 0, 1, ... 9
     ALICE (arXiv 1709.01215)          --model alice: joint_step's cycle terms
-    not in the papers                 --model pixels, untrained; --bilinear 256, a D that sees at once whether a code belongs to its image
+    not in the papers                 --model pixels, untrained; --bilinear 256, a D that sees at once whether a code belongs to its image; --skip 1
 
 Differences from the papers
  1. 30 epochs, rates of 5e-4 (not all: see 2) that fall linearly in the second half; BiGAN's code has 400 epochs and 2e-4, with an
@@ -31,10 +31,11 @@ Differences from the papers
     reconstructions collapse at rates of 6e-4, and after 10 epochs at 2e-4 half the digits are lost: E's codes crowd into the corners of
     [-1, 1]^50, where the prior has almost no mass. (The authors' 400 epochs without it keep the digit of 73.5 % of 200 training images, by
     the nearest neighbour of G(E(x)); our 30 that of 73 to 75 % of the test images, by the judge. Averaging, 3, helps as much.) gan, lr and
-    jlr have no penalty and rates of 2e-4: a plain GAN with it, at 5e-4, collapsed onto one image (one run), and without it one of eight did.
-    D's batch norm leaves nothing of a batch of equal images: their logits are 0, whatever its weights, so that for a G that is losing one
-    image is a way out which D cannot close (in log.csv G's loss is then log 2 and stays there). So in gan and lr the logit also sees D's
-    first hidden layer (--skip 1; 0 is the published D); in jlr G's own loss forbids equal images. The grid's GAN has the penalty.
+    jlr have no penalty and rates of 2e-4: a plain GAN with it, at 5e-4, collapsed onto one image (one run), and without it one of five (gan, lr).
+    D's batch norm leaves nothing of a batch of equal images: their logits are 0, whatever its weights. Thus a G that is losing has a way
+    out which D cannot close: to make one image (in log.csv G's loss is log 2 from the next epoch on). So in gan and lr the logit also
+    sees D's first hidden layer (--skip 1; 0 is the published D). jlr, of which none of three runs collapsed, has the published one; the
+    grid's GAN has the penalty.
  3. The scores are of running averages of the weights (decay at most (1 + t) / (10 + t) in update t, for short runs); --average 0 takes the
     last weights.
  4. ali and alice have BiGAN's networks and 50 dimensions on MNIST, which the ALI paper leaves out. D's batch norm does not see the scale of
@@ -46,9 +47,10 @@ Differences from the papers
     log agrees with the last hidden layer, with batch norm as in evaluation. 1-NN on the code is on E's bounded output, in that log on its logits.
  6. The latent regressor (lr) learns from G(z) alone, while G learns; it learns nothing from a real x and sends nothing to G, as in BiGAN's
     code. In jlr G and E share the weighted loss, as there. Scored is E with batch norm's statistics of real images, in both (settle).
- 7. Grid: other sizes, batches and rates than ALI's code (--recipe paper has them), differences 2 and 3 also here, in the random settings
-    too; the three models that ALI's is compared with are not in that code, and are ours. ALI draws its ten settings from ranges it does not
-    give (ours stand with --random-setting), and shows the best of ten; the figure here is of one fixed setting.
+ 7. Grid: other sizes, batches, rates, epochs, schedule, beta1 (0) and initial weights than ALI's code (--recipe paper has them),
+    differences 2 and 3 also here, in the random settings too; the three models that ALI's is compared with are not in that code, and are
+    ours. ALI draws its ten settings from ranges it does not give (ours stand with --random-setting), and shows the best of ten; the
+    figure here is of one fixed setting.
  8. Batch norm's epsilon is 1e-5; BiGAN's code has 1e-8.
 
 What is taken from BiGAN's released code
@@ -59,7 +61,7 @@ What is taken from BiGAN's released code
 Where released code does otherwise, and what went wrong elsewhere
  - BiGAN's code halves the losses of the joint game (chance: log 2 each), and D's of a plain GAN; here they are summed (2 log 2), so that
    the same weight decay counts half as much under Adam, which otherwise ignores the factor.
- - ALI's "beta2 = 10^-3" is 1 - beta2: its library stored 1 - beta then. beta1 = 0.8 of its mixture is 0.2 here.
+ - ALI's "beta2 = 10^-3" is 1 - beta2: its library stored 1 - beta then. beta1 = 0.8 of its mixture is 0.2 in --recipe paper.
  - A discriminator's loss far below chance is no failure: in BiGAN's own log it falls to a tenth of chance while samples still get better.
 """
 import json

@@ -341,11 +341,15 @@ def write_atomic(path, content):
     """Write bytes or text so that a kill at any moment leaves the old file or the new one, never a part."""
     path = Path(path)
     temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:                                       # a full disk: what fitted must not keep it full
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_config(folder):
@@ -455,7 +459,7 @@ class Run:
             folder = Path(options.out)
             if folder.exists() and not folder.is_dir():
                 raise UserError(f"--out '{folder}' is a file, not a folder")
-            if folder.exists() and any(folder.iterdir()):
+            if folder.exists() and any(file.suffix != ".part" for file in folder.iterdir()):     # .part: killed in its first write
                 if read_config(folder)["script"] != script:
                     raise UserError(f"--out '{folder}' holds a run of {read_config(folder)['script']}.py")
                 if not same(folder):
@@ -522,7 +526,7 @@ class Run:
             state[key] = getattr(self, key)
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_atomic(self.folder / "checkpoint.pt", buffer.getvalue())
+        self._write("checkpoint.pt", buffer.getvalue())
         self._write_log()
 
     def _write_log(self):
@@ -531,7 +535,13 @@ class Run:
             writer = csv.DictWriter(text, self.history[0])
             writer.writeheader()
             writer.writerows(self.history)
-        write_atomic(self.folder / "log.csv", text.getvalue())
+        self._write("log.csv", text.getvalue())
+
+    def _write(self, name, content):
+        try:
+            write_atomic(self.folder / name, content)
+        except OSError as error:
+            raise UserError(f"cannot write '{self.folder / name}' ({error.strerror}): the last checkpoint is kept; the same command with --resume goes on from it")
 
     def _nan_message(self, what, step):
         kept = f"the last good checkpoint is kept in '{self.folder}'" if (self.folder / "checkpoint.pt").exists() else "nothing was saved yet"
@@ -620,7 +630,7 @@ class Run:
         metrics = {**metrics, "epochs": self.epoch, "seconds": round(self.seconds(), 1),
                    "images_per_second": round(self.images / max(self.train_seconds, 1e-9), 1)}
         self._write_log()
-        write_atomic(self.folder / "metrics.json", json.dumps(metrics, indent=1))
+        self._write("metrics.json", json.dumps(metrics, indent=1))
         lines = [("score", "this run", "paper", "to compare")]
         lines += [(words, f"{metrics[name]:.4g}", "-" if self.options.validation else str(paper), str(compare)) for words, name, paper, compare in table]
         widths = [max(len(line[k]) for line in lines) for k in range(4)]

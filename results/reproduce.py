@@ -391,7 +391,7 @@ def infogan_table():
     names = {"mnist": "ours", "long": "ours, twice as long", "paper": "about the released recipe", "baseline": "regular GAN"}
     columns = [row for row in names if seeds(f"infogan/{row}")]
     lines = [("L_I of the category, nats (log 10 = 2.303)", "mutual_information", 3, "2.30", "–"),
-             ("updates until it is 2.25 (seeds that reach it)", "steps_to_2.25", 0, "–", "–"),
+             ("updates until it is 2.25 (mean of the seeds that reach it)", "steps_to_2.25", 0, "–", "–"),
              ("error, a category a digit, %", "cluster_error", 2, "5", "9.0 ± 4.0"),
              ("error, category's commonest digit, %", "cluster_error_majority", 2, "–", "–"),
              ("normalised mutual information", "nmi", 3, "–", "0.854 ± 0.036"),
@@ -402,13 +402,13 @@ def infogan_table():
              ("sweeps from -2 to 2 that change the digit, %", "identity_leak", 1, "–", "–"), ("the same from -1 to 1, %", "identity_leak_inside", 1, "–", "–")]
     head = ["MNIST, test set", "paper", "ClusterGAN (another model, 10 seeds)", *(f"{names[row]} ({counted(f'infogan/{row}')})" for row in columns)]
     return table(head, [[words, paper, public, *(ours(f"infogan/{row}", metric, digits) for row in columns)] for words, metric, digits, paper, public in lines]
-                 + [["minutes on two cores (on a GPU)", "–", "–", *(minutes(f"infogan/{row}") for row in columns)],
+                 + [["minutes (on a GPU)", "–", "–", *(minutes(f"infogan/{row}") for row in columns)],
                     ["command", "", "", *(f"`{('python infogan.py ' + ROWS[f'infogan/{row}']).strip()}`" for row in columns)]]) + not_run(f"infogan/{row}" for row in names)
 
 
 def leak_table():
     rows = [("0", "k0"), ("2", "k2"), ("5", "k5"), ("10", "mnist"), ("10, about the released recipe", "paper"), ("20", "k20"), ("30", "k30"), ("50", "k50"), ("regular GAN", "baseline")]
-    columns = [("cluster_error", "a category a digit, %"), ("cluster_error_majority", "commonest digit, %"), ("kmeans_cluster_error_majority", "k-means' clusters, %"),
+    columns = [("cluster_error", "a category a digit, %"), ("cluster_error_majority", "commonest digit, %"), ("kmeans_cluster_error_majority", "k-means, commonest digit, %"),
                ("nmi", "nmi"), ("kmeans_nmi", "k-means' nmi"), ("probe_error_trunk_100", "probe on the trunk, 100 labels, %"), ("probe_error_trunk_1000", "1,000"), ("probe_error_trunk_all", "all"),
                ("probe_error_q_hidden_100", "on Q's hidden layer, 100 labels, %"), ("probe_error_q_hidden_1000", "1,000"), ("probe_error_q_hidden_all", "all")]
     # infogan/mnist has them by an earlier probe

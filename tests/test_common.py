@@ -544,11 +544,32 @@ def test_a_write_that_fails_leaves_the_old_file(monkeypatch):
     common.write_atomic("file", "old")
 
     def fail(*_):
-        raise OSError("disk full")
+        raise OSError(28, "disk full")
     monkeypatch.setattr(common.os, "replace", fail)
     with pytest.raises(OSError):
         common.write_atomic("file", "new")
-    assert open("file").read() == "old"
+    assert open("file").read() == "old" and not common.Path("file.part").exists()
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(monkeypatch):
+    run = common.Run("toy", options(epochs=2, out="run"))
+    next(iter(run.epochs()))
+    run.save()
+    before = open("run/checkpoint.pt", "rb").read()
+
+    def fail(*_):
+        raise OSError(28, "disk full")
+    monkeypatch.setattr(common.os, "fsync", fail)
+    with pytest.raises(common.UserError, match=r"checkpoint.pt' \(disk full\).*--resume"):
+        run.save()
+    assert open("run/checkpoint.pt", "rb").read() == before and not list(common.Path("run").glob("*.part"))
+
+
+def test_a_folder_that_was_killed_in_its_first_write_is_empty():
+    common.Path("run").mkdir()
+    common.Path("run/config.json.part").write_text("{")
+    common.Run("toy", options(out="run"))
+    assert common.read_config("run")["script"] == "toy"
 
 
 def test_log_holds_means_over_the_epoch():

@@ -525,7 +525,8 @@ def test_probes_are_of_the_layers_they_name(monkeypatch):
     torch.manual_seed(0)
     nets, data, test = infogan.build(options()), mnist(1000), mnist(300, 1)
     infogan.settle(nets, data.x, options())
-    scores = infogan.probe_scores(nets, data, test, dry=True)
+    trunk = lambda: [infogan.features(nets, part.x) for part in (data, test)]  # noqa: E731
+    scores = infogan.probe_scores(nets, trunk(), data, test, dry=True)
     assert set(scores) == {f"probe_error_{layer}_{labels}" for layer in ("trunk", "q_hidden", "untrained", "pixels") for labels in (100, "all")}
     x, x_ = (common.to_float(part.x) for part in (data, test))
     with torch.no_grad():
@@ -537,12 +538,12 @@ def test_probes_are_of_the_layers_they_name(monkeypatch):
     asked = []
     with monkeypatch.context() as patch:
         patch.setattr(common, "probe", lambda *words, epochs, **more: asked.append(epochs) or torch.zeros(1))
-        infogan.probe_scores(nets, data, test)
+        infogan.probe_scores(nets, trunk(), data, test)
     assert asked == [2000, 200] * 4
     torch.manual_seed(1)
     nets = infogan.build(options())
     infogan.settle(nets, data.x, options())
-    again = infogan.probe_scores(nets, data, test, dry=True)
+    again = infogan.probe_scores(nets, trunk(), data, test, dry=True)
     assert again["probe_error_untrained_all"] == scores["probe_error_untrained_all"] and again["probe_error_trunk_all"] != scores["probe_error_trunk_all"]
 
 
