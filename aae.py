@@ -43,15 +43,15 @@ Differences from the paper
     Table 2, and for clustering drops pixels.
  5. `likelihood` has a Gaussian encoder and dropout; the paper a deterministic one and, as far as known, no dropout (`--encoder
     deterministic --dropout 0`). In `style` the discriminator sees the label beside z, as in Figure 3, so that z must have the prior's shape
-    within every class, and has ten times the encoder's rate, and keeps it while the others fall, since otherwise its target outruns it. With
-    labels `prior` trains on warped images.
+    within every class. Its rate is ten times the encoder's there, and does not fall with the others: of codes that move faster than it can
+    follow it sees nothing. With labels `prior` trains on warped images.
  6. The priors of Figures 2 and 4 are given as pictures: their formulas are ours. So are the threshold of Figure 10's penalty and its weight.
  7. The last 10,000 training images are held out where something is chosen on them (the Parzen width, the names of clusters), and in `prior`, which
     trains on the other 50,000, as many as Figure 4's 10,000 labelled and 40,000 other images.
     Table 1 is computed with a million samples where the paper has ten million. TFD and SVHN's own networks are left out. Figure 9 shows the
     first test images of a cluster.
  8. The VAE's decoder is a Gaussian whose variance is lambda; WAE-MMD sums the kernel over seven scales as its released code does (its paper
-    has one), and lambda stands beside half the squared error. Its encoder is deterministic, as in the paper's experiments; WAE-GAN's is that of the
+    has one), and lambda stands beside half the squared error: for mmd that code's in these units, for kl and wae-gan ours, not tuned. Its encoder is deterministic, as in the paper's experiments; WAE-GAN's is that of the
     AAE beside it. All have this file's networks instead of convolutions.
 
 The authors released no code.
@@ -330,7 +330,7 @@ def warp(x, amount=1.0):
     cos, sin, size = angle.cos(), angle.sin(), 1 + size
     linear = torch.stack([torch.stack([size * cos, shear - size * sin], 1), torch.stack([size * sin, size * cos], 1)], 1)
     shift = amount / 14 * (2 * torch.rand(n, 2, 1, device=device) - 1)
-    with torch.autocast(device.type, enabled=False):      # bf16 would round the grid to a tenth of a pixel
+    with torch.autocast(device.type, enabled=False):      # bf16 would round the grid, by up to .14 pixels
         return F.grid_sample(x, F.affine_grid(torch.cat([linear, shift], 2), x.shape, align_corners=False), align_corners=False)
 
 
@@ -340,7 +340,7 @@ def sample_code(mu, logvar):
 
 
 def posterior(nets, x):
-    """Probabilities of y (or None), a sample of q(z|x), its mean (of a universal encoder: another sample) and log variance (or None)."""
+    """Probabilities of y (or None), a sample of q(z|x), its mean (of a universal encoder: the sample again) and log variance (or None)."""
     logits, mu, logvar = nets.enc(x)
     z = sample_code(mu, logvar)
     return logits if logits is None else logits.softmax(1), z, mu, logvar
@@ -534,7 +534,7 @@ def choose_labelled(y, count, seed):
         return torch.arange(len(y), device=y.device)
     if count // 10 > torch.bincount(y).min():
         raise common.UserError(f"--labels {count} asks for more of a class than there are: the smallest has {int(torch.bincount(y).min())}; "
-                               f"for all say {len(y)}")
+                               f"for all say {-(-len(y) // 10) * 10}")
     rng = torch.Generator().manual_seed(seed)
     of_class = [(y.cpu() == label).nonzero()[:, 0] for label in range(10)]
     return torch.cat([index[torch.randperm(len(index), generator=rng)[:count // 10]] for index in of_class]).to(y.device)
@@ -592,7 +592,7 @@ def likelihood_scores(nets, options, held_out, test):
     """Table 1: mean log-likelihood in nats of the test images under a Parzen window on decoded samples of the prior, with its standard error.
 
     The width is chosen on held-out training images (all, or 500 for the million), for each number of samples anew: parzen_10k (.._sem, .._sigma) with
-    10,000 samples as in the paper's first column, of the AAE parzen_1m with a million (its second has ten). More samples are a tighter lower
+    10,000 samples as in the paper's first column, of the AAE parzen_1m with a million (its second has ten million). More samples are a tighter lower
     bound."""
     device = test.x.device
     x, held = (common.to_float(part.x).flatten(1) for part in (test, held_out))
@@ -849,7 +849,7 @@ PAPER = dict(optimiser="sgd", lr=0.01, lr_adversary=0.1, lr_encoder=0.1, lr_labe
              batch_norm="none", dropout=0.0, noise=0.0, code_noise=0.0, input_dropout=0.0, encoder="deterministic",
              smooth_weight=0.0, warp=0.0, warp_weight=0.0, y_weight=1.0, balance_weight=0.0)
 # Not known and ours: the epochs of prior and likelihood. Borrowed from semi: schedule, momenta and initial weights of prior, likelihood and style,
-# rates of prior, and style's epochs and noise.
+# rates of prior and style, and style's epochs and noise.
 PAPER_BY_TASK = {"prior": dict(epochs=1000), "likelihood": dict(epochs=1000),
                  "style": dict(epochs=5000, noise=0.3), "semi": dict(epochs=5000, noise=0.3),
                  "cluster": dict(epochs=1500, hidden=3000, batch_norm="all", input_dropout=0.2), "embed": dict(epochs=5000, noise=0.3)}
@@ -885,8 +885,8 @@ def make_parser():
         "(difference 1); flags beside it still count",
         choices=("ours", "paper"), default="ours")
     add("--prior", "shape of p(z); the last two are for --task prior", choices=("gaussian", "mixture", "swiss-roll"))
-    add("--labels", "labelled training images, as many of each class; 60000: all. In embed 0 means without labels, with the defaults of cluster. In prior "
-        "they are known to the discriminator, of a mixture or a swiss roll (then None is 25 epochs, batch norm, warp 1, --lr 2e-4, --lr-encoder 1e-3)",
+    add("--labels", "labelled training images, as many of each class; 60000 (as many as there are, or more): all. In embed 0 means without labels, with the defaults of cluster. In prior "
+        "they are known to the discriminator, of a mixture or a swiss roll (then, with --recipe ours, None is 25 epochs, batch norm, warp 1, --lr 2e-4, --lr-encoder 1e-3)",
         type=common.whole)
     add("--clusters", "values of y in --task cluster, and in embed without labels, where None is 20", type=common.count)
     add("--regularizer", "gan: the AAE; in prior and likelihood also kl: a VAE, mmd and wae-gan: Wasserstein autoencoders",
@@ -933,13 +933,18 @@ def resolve(options):
         raise common.UserError("--clusters is for --task cluster, and for embed with --labels 0")
     if o.regularizer == "gan" and o.regularizer_weight:
         raise common.UserError("--regularizer-weight is for --regularizer kl, mmd and wae-gan")
+    without_y = o.task in ("prior", "likelihood", "style")
+    for name, idle in {"lr_encoder": o.regularizer != "gan", "lr_adversary": o.regularizer in ("kl", "mmd"), **dict.fromkeys(
+            ("lr_labels", "code_noise", "y_weight", "balance_weight", "smooth_weight", "smooth_radius", "warp_weight"), without_y)}.items():
+        if idle and getattr(o, name) is not None:
+            raise common.UserError(f"--{name.replace('_', '-')} would do nothing with --task {o.task} --regularizer {o.regularizer}")
     without_labels = dict(clusters=20, z_dim=2) if o.task == "embed" and o.labels == 0 else {}       # trained as a clustering is
     defaults = {**defaults_of("cluster" if without_labels else o.task, o.recipe), **without_labels, "regularizer_weight": LAMBDA.get(o.regularizer, 0.0)}
     if o.task == "prior" and o.labels and o.recipe == "ours":
         defaults.update(AWARE)
     if o.regularizer == "kl":
         defaults["encoder"] = "gaussian"
-    if o.regularizer == "mmd":                            # of a Gaussian q, dimensions that are pure noise satisfy it and stay so
+    if o.regularizer == "mmd":                            # with a Gaussian q a dimension of pure noise satisfies the MMD, and stays unused
         defaults["encoder"] = "deterministic"
     for name, value in defaults.items():
         if getattr(o, name) is None:

@@ -322,8 +322,8 @@ CASES = [["--task", "prior"], ["--task", "prior", "--prior", "mixture", "--label
 def test_a_step_is_the_papers(monkeypatch, arguments):
     """One step of `train` moves every weight as the phases written again plainly do, each by its own SGD at its own rate, in the paper's order."""
     n = 30
-    opt = options(*arguments, "--batch-size", n, "--hidden", 12, "--optimiser", "sgd", "--schedule", "steps", "--lr", .03, "--lr-adversary", .02,
-                  "--lr-encoder", .05, "--lr-labels", .07, "--out", "run", "--dropout", 0)
+    opt = options(*arguments, "--batch-size", n, "--hidden", 12, "--optimiser", "sgd", "--schedule", "steps", "--out", "run", "--dropout", 0)
+    opt.lr, opt.lr_adversary, opt.lr_encoder, opt.lr_labels = .03, .02, .05, .07
     data = mnist(n)
     torch.manual_seed(0)
     nets = aae.build(opt, 784)
@@ -598,7 +598,7 @@ def test_what_is_held_out_and_what_is_labelled(monkeypatch):
     monkeypatch.setattr(aae, "evaluate", lambda run, nets, data, held_out, test, labelled: seen.update(held_out=held_out, test=test) or ({}, []))
     whole, test = common.load_dataset("mnist")
     for task, held in (("cluster", True), ("likelihood", True), ("semi", False), ("style", False)):
-        aae.main(options("--task", task, "--out", task, "--hidden", 5))
+        aae.main(aae.make_parser().parse_args(["--device", "cpu", "--epochs", "1", "--task", task, "--out", task, "--hidden", "5"]))
         assert len(seen["data"].y) == (50_000 if held else 60_000) and torch.equal(seen["test"].x, test.x)
         assert torch.equal(seen["held_out"].x, whole.x[-10_000:]) if held else seen["held_out"] is None
         assert torch.equal(seen["data"].x[:100], whole.x[:100])
@@ -999,7 +999,9 @@ MISTAKES = [(["--prior", "mixture", "--task", "semi"], "are for --task prior"), 
             (["--task", "semi", "--labels", "-1"], "at least 0"), (["--task", "nothing"], "invalid choice"), (["--dropout", "1"], "below 1"),
             (["--regularizer", "mmd", "--task", "semi"], "--task prior or likelihood"), (["--dataset", "sprites", "--task", "semi"], "ten classes"),
             (["--labels", "100"], "--prior mixture or swiss-roll"), (["--task", "semi", "--clusters", "30"], "--task cluster, and for embed"),
-            (["--task", "embed", "--clusters", "30"], "--labels 0"), (["--regularizer-weight", "2"], "kl, mmd and wae-gan"), (["--recipe", "authors"], "invalid choice")]
+            (["--task", "embed", "--clusters", "30"], "--labels 0"), (["--regularizer-weight", "2"], "kl, mmd and wae-gan"),
+            (["--task", "likelihood", "--regularizer", "wae-gan", "--lr-encoder", "1e-3"], "--lr-encoder would do nothing"), (["--regularizer", "mmd", "--lr-adversary", "1e-3"], "would do nothing"),
+            (["--task", "style", "--balance-weight", "1"], "--balance-weight would do nothing"), (["--recipe", "authors"], "invalid choice")]
 
 
 @pytest.mark.parametrize("arguments, words", MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else str(v))
