@@ -849,7 +849,7 @@ OURS_GRID = dict(epochs=26, batch_size=256, hidden=256, generator_layers=4, maxo
 PAPER_GRID = dict(epochs=250, batch_size=100, hidden=400, generator_layers=4, maxout=200, pieces=5, init_std=0.02, lr=1e-4, lr_discriminator=1e-4, beta1=0.2,
                   schedule="constant", penalty=0.0, average=0.0)
 # Flags of some models alone.
-FLAGS_OF = {"cycle_weight": JOINT, "bilinear": JOINT, "regressor_weight": ("jlr",), "skip": ("gan", *LATENT),
+FLAGS_OF = {"cycle_weight": JOINT, "bilinear": JOINT, "regressor_weight": ("jlr",), "skip": (*JOINT, "gan", *LATENT),
             "penalty": (*JOINT, "gan", *LATENT), "lr_discriminator": (*JOINT, "gan", *LATENT)}
 
 
@@ -882,8 +882,8 @@ def make_parser():
         "(10^-4 to 10^-3, 0.2 to 0.8, 0.01 to 0.1)", action="store_true", default=False)
     add("--cycle-weight", "lambda of ALICE's cycle terms; also for bigan and ali; None is 0.05 for alice, 0 for the others", type=common.weight)
     add("--bilinear", "joint models: size of a product of image and code in D, by which G(E(x)) keeps more digits (see Discriminator)", type=common.whole)
-    add("--skip", "gan, lr, jlr: 1 shows D's logit the first hidden layer too, against collapse (difference 2); None is 1 for gan and lr, 0 for jlr and "
-        "with --recipe paper", choices=(0, 1), type=int)
+    add("--skip", "1: D's logit sees the first hidden layer too, against collapse (difference 2); None is 1 for gan and lr, 0 for the others and with "
+        "--recipe paper", choices=(0, 1), type=int)
     add("--regressor-weight", "of the latent regressor's loss for G in jlr; 1 is degenerate, the authors say", type=common.weight)
     add("--lr", "Adam's rate of G and E", type=common.positive)
     add("--lr-discriminator", "Adam's rate of D", type=common.positive)

@@ -209,7 +209,8 @@ def by_hand(opt, nets, x, model, penalised):
 @pytest.mark.parametrize("model", [*bigan.JOINT, "gan", *bigan.LATENT, *bigan.PIXEL])
 def test_a_step_is_simultaneous_and_the_papers(model, number):
     """Step 8 has a gradient penalty, step 3 has not."""
-    opt, nets = small(model, *([] if model in bigan.PIXEL else ["--penalty", 30]), *(["--cycle-weight", .3] if model == "alice" else ["--bilinear", 3] if model == "bigan" else []))
+    more = {"alice": ["--cycle-weight", .3], "bigan": ["--bilinear", 3], "ali": ["--skip", 1]}.get(model, [])
+    opt, nets = small(model, *([] if model in bigan.PIXEL else ["--penalty", 30]), *more)
     x = torch.rand(16, 784)
     mine = copy.deepcopy(nets)
     before = state(nets)
