@@ -308,7 +308,7 @@ def test_defaults():
     assert [options("--model", model).cycle_weight > 0 for model in bigan.JOINT] == [False, False, True]
     assert (options().penalty, options().average, options("--model", "jlr").regressor_weight) == (.5, .999, .25)
     assert [options("--model", model).bilinear for model in (*bigan.JOINT, "gan")] == [0, 0, 0, 0]
-    assert [options("--model", model).skip for model in (*bigan.JOINT, "gan", *bigan.LATENT)] == [0, 0, 0, 1, 1, 0]
+    assert [options("--model", model).skip for model in (*bigan.JOINT, "gan", *bigan.LATENT)] == [0, 0, 0, 0, 1, 0]
     assert [options("--model", "lr", *words).skip for words in (("--skip", 0), ("--recipe", "paper"), ("--recipe", "paper", "--skip", 1))] == [0, 0, 1]
     for model in ("gan", "lr", "jlr"):
         opt = options("--model", model)
@@ -356,7 +356,7 @@ def test_networks_have_the_papers_sizes():
     assert sorted(tuple(p.shape) for p in nets.gen.parameters()) == [(784, 1024), (1024, 50), (1024, 50), (1024, 1024)]
     assert sorted(tuple(p.shape) for p in nets.disc.parameters()) == [(1, 1024), (1024, 50), (1024, 784), (1024, 1024)]
     assert bigan.build(options("--bilinear", 256), 784).disc.u.weight.shape == (256, 1024)
-    gan = bigan.build(options("--model", "gan"), 784)
+    gan = bigan.build(options("--model", "gan", "--skip", 1), 784)
     assert gan.disc.skip.weight.shape == (1, 1024) and (gan.disc.skip.weight == 0).all() and nets.disc.skip is None
     assert (nets.disc.out.weight == 0).all() and abs(nets.enc.layer1.weight.std() - .02) < 1e-3
     assert (bigan.build(options("--model", "lr"), 784).enc.out.weight == 0).all()
