@@ -51,8 +51,9 @@ Differences from the paper
     Table 1 is computed with a million samples where the paper has ten million. TFD and SVHN's own networks are left out. Figure 9 shows the
     first test images of a cluster.
  8. The VAE's decoder is a Gaussian whose variance is lambda; WAE-MMD sums the kernel over seven scales as its released code does (its paper
-    has one), and lambda stands beside half the squared error: for mmd that code's in these units, for kl and wae-gan ours, not tuned. Its encoder is deterministic, as in the paper's experiments; WAE-GAN's is that of the
-    AAE beside it. All have this file's networks instead of convolutions.
+    has one), and lambda stands beside half the squared error: for mmd that code's in these units, for kl and wae-gan ours, not tuned.
+    WAE-MMD's encoder is deterministic, as in the paper's experiments; WAE-GAN's is that of the AAE beside it. All have this file's
+    networks instead of convolutions.
 
 The authors released no code.
 """
@@ -885,9 +886,9 @@ def make_parser():
         "(difference 1); flags beside it still count",
         choices=("ours", "paper"), default="ours")
     add("--prior", "shape of p(z); the last two are for --task prior", choices=("gaussian", "mixture", "swiss-roll"))
-    add("--labels", "labelled training images, as many of each class; 60000 (as many as there are, or more): all. In embed 0 means without labels, with the defaults of cluster. In prior "
-        "they are known to the discriminator, of a mixture or a swiss roll (then, with --recipe ours, None is 25 epochs, batch norm, warp 1, --lr 2e-4, --lr-encoder 1e-3)",
-        type=common.whole)
+    add("--labels", "labelled training images, as many of each class; 60000 (as many as there are, or more): all. In embed 0 means without labels, "
+        "with the defaults of cluster. In prior they are known to the discriminator, of a mixture or a swiss roll (then, with --recipe ours, None is "
+        "25 epochs, batch norm, warp 1, --lr 2e-4, --lr-encoder 1e-3)", type=common.whole)
     add("--clusters", "values of y in --task cluster, and in embed without labels, where None is 20", type=common.count)
     add("--regularizer", "gan: the AAE; in prior and likelihood also kl: a VAE, mmd and wae-gan: Wasserstein autoencoders",
         choices=("gan", "kl", "mmd", "wae-gan"), default="gan")

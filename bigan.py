@@ -128,7 +128,7 @@ class Discriminator(nn.Module):
     z enters at the second hidden layer, by a linear map that is added (BiGAN section 4), not beside the pixels. bilinear=n (ours): the logit gains
     <U h, V z> / sqrt(n), h the first hidden layer, U h and V z of n numbers: whether a code belongs to its image is then seen at once (projection
     discriminator, Miyato and Koyama 2018, arXiv 1802.05637). skip=True (ours): the logit gains a linear map of h, which no batch norm hides: D then
-    sees where a batch of equal images lies (difference 2)."""
+    sees what image it is of which a batch has nothing else (difference 2)."""
 
     def __init__(self, inputs=784, z_dim=50, hidden=1024, bilinear=0, skip=False):
         super().__init__()
@@ -229,9 +229,10 @@ def build(options, pixels):
         gen=Generator(o.z_dim, pixels, o.hidden),
         disc=Discriminator(pixels, o.z_dim if o.model in JOINT else 0, o.hidden, o.bilinear, o.skip) if o.model in (*JOINT, "gan", *LATENT) else None)
     gaussian_weights(present(nets), 0.02)
-    for last in [nets.disc.out, nets.disc.skip] if nets.disc is not None else []:
-        if last is not None:
-            nn.init.zeros_(last.weight)                   # so the first losses are those of chance
+    if nets.disc is not None:
+        nn.init.zeros_(nets.disc.out.weight)              # so the first losses are those of chance
+        if o.skip:
+            nn.init.zeros_(nets.disc.skip.weight)
     if o.model in LATENT:
         nn.init.zeros_(nets.enc.out.weight)
     return nets

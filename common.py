@@ -541,7 +541,8 @@ class Run:
         try:
             write_atomic(self.folder / name, content)
         except OSError as error:
-            raise UserError(f"cannot write '{self.folder / name}' ({error.strerror}): the last checkpoint is kept; the same command with --resume goes on from it")
+            raise UserError(f"cannot write '{self.folder / name}' ({error.strerror}): the last checkpoint, if there is one, is kept; "
+                            "the same command with --resume goes on from it")
 
     def _nan_message(self, what, step):
         kept = f"the last good checkpoint is kept in '{self.folder}'" if (self.folder / "checkpoint.pt").exists() else "nothing was saved yet"
@@ -989,7 +990,7 @@ def load_judge(name, root=None, device="cpu", quick=False):
         with own_random_numbers():
             judge = train_judge(load_dataset(name, root)[0].to(device))
         path = root / f"judge-{name}.pt"
-        save_judge(judge, path)                           # and read back: whoever made the file goes on with the same random numbers as whoever finds it
+        save_judge(judge, path)                           # and read back: who makes the file and who finds it draw the same random numbers
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         judge = Judge(state["channels"], state["classes"])

@@ -426,8 +426,8 @@ def swap_scores(nets, test, judge, seed=0):
 def true_swap_scores(nets, test, seed=0):
     """On sprites the right answer of a swap can be drawn: identity of b in the pose of a. Mean squared errors, pixels in [0, 1].
 
-    b is any test image, in one pair of a hundred of a's own identity. swap_mse: Dec(z_a, s_b), z_a the posterior mean, against it; swap_mse_ignore_s and swap_mse_ignore_z: what a perfect decoder would get that
-    ignored s (shows a) or z (shows b)."""
+    b is any test image, in one pair of a hundred of a's own identity. swap_mse: Dec(z_a, s_b), z_a the posterior mean, against it;
+    swap_mse_ignore_s and swap_mse_ignore_z: what a perfect decoder would get that ignored s (shows a) or z (shows b)."""
     rng = torch.Generator().manual_seed(seed)
     s, mu, _ = encode(nets, test.x)
     b = torch.randperm(len(test.y), generator=rng).to(test.y.device)
@@ -644,8 +644,8 @@ def make_parser():
     add("--schedule", choices=("linear", "constant"), default="linear",
         help="linear: warm-up, constant for half the run, then down to 2 %% (ours)")
     add("--no-adversary", action="store_true",
-        help="ablation: all four adversarial weights 0, ours too, whatever flags say; with a weak KL (--kl-start 0.15 --kl-weight 0.15) the decoder then ignores s "
-             "(section 4.1; the paper's words on this ablation say the unspecified part, apparently a slip)")
+        help="ablation: all four adversarial weights 0, ours too, whatever flags say; with a weak KL (--kl-start 0.15 --kl-weight 0.15) the decoder "
+             "then ignores s (section 4.1; the paper's words on this ablation say the unspecified part, apparently a slip)")
     add("--pretrained-s", action="store_true", help="ablation: s from a classifier, trained first and frozen (Figure 10(a), difference 10)")
     return cli
 

@@ -498,6 +498,16 @@ def test_a_sweep_changes_one_code_alone():
     assert torch.equal(continuous, kept)
 
 
+def test_a_stroke_thinner_than_two_pixels_measures_about_two():
+    assert [infogan.image_moments(bar(0., width))[1].item() for width in (.5, 1., 1.5)] == pytest.approx([2, 2, 2], abs=.2)
+
+
+def test_more_categories_than_images_are_scored():
+    data = mnist(20)
+    scores = infogan.cluster_scores(torch.eye(20, 30), torch.eye(20, 30), data, data, tries=1)
+    assert scores["cluster_error_majority"] == 0 == scores["kmeans_cluster_error_majority"] and scores["cluster_error"] == pytest.approx(100 - 5 * len(data.y.unique()))
+
+
 def test_cluster_scores_of_heads_that_are_known():
     data, test, judge = mnist(1500), mnist(400, 1), common.load_judge("mnist")
     with torch.no_grad():
