@@ -33,9 +33,9 @@ Differences from the papers
     the nearest neighbour of G(E(x)); our 30 that of 73 to 75 % of the test images, by the judge. Averaging, 3, helps as much.) gan, lr and
     jlr have no penalty and rates of 2e-4: a plain GAN with it, at 5e-4, collapsed onto one image (one run), and without it two of six
     (gan, lr). D's batch norm leaves nothing of a batch of equal images: their logits are 0, whatever its weights. Thus a G that is losing
-    has a way out which D cannot close: to make one image (in log.csv G's loss is log 2 from the next epoch on). So in gan and
-    lr the logit also sees D's first hidden layer (--skip 1; 0 is the published D, and closer to the paper's number of D where it does not
-    collapse). jlr, of which none of three runs collapsed, has the published D; the grid's GAN has the penalty.
+    has a way out which D cannot close: to make one image (in log.csv G's loss is log 2 from the next epoch on). So in gan, lr
+    and jlr the logit also sees D's first hidden layer (--skip 1; 0 is the published D, and closer to the paper's number of D where it does
+    not collapse). The grid's GAN has the penalty.
  3. The scores are of running averages of the weights (decay at most (1 + t) / (10 + t) in update t, for short runs); --average 0 takes the
     last weights.
  4. ali and alice have BiGAN's networks and 50 dimensions on MNIST, which the ALI paper leaves out. D's batch norm does not see the scale of
@@ -883,8 +883,8 @@ def make_parser():
         "(10^-4 to 10^-3, 0.2 to 0.8, 0.01 to 0.1)", action="store_true", default=False)
     add("--cycle-weight", "lambda of ALICE's cycle terms; also for bigan and ali; None is 0.05 for alice, 0 for the others", type=common.weight)
     add("--bilinear", "joint models: size of a product of image and code in D, by which G(E(x)) keeps more digits (see Discriminator)", type=common.whole)
-    add("--skip", "1: D's logit sees the first hidden layer too, against collapse (difference 2); None is 1 for gan and lr, 0 for the others and "
-        "with --recipe paper", choices=(0, 1), type=int)
+    add("--skip", "1: D's logit sees the first hidden layer too, against collapse (difference 2); None is 1 for gan, lr and jlr, 0 for the "
+        "others and with --recipe paper", choices=(0, 1), type=int)
     add("--regressor-weight", "of the latent regressor's loss for G in jlr; 1 is degenerate, the authors say", type=common.weight)
     add("--lr", "Adam's rate of G and E", type=common.positive)
     add("--lr-discriminator", "Adam's rate of D", type=common.positive)
@@ -926,7 +926,7 @@ def resolve(options):
     if o.random_setting and o.vae_std is not None:
         raise common.UserError("--vae-std does not go with --random-setting, which trains no VAE")
     defaults = {**OURS, **(OURS_GRID if grid else OURS_IMAGES), "cycle_weight": 0.05 if o.model == "alice" else 0.0,
-                "skip": int(o.model in ("gan", "lr") and o.recipe != "paper")}
+                "skip": int(o.model in ("gan", *LATENT) and o.recipe != "paper")}
     if o.model in ("gan", *LATENT):
         defaults.update(OURS_GAN)
     if o.recipe == "paper":
