@@ -580,6 +580,10 @@ def test_defaults_of_what_stands_between_the_tasks():
     assert parse("--task", "likelihood", "--regularizer", "mmd", "--encoder", "gaussian").encoder == "gaussian"
     assert parse("--task", "likelihood", "--regularizer", "kl").encoder == "gaussian" and parse("--task", "likelihood", "--recipe", "paper").encoder == "deterministic"
     assert [sum(isinstance(m, nn.Dropout) for m in net.modules()) for net in (lambda n: (n.enc, n.dec, n.disc))(aae.build(parse("--task", "likelihood"), 784))] == [2, 2, 0]
+    many, hundred = parse("--task", "semi", "--labels", "60000"), parse("--task", "semi")
+    assert (many.epochs, many.labelled_batch, hundred.epochs, hundred.labelled_batch) == (40, 400, 20, 100)
+    assert parse("--task", "semi", "--labels", "60000", "--labelled-batch", "50").labelled_batch == 50
+    assert parse("--task", "semi", "--labels", "60000", "--recipe", "paper").labelled_batch == parse("--task", "embed", "--labels", "60000").labelled_batch == 100
     names = {(): "prior-gaussian", ("--prior", "mixture", "--labels", "10000"): "prior-mixture-10000", ("--task", "semi"): "semi-100",
              ("--task", "cluster", "--clusters", "30"): "cluster-30", ("--task", "likelihood", "--regularizer", "mmd"): "likelihood-mmd",
              ("--task", "embed", "--labels", "0"): "embed-0", ("--task", "embed", "--labels", "100", "--z-dim", "10"): "embed-100-z10", ("--task", "style", "--dataset", "fashion"): "style-fashion"}
@@ -1030,7 +1034,7 @@ def test_help_tells_every_flag_with_its_default(command):
         action = next(a for a in aae.make_parser()._actions if a.dest == name)
         assert action.default is None
     for words in ("None is 0.001, prior 0.0006, likelihood 0.0003, style 0.0004; --recipe paper: 0.1",         # --lr-encoder
-                  "None is 20, prior 15, style 48, cluster 25, embed 12; --recipe paper: 5000, prior 1000, likelihood 1000, cluster 1500",             # --epochs
+                  "None is 20, prior 15, style 72, cluster 25, embed 12; --recipe paper: 5000, prior 1000, likelihood 1000, cluster 1500",             # --epochs
                   "None is 0.1, prior 0.0, likelihood 0.0; --recipe paper: 0.0, style 0.3, semi 0.3, embed 0.3"):      # --noise
         assert words in text, words
 
