@@ -848,7 +848,7 @@ OURS_BY_TASK = {
     "embed": dict(epochs=12, z_dim=2, labels=1000, **Y_GAME),
 }
 AWARE = dict(epochs=25, batch_norm="hidden", warp=1.0, lr=2e-4, lr_encoder=1e-3)           # of `prior` with labels
-MANY_LABELS = dict(epochs=40, labelled_batch=400)         # of `semi` with 10,000 or more: 20 epochs of 100 a step show each of 60,000 ten times
+MANY_LABELS = dict(epochs=30, labelled_batch=400)         # of `semi` with 10,000 or more: 20 epochs of 100 a step show each of 60,000 ten times
 PAPER = dict(optimiser="sgd", lr=0.01, lr_adversary=0.1, lr_encoder=0.1, lr_labels=0.1, beta1=0.1, schedule="steps", init_std=0.01, batch_size=100,
              batch_norm="none", dropout=0.0, noise=0.0, code_noise=0.0, input_dropout=0.0, encoder="deterministic",
              smooth_weight=0.0, warp=0.0, warp_weight=0.0, y_weight=1.0, balance_weight=0.0)
@@ -922,7 +922,7 @@ def make_parser():
     add("--schedule", "linear: 100 steps up, constant for half the run, then down to 1 %%; steps: / 10 after epochs 50 and (not when clustering) 1000",
         choices=("linear", "steps"))
     add("--init-std", "of Gaussian initial weights; 0 leaves PyTorch's", type=common.weight)
-    add("--labelled-batch", "labelled images in a step, drawn with replacement; semi with 10,000 labels or more has 400, in 40 epochs, but for --recipe "
+    add("--labelled-batch", "labelled images in a step, drawn with replacement; semi with 10,000 labels or more has 400, in 30 epochs, but for --recipe "
         "paper", type=common.count)
     add("--head-distance", "cluster heads nearer than this are pushed apart (Figure 10; the paper gives no number)", type=common.weight, default=8.0)
     add("--head-weight", "of that push", type=common.weight, default=1.0)

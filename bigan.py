@@ -883,8 +883,8 @@ def make_parser():
         "(10^-4 to 10^-3, 0.2 to 0.8, 0.01 to 0.1)", action="store_true", default=False)
     add("--cycle-weight", "lambda of ALICE's cycle terms; also for bigan and ali; None is 0.05 for alice, 0 for the others", type=common.weight)
     add("--bilinear", "joint models: size of a product of image and code in D, by which G(E(x)) keeps more digits (see Discriminator)", type=common.whole)
-    add("--skip", "1: D's logit sees the first hidden layer too, against collapse (difference 2); None is 1 for gan, lr and jlr, 0 for the "
-        "others and with --recipe paper", choices=(0, 1), type=int)
+    add("--skip", "1: D's logit sees the first hidden layer too, against collapse (difference 2); None is 1, 0 for ali and alice, with "
+        "--bilinear and with --recipe paper", choices=(0, 1), type=int)
     add("--regressor-weight", "of the latent regressor's loss for G in jlr; 1 is degenerate, the authors say", type=common.weight)
     add("--lr", "Adam's rate of G and E", type=common.positive)
     add("--lr-discriminator", "Adam's rate of D", type=common.positive)
@@ -926,7 +926,7 @@ def resolve(options):
     if o.random_setting and o.vae_std is not None:
         raise common.UserError("--vae-std does not go with --random-setting, which trains no VAE")
     defaults = {**OURS, **(OURS_GRID if grid else OURS_IMAGES), "cycle_weight": 0.05 if o.model == "alice" else 0.0,
-                "skip": int(o.model in ("gan", *LATENT) and o.recipe != "paper")}
+                "skip": int(o.model in ("bigan", "gan", *LATENT) and not o.bilinear and o.recipe != "paper")}
     if o.model in ("gan", *LATENT):
         defaults.update(OURS_GAN)
     if o.recipe == "paper":

@@ -49,7 +49,7 @@ ROWS = {
     "aae/prior-swiss-roll-10000": "--prior swiss-roll --labels 10000",
     "aae/likelihood": "--task likelihood",
     "aae/likelihood-50-epochs": "--task likelihood --epochs 50",
-    "aae/likelihood-noise": "--task likelihood --epochs 100 --noise 0.3",
+    "aae/likelihood-noise": "--task likelihood --epochs 100 --noise 0.5",
     "aae/likelihood-6d": "--task likelihood --epochs 50 --z-dim 6",
     "aae/likelihood-kl": "--task likelihood --regularizer kl",
     "aae/likelihood-wae-gan": "--task likelihood --regularizer wae-gan",

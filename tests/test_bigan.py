@@ -308,8 +308,9 @@ def test_defaults():
     assert [options("--model", model).cycle_weight > 0 for model in bigan.JOINT] == [False, False, True]
     assert (options().penalty, options().average, options("--model", "jlr").regressor_weight) == (.5, .999, .25)
     assert [options("--model", model).bilinear for model in (*bigan.JOINT, "gan")] == [0, 0, 0, 0]
-    assert [options("--model", model).skip for model in (*bigan.JOINT, "gan", *bigan.LATENT)] == [0, 0, 0, 1, 1, 1]
+    assert [options("--model", model).skip for model in (*bigan.JOINT, "gan", *bigan.LATENT)] == [1, 0, 0, 1, 1, 1]
     assert [options("--model", "lr", *words).skip for words in (("--skip", 0), ("--recipe", "paper"), ("--recipe", "paper", "--skip", 1))] == [0, 0, 1]
+    assert [options(*words).skip for words in (("--bilinear", 8), ("--bilinear", 8, "--skip", 1), ("--recipe", "paper"))] == [0, 1, 0]
     for model in ("gan", "lr", "jlr"):
         opt = options("--model", model)
         assert (opt.lr, opt.lr_discriminator, opt.penalty) == (2e-4, 2e-4, 0) and options("--model", model, "--penalty", 1).penalty == 1
