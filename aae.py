@@ -26,10 +26,10 @@ game. The AAE takes turns, a step on each term with an optimiser of its own; WAE
 
 Differences from the paper
  1. Adam for SGD, 12 to 72 epochs for thousands (rates warm up over 100 steps, stay for half the run, then fall, but for one: 5), batches of
-    200, PyTorch's initial weights, 1000 hidden units also for clustering. `--recipe paper` takes the appendix's, as far as known (what we
-    borrowed or guessed stands beside PAPER_BY_TASK); the scaled codes of 4, the label that style's discriminator sees (5), the held-out
-    images of 7 and the re-estimated statistics of 2 stay. The encoder's adversarial loss is the non-saturating -log D; the paper prints the
-    minimax only.
+    200 (in `semi` with 10,000 labels or more 400 labelled images beside), PyTorch's initial weights, 1000 hidden units also for clustering.
+    `--recipe paper` takes the appendix's, as far as known (what we borrowed or guessed stands beside PAPER_BY_TASK); the scaled codes of 4,
+    the label that style's discriminator sees (5), the held-out images of 7 and the re-estimated statistics of 2 stay. The encoder's
+    adversarial loss is the non-saturating -log D; the paper prints the minimax only.
  2. Batch norm in the encoder's hidden layers but in `likelihood` and in `prior` without labels, in `style` in the head of z too; the paper found no
     use for it with labels, and for clustering has it in the heads (`--batch-norm all`). Its statistics are re-estimated on 20,000 clean training
     images after training.

@@ -30,12 +30,13 @@ Differences from the papers
  2. In the joint models a penalty on the slope of D, of either kind of pair, every fourth step (gradient_penalty). Without it
     reconstructions collapse at rates of 6e-4, and after 10 epochs at 2e-4 half the digits are lost: E's codes crowd into the corners of
     [-1, 1]^50, where the prior has almost no mass. (The authors' 400 epochs without it keep the digit of 73.5 % of 200 training images, by
-    the nearest neighbour of G(E(x)); our 30 that of 73 to 75 % of the test images, by the judge. Averaging, 3, helps as much.) gan, lr and
-    jlr have no penalty and rates of 2e-4: a plain GAN with it, at 5e-4, collapsed onto one image (one run), and without it two of six
-    (gan, lr). D's batch norm leaves nothing of a batch of equal images: their logits are 0, whatever its weights. Thus a G that is losing
-    has a way out which D cannot close: to make one image (in log.csv G's loss is log 2 from the next epoch on). So in gan, lr
-    and jlr the logit also sees D's first hidden layer (--skip 1; 0 is the published D, and closer to the paper's number of D where it does
-    not collapse). The grid's GAN has the penalty.
+    the nearest neighbour of G(E(x)); our 30 that of 73 to 76 % of the test images, by the judge. Averaging, 3, helps as much.) gan, lr and
+    jlr have no penalty and rates of 2e-4: a plain GAN with it, at 5e-4, collapsed onto one image (one run). Without it, too, two of six runs
+    of gan and lr did, and with it one of five of bigan. D's batch norm leaves nothing of a batch of equal images: a GAN's logits of them are
+    0, whatever its weights. Thus a G that is losing has a way out which D cannot close: to make one image (in log.csv gan's and lr's G has a
+    loss of log 2 from the next epoch on, bigan's D one below 0.7 from the second). So in bigan, gan, lr and jlr the logit also sees D's first
+    hidden layer, and none of twenty runs collapsed (--skip 1; 0 is the published D: a GAN's is then closer to the paper's number, BiGAN's
+    code says more). ali and alice, none of whose ten runs collapsed, and --bilinear have the published D; the grid's GAN has the penalty.
  3. The scores are of running averages of the weights (decay at most (1 + t) / (10 + t) in update t, for short runs); --average 0 takes the
     last weights.
  4. ali and alice have BiGAN's networks and 50 dimensions on MNIST, which the ALI paper leaves out. D's batch norm does not see the scale of
