@@ -26,7 +26,7 @@ game. The AAE takes turns, a step on each term with an optimiser of its own; WAE
 
 Differences from the paper
  1. Adam for SGD, 12 to 72 epochs for thousands (rates warm up over 100 steps, stay for half the run, then fall, but for one: 5), batches of
-    200 (in `semi` with 10,000 labels or more 400 labelled images beside), PyTorch's initial weights, 1000 hidden units also for clustering.
+    200, beside 100 labelled images (in `semi` with 10,000 labels or more 400), PyTorch's initial weights, 1000 hidden units also for clustering.
     `--recipe paper` takes the appendix's, as far as known (what we borrowed or guessed stands beside PAPER_BY_TASK); the scaled codes of 4,
     the label that style's discriminator sees (5), the held-out images of 7 and the re-estimated statistics of 2 stay. The encoder's
     adversarial loss is the non-saturating -log D; the paper prints the minimax only.
@@ -632,12 +632,12 @@ def baseline_error(run, data, test, labelled):
     """Table 2's first row: the encoder alone, with the same labels and noise; no autoencoder, no warps, nothing from unlabelled images but
     batch norm's statistics. Test error, percent.
 
-    1,000 steps of at most 100 images, or ten passes over all labels, at rates that fall to 0, with PyTorch's initial weights, whatever the recipe."""
+    Ten passes over the labels, at least 1,000 steps, of at most 100 images, at rates that fall to 0, with PyTorch's initial weights, whatever the recipe."""
     opt = run.options
     net = Encoder(data.x[0].numel(), 1, 10, opt.hidden, batch_norm=opt.batch_norm, dropout=opt.dropout).to(data.x.device)
     optimiser = make_optimiser([*net.body.parameters(), *net.to_y.parameters()], opt, opt.lr_labels, 0.9)
     batch = min(100, opt.labelled_batch)
-    total = 20 if opt.dry_run else 1000 if len(labelled) < len(data.y) else 10 * len(labelled) // batch
+    total = 20 if opt.dry_run else max(1000, 10 * len(labelled) // batch)
     for step in range(total):
         optimiser.param_groups[0]["lr"] = opt.lr_labels * (1 - step / total)
         j = labelled[torch.randint(0, len(labelled), (batch,), device=data.x.device)]
@@ -786,7 +786,7 @@ def evaluate(run, nets, data, held_out, test, labelled):
                   ("semi", 10, 60000): ("0.85 +- 0.02", "1.25 ?"),
                   ("embed", 2, 1000): ("4.20 ?", "-"), ("embed", 2, 100): ("6.08 ?", "-"), ("embed", 10, 100): ("3.90 ?", "-")}
         paper, plain = table2.get((task, opt.z_dim, opt.labels), ("-", "-")) if opt.dataset == "mnist" else ("-", "-")
-        rows = [("test error, %", "test_error", paper, ""),
+        rows = [(f"test error{', images warped' if opt.warp or opt.warp_weight else ''}, %", "test_error", paper, ""),
                 ("the encoder alone, same labels, no warps, %", "baseline_error", plain, "")]
     else:
         scores = cluster_scores(nets, held_out, test)
@@ -835,7 +835,7 @@ def load(run_dir, device="cpu"):
 OURS = dict(optimiser="adam", lr=1e-3, lr_adversary=3e-4, lr_encoder=3e-4, lr_labels=1e-3, adversary_end=0.01, beta1=0.5, schedule="linear", init_std=0.0,
             hidden=1000, batch_size=200, batch_norm="none", dropout=0.0, noise=0.0, input_dropout=0.0, prior="gaussian", prior_std=1.0, labels=0, clusters=10,
             encoder="deterministic", code_noise=0.0, smooth_weight=0.0, smooth_radius=2.0, warp=0.0, warp_weight=0.0, y_weight=1.0, balance_weight=0.0,
-            labelled_batch=100)
+            labelled_batch=100, head_distance=8.0, head_weight=1.0)
 LAMBDA = {"kl": 0.1, "mmd": 100.0, "wae-gan": 1.0}
 # What the tasks with an inferred y add.
 Y_GAME = dict(noise=0.1, batch_norm="hidden", smooth_weight=1.0, warp=1.0, warp_weight=4.0, y_weight=4.0, code_noise=0.3, lr_encoder=1e-3)
@@ -891,7 +891,8 @@ def make_parser():
     add("--prior", "shape of p(z); the last two are for --task prior", choices=("gaussian", "mixture", "swiss-roll"))
     add("--labels", "labelled training images, as many of each class; 60000 (as many as there are, or more): all. In embed 0 means without labels, "
         "with the defaults of cluster. In prior they are known to the discriminator, of a mixture or a swiss roll (then, with --recipe ours, None is "
-        "25 epochs, batch norm, warp 1, --lr 2e-4, --lr-encoder 1e-3)", type=common.whole)
+        "25 epochs, batch norm, warp 1, --lr 2e-4, --lr-encoder 1e-3). In semi from 10,000 on, with --recipe ours, None is 30 epochs, --labelled-batch 400",
+        type=common.whole)
     add("--clusters", "values of y in --task cluster, and in embed without labels, where None is 20", type=common.count)
     add("--regularizer", "gan: the AAE; in prior and likelihood also kl: a VAE, mmd and wae-gan: Wasserstein autoencoders",
         choices=("gan", "kl", "mmd", "wae-gan"), default="gan")
@@ -922,10 +923,9 @@ def make_parser():
     add("--schedule", "linear: 100 steps up, constant for half the run, then down to 1 %%; steps: / 10 after epochs 50 and (not when clustering) 1000",
         choices=("linear", "steps"))
     add("--init-std", "of Gaussian initial weights; 0 leaves PyTorch's", type=common.weight)
-    add("--labelled-batch", "labelled images in a step, drawn with replacement; semi with 10,000 labels or more has 400, in 30 epochs, but for --recipe "
-        "paper", type=common.count)
-    add("--head-distance", "cluster heads nearer than this are pushed apart (Figure 10; the paper gives no number)", type=common.weight, default=8.0)
-    add("--head-weight", "of that push", type=common.weight, default=1.0)
+    add("--labelled-batch", "labelled images in a step, drawn with replacement (see --labels)", type=common.count)
+    add("--head-distance", "cluster heads nearer than this are pushed apart (Figure 10; the paper gives no number)", type=common.weight)
+    add("--head-weight", "of that push", type=common.weight)
     return cli
 
 
@@ -938,11 +938,14 @@ def resolve(options):
         raise common.UserError("--clusters is for --task cluster, and for embed with --labels 0")
     if o.regularizer == "gan" and o.regularizer_weight:
         raise common.UserError("--regularizer-weight is for --regularizer kl, mmd and wae-gan")
-    without_y = o.task in ("prior", "likelihood", "style")
-    for name, idle in {"lr_encoder": o.regularizer != "gan", "lr_adversary": o.regularizer in ("kl", "mmd"), **dict.fromkeys(
-            ("lr_labels", "code_noise", "y_weight", "balance_weight", "smooth_weight", "smooth_radius", "warp_weight"), without_y)}.items():
-        if idle and getattr(o, name) is not None:
-            raise common.UserError(f"--{name.replace('_', '-')} would do nothing with --task {o.task} --regularizer {o.regularizer}")
+    for idle, names in ((o.regularizer != "gan", ("lr_encoder",)), (o.regularizer in ("kl", "mmd"), ("lr_adversary", "adversary_end", "beta1")),
+                        (o.task in ("prior", "likelihood", "style"), ("code_noise", "y_weight", "balance_weight", "smooth_weight", "smooth_radius", "warp_weight")),
+                        (o.task != "semi" and not (o.task == "embed" and o.labels != 0), ("lr_labels", "labelled_batch")),
+                        (o.task != "embed", ("head_distance", "head_weight"))):
+        for name in names:
+            if idle and getattr(o, name) is not None:
+                raise common.UserError(f"--{name.replace('_', '-')} would do nothing with --task {o.task} --regularizer {o.regularizer}"
+                                       + (f" --labels {o.labels}" if o.labels is not None else ""))
     without_labels = dict(clusters=20, z_dim=2) if o.task == "embed" and o.labels == 0 else {}       # trained as a clustering is
     defaults = {**defaults_of("cluster" if without_labels else o.task, o.recipe), **without_labels, "regularizer_weight": LAMBDA.get(o.regularizer, 0.0)}
     if o.task == "prior" and o.labels and o.recipe == "ours":
@@ -961,7 +964,8 @@ def resolve(options):
     if o.task == "prior" and o.z_dim != 2 or o.task == "embed" and o.z_dim < 2:
         raise common.UserError("the figures of --task prior and embed need --z-dim 2 (embed: or more)")
     if o.batch_size < 3 or o.labelled_batch < 2:
-        raise common.UserError("--batch-size must be at least 3, so that the last batch of an epoch has two images, and --labelled-batch at least 2")
+        raise common.UserError("--batch-size must be at least 3, so that the last batch of an epoch has two images"
+                               + (", and --labelled-batch at least 2" if supervised(o) else ""))
     if o.labels and (o.labels % 10 or o.task in ("likelihood", "style", "cluster")):
         raise common.UserError("--labels must be a multiple of 10, and is for --task prior, semi and embed")
     if o.task == "semi" and not o.labels:

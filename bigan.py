@@ -32,18 +32,20 @@ Differences from the papers
     [-1, 1]^50, where the prior has almost no mass. (The authors' 400 epochs without it keep the digit of 73.5 % of 200 training images, by
     the nearest neighbour of G(E(x)); our 30 that of 73 to 76 % of the test images, by the judge. Averaging, 3, helps as much.) gan, lr and
     jlr have no penalty and rates of 2e-4: a plain GAN with it, at 5e-4, collapsed onto one image (one run). Without it, too, two of six runs
-    of gan and lr did, and with it one of five of bigan. D's batch norm leaves nothing of a batch of equal images: a GAN's logits of them are
-    0, whatever its weights. Thus a G that is losing has a way out which D cannot close: to make one image (in log.csv gan's and lr's G has a
-    loss of log 2 from the next epoch on, bigan's D one below 0.7 from the second). So in bigan, gan, lr and jlr the logit also sees D's first
-    hidden layer, and none of twenty runs collapsed (--skip 1; 0 is the published D: a GAN's is then closer to the paper's number, BiGAN's
-    code says more). ali and alice, none of whose ten runs collapsed, and --bilinear have the published D; the grid's GAN has the penalty.
+    of gan and lr did, and with it one of five of bigan. D's batch norm subtracts what a batch has in common, so nothing is left of equal
+    images: a GAN's logits of them are 0, a joint D's the same for any other image, whatever its weights. Thus a G that is losing has a way
+    out which D cannot close: to make one image (in log.csv gan's and lr's G has a loss of log 2 from the next epoch on; bigan's D one below
+    0.75 in the second epoch, and falling, where others have 1.1 to 1.3). So in bigan, gan, lr and jlr the logit also sees D's first hidden
+    layer, and none of twenty runs collapsed (--skip 1; 0 is the published D: a GAN's is then closer to the paper's number, BiGAN's code says
+    more). ali and alice, none of whose ten runs collapsed, and --bilinear have the published D; the grid's GAN has the penalty.
  3. The scores are of running averages of the weights (decay at most (1 + t) / (10 + t) in update t, for short runs); --average 0 takes the
     last weights.
  4. ali and alice have BiGAN's networks and 50 dimensions on MNIST, which the ALI paper leaves out. D's batch norm does not see the scale of
     z, so E's is held: batch norm on the mean, and a deviation of at most 1, the prior's; unbounded it grew until training broke. All codes
     together are then wider than the prior, by the variance of q(z|x). Reconstructions and interpolations are of the mean of q(z|x), the
     paper's of a sample. Of ALICE only the explicit cycle loss is here: squared errors summed over pixels and dimensions, one weight for
-    both; x by a sample of q(z|x), z by its mean.
+    both; x by a sample of q(z|x), z by its mean. Left out: BiGAN's ImageNet and PASCAL VOC, ALI's natural images and its semi-supervised
+    and conditional models.
  5. 1-NN has all 60,000 training images as its reference; BiGAN's code takes 50,000. The paper does not say which layer Table 1 compares; the code's
     log agrees with the last hidden layer, with batch norm as in evaluation. 1-NN on the code is on E's bounded output, in that log on its logits.
  6. The latent regressor (lr) learns from G(z) alone, while G learns; it learns nothing from a real x and sends nothing to G, as in BiGAN's
@@ -878,7 +880,8 @@ def make_parser():
     add("--model", "a method of Table 1, ALI, ALICE, or a baseline that the table lacks: pixels and untrained, for which flags of the training do nothing",
         choices=MODELS, default="bigan")
     add("--table", "train what is missing of Table 1 (with this seed and the flags beside it) and print the whole", choices=(1,), type=int)
-    add("--recipe", "paper: the released code's epochs, rates, schedule, sizes, without penalty and average; flags beside it still count",
+    add("--recipe", "paper: the released code's epochs, rates, schedule, sizes, the published D, without penalty and average; flags beside it "
+        "still count",
         choices=("ours", "paper"), default="ours")
     add("--random-setting", "with --dataset grid: ALI and the GAN alone, 12 epochs (200 with --recipe paper), with lr, beta1 and --init-std drawn by the seed "
         "(10^-4 to 10^-3, 0.2 to 0.8, 0.01 to 0.1)", action="store_true", default=False)
@@ -927,7 +930,7 @@ def resolve(options):
     if o.random_setting and o.vae_std is not None:
         raise common.UserError("--vae-std does not go with --random-setting, which trains no VAE")
     defaults = {**OURS, **(OURS_GRID if grid else OURS_IMAGES), "cycle_weight": 0.05 if o.model == "alice" else 0.0,
-                "skip": int(o.model in ("bigan", "gan", *LATENT) and not o.bilinear and o.recipe != "paper")}
+                "skip": int(o.model in ("bigan", "gan", *LATENT) and not (grid or o.bilinear or o.recipe == "paper"))}
     if o.model in ("gan", *LATENT):
         defaults.update(OURS_GAN)
     if o.recipe == "paper":
@@ -936,7 +939,7 @@ def resolve(options):
         rng = torch.Generator().manual_seed(o.seed)
         lr, beta1, std = torch.rand(3, generator=rng).tolist()
         lr, beta1, init_std = 1e-4 * 10 ** lr, 0.2 + 0.6 * beta1, 0.01 * 10 ** std
-        defaults.update(epochs=200 if o.recipe == "paper" else 12, lr=lr, lr_discriminator=lr, beta1=beta1, init_std=init_std)
+        defaults.update(epochs=200 if o.recipe == "paper" else 12, lr=lr, lr_discriminator=o.lr or lr, beta1=beta1, init_std=init_std)
     for name, value in defaults.items():
         if getattr(o, name) is None:
             setattr(o, name, value)

@@ -582,6 +582,9 @@ def test_defaults_of_what_stands_between_the_tasks():
     assert [sum(isinstance(m, nn.Dropout) for m in net.modules()) for net in (lambda n: (n.enc, n.dec, n.disc))(aae.build(parse("--task", "likelihood"), 784))] == [2, 2, 0]
     many, hundred = parse("--task", "semi", "--labels", "60000"), parse("--task", "semi")
     assert (many.epochs, many.labelled_batch, hundred.epochs, hundred.labelled_batch) == (30, 400, 20, 100)
+    edge, few = parse("--task", "semi", "--labels", "10000"), parse("--task", "semi", "--labels", "9990")
+    assert (edge.epochs, edge.labelled_batch, few.epochs, few.labelled_batch) == (30, 400, 20, 100)
+    assert parse("--task", "semi", "--labels", "60000", "--epochs", "5").epochs == 5 and parse("--task", "semi", "--labels", "60000", "--recipe", "paper").epochs == 5000
     assert parse("--task", "semi", "--labels", "60000", "--labelled-batch", "50").labelled_batch == 50
     assert parse("--task", "semi", "--labels", "60000", "--recipe", "paper").labelled_batch == parse("--task", "embed", "--labels", "60000").labelled_batch == 100
     names = {(): "prior-gaussian", ("--prior", "mixture", "--labels", "10000"): "prior-mixture-10000", ("--task", "semi"): "semi-100",
@@ -684,6 +687,18 @@ def test_the_baseline_learns_from_its_labels_alone():
     assert 15 < aae.baseline_error(run, data, test, labelled) < 45
     shuffled = data._replace(y=data.y[torch.randperm(5000)])
     assert aae.baseline_error(run, shuffled, test, labelled) > 75
+
+
+def test_the_baseline_takes_ten_passes_over_the_labels_whatever_the_batch(monkeypatch):
+    batches = []
+    monkeypatch.setattr(aae, "update", lambda optimiser, loss: None)
+    monkeypatch.setattr(aae, "corrupt", lambda x, opt: batches.append(len(x)) or x)
+    data, test = mnist(12000), mnist(100, 1)
+    for count, batch, steps, size in ((100, 100, 1000, 100), (11000, 100, 1100, 100), (11000, 400, 1100, 100), (11000, 50, 2200, 50)):
+        opt = options("--task", "semi", "--labelled-batch", batch, "--hidden", 5, "--out", f"{count}-{batch}")
+        batches.clear()
+        aae.baseline_error(common.Run("aae", opt), data, test, torch.arange(count))
+        assert batches == steps * [size]
 
 
 def test_component_accuracy_needs_the_label():
@@ -1005,7 +1020,10 @@ MISTAKES = [(["--prior", "mixture", "--task", "semi"], "are for --task prior"), 
             (["--labels", "100"], "--prior mixture or swiss-roll"), (["--task", "semi", "--clusters", "30"], "--task cluster, and for embed"),
             (["--task", "embed", "--clusters", "30"], "--labels 0"), (["--regularizer-weight", "2"], "kl, mmd and wae-gan"),
             (["--task", "likelihood", "--regularizer", "wae-gan", "--lr-encoder", "1e-3"], "--lr-encoder would do nothing"), (["--regularizer", "mmd", "--lr-adversary", "1e-3"], "would do nothing"),
-            (["--task", "style", "--balance-weight", "1"], "--balance-weight would do nothing"), (["--recipe", "authors"], "invalid choice")]
+            (["--task", "style", "--balance-weight", "1"], "--balance-weight would do nothing"), (["--task", "semi", "--labelled-batch", "1"], "--labelled-batch at least 2"),
+            (["--task", "embed", "--labels", "0", "--labelled-batch", "50"], "--labelled-batch would do nothing with --task embed --regularizer gan --labels 0"),
+            (["--task", "cluster", "--lr-labels", "1e-3"], "--lr-labels would do nothing"), (["--regularizer", "kl", "--beta1", ".9"], "--beta1 would do nothing"),
+            (["--task", "semi", "--head-weight", "2"], "--head-weight would do nothing"), (["--recipe", "authors"], "invalid choice")]
 
 
 @pytest.mark.parametrize("arguments, words", MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else str(v))

@@ -66,6 +66,11 @@ def test_d_is_blind_to_a_batch_of_equal_images():
     assert bigan.generator_loss(disc(image.expand(32, -1))).item() == pytest.approx(math.log(2), abs=1e-6)
     seeing = bigan.Discriminator(z_dim=0, hidden=64, skip=True).double().train()
     assert seeing(image.expand(32, -1)).std() < 1e-6 and seeing(image.expand(32, -1)).abs().mean() > .01       # and with --skip 1 it is not
+    z, other = torch.rand(32, 50, dtype=torch.double), torch.rand(1, 784, dtype=torch.double)
+    for skip in (False, True):                            # a joint D's logits differ, by z, but not from those of another image
+        disc = bigan.Discriminator(hidden=64, skip=skip).double().train()
+        one, two = (disc(x.expand(32, -1), z) for x in (image, other))
+        assert one.std() > .01 and ((one - two).abs().max() > .01 if skip else torch.allclose(one, two, atol=1e-6))
 
 
 def test_the_swapped_labels_do_not_saturate():
@@ -310,6 +315,9 @@ def test_defaults():
     assert [options("--model", model).bilinear for model in (*bigan.JOINT, "gan")] == [0, 0, 0, 0]
     assert [options("--model", model).skip for model in (*bigan.JOINT, "gan", *bigan.LATENT)] == [1, 0, 0, 1, 1, 1]
     assert [options("--model", "lr", *words).skip for words in (("--skip", 0), ("--recipe", "paper"), ("--recipe", "paper", "--skip", 1))] == [0, 0, 1]
+    assert [options("--dataset", "grid", *words).skip for words in ((), ("--random-setting",))] == [0, 0]
+    drawn = options("--dataset", "grid", "--random-setting", "--lr", .01)
+    assert (drawn.lr, drawn.lr_discriminator) == (.01, .01) and options("--dataset", "grid", "--random-setting").lr_discriminator < .0011
     assert [options(*words).skip for words in (("--bilinear", 8), ("--bilinear", 8, "--skip", 1), ("--recipe", "paper"))] == [0, 1, 0]
     for model in ("gan", "lr", "jlr"):
         opt = options("--model", model)
