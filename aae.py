@@ -820,12 +820,12 @@ def load(run_dir, device="cpu"):
     For notebooks: nets = load("runs/aae/semi-100-seed0"); logits, z = encode(nets, images)."""
     options = SimpleNamespace(**common.read_config(run_dir)["settings"])
     state = common.read_checkpoint(run_dir, "aae", device)["states"]
-    with common.own_random_numbers():                     # initial weights, which are overwritten
+    with common.same_version(run_dir), common.own_random_numbers():          # initial weights, which are overwritten
         nets = build(options, state["dec"]["net.1.weight"].shape[0])
-    for name, net in vars(nets).items():
-        if net is not None:
-            net.load_state_dict(state[name])
-            net.to(device).eval()
+        for name, net in vars(nets).items():
+            if net is not None:
+                net.load_state_dict(state[name])
+                net.to(device).eval()
     nets.options = options
     return nets
 
@@ -1004,6 +1004,8 @@ def main(options):
     run = common.Run("aae", options, run_name(options))
     data, test, labelled = data.to(run.device), test.to(run.device), labelled.to(run.device)
     held_out = held_out and held_out.to(run.device)
+    if options.task == "style":                           # what is wrong with it should not show after training
+        common.check_judge(options, run.device)
     nets = build(options, data.x[0].numel())
     train(run, nets, data, labelled)
     run.finish(*evaluate(run, nets, data, held_out, test, labelled))

@@ -586,12 +586,12 @@ def load(run_dir, device="cpu"):
     if not (Path(run_dir) / "metrics.json").exists():
         raise common.UserError(f"the run in '{run_dir}' is not finished: its networks are averaged at the end; go on with it by --resume")
     state = saved["states"]
-    with common.own_random_numbers():                     # initial weights, which are overwritten
+    with common.same_version(run_dir), common.own_random_numbers():          # initial weights, which are overwritten
         nets = build_grid(options) if options.dataset == "grid" else build(options, state["gen"]["out.weight"].shape[0] if "gen" in state else 784)
-    for name, net in vars(nets).items():
-        if net is not None:
-            net.load_state_dict(state[name])
-            net.to(device).eval()
+        for name, net in vars(nets).items():
+            if net is not None:
+                net.load_state_dict(state[name])
+                net.to(device).eval()
     nets.options = options
     return nets
 
@@ -969,6 +969,7 @@ def train_and_score(options):
         data, test = (part.take(torch.arange(len(part.y)) < n) for part, n in ((data, 1200), (test, 500)))
     run = common.Run("bigan", options, run_name(options))
     data, test = data.to(run.device), test.to(run.device)
+    common.check_judge(options, run.device)               # what is wrong with it should not show after training
     nets = build(options, data.x[0].numel())
     train(run, nets, data)
     return run.finish(*evaluate(run, nets, data, test))

@@ -1,4 +1,4 @@
-"""What the four scripts share: data and pairing, the run folder, scores and figures. No training happens here.
+"""What the four scripts share: data and pairing, the run folder, scores and figures. The only training here is that of scores: judge and probes.
 
     python common.py --train-judge      # makes data/judge-mnist.pt, the digit judge that the scores use (one minute)
 
@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import copy
 import csv
+import importlib.util
 import io
 import json
 import math
@@ -86,9 +87,17 @@ def load_dataset(name, root=None, validation=False):
     return train, test
 
 
+def exists(path, flag):
+    """Whether there is such a file; `UserError` where one cannot look (a folder closed to us, a name too long)."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UserError(f"cannot look at '{path}' ({error.strerror}): choose another {flag}")
+
+
 def _load_mnist(root):
     path = root / "mnist.npz"
-    if not path.exists():
+    if not exists(path, "--data"):
         raise UserError(f"no mnist.npz in '{root}': leave --data out to use the embedded copy")
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -111,6 +120,8 @@ def _load_mnist(root):
 
 def _load_torchvision(name, root, train):
     import torchvision.datasets
+    if name == "svhn" and importlib.util.find_spec("scipy") is None:
+        raise UserError("--dataset svhn needs scipy to read its files: pip install scipy")
     class_name, extra = TORCHVISION[name]
     part = {"split": "train" if train else "test"} if name == "svhn" else {"train": train}
     build = getattr(torchvision.datasets, class_name)
@@ -123,8 +134,8 @@ def _load_torchvision(name, root, train):
     except Exception as error:                            # torchvision raises many kinds: URLError, RuntimeError, OSError, ...
         folder = root if name == "svhn" else root / ("cifar-10-batches-py" if name == "cifar10" else class_name + "/raw")
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{class_name} could not be loaded or downloaded ({reason}): put torchvision's files into '{folder}', "
-                        "or use mnist or sprites, which need no network")
+        raise UserError(f"{class_name} could not be loaded or downloaded ({reason}): put torchvision's files into '{folder}' "
+                        "(damaged ones must be deleted), or use mnist, which needs no network")
     x = torch.as_tensor(np.asarray(data.data))
     y = torch.as_tensor(np.asarray(data.labels if name == "svhn" else data.targets)).long()
     x = x[:, None] if x.dim() == 3 else x if name == "svhn" else x.permute(0, 3, 1, 2)
@@ -305,7 +316,8 @@ class Parser(argparse.ArgumentParser):
         add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto takes the GPU where there is one")
         add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
             help="of convolutions and matrix products; auto is bf16 on CPUs that multiply it (AVX512-BF16 or AMX), else fp32; on other CPUs bf16 is emulated, "
-                 "many times slower, and on a GPU these small networks wait for launches, of which bf16 has more")
+                 "many times slower, and on a GPU these small networks wait for launches, of which bf16 has more; fp32 is as torch has it, on CUDA with convolutions "
+                 "in TF32")
         add("--data", default=None, metavar="DIR", help="folder of the data files; None is the repository's data/")
         add("--out", default=None, metavar="DIR", help="run folder; None is runs/SCRIPT/NAME-seedN, with a number where taken")
         add("--resume", action="store_true", help="go on with the run in --out, or with the latest run of these settings")
@@ -333,8 +345,13 @@ def choose_precision(name, device):
     """'fp32' or 'bf16' for `--precision`: auto is bf16 on a CPU that multiplies it; on a GPU all six steps of tests/benchmark.py are faster in fp32."""
     if name != "auto":
         return name
-    features = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
-    return "bf16" if features.get("avx512_bf16") or features.get("amx_tile") else "fp32"
+    if device.type != "cpu":
+        return "fp32"
+    if hasattr(torch.cpu, "get_capabilities"):
+        features = torch.cpu.get_capabilities()
+        return "bf16" if features.get("avx512_bf16") or features.get("amx_tile") else "fp32"
+    older = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")          # torch without get_capabilities
+    return "bf16" if any(getattr(torch.cpu, name, bool)() for name in older) else "fp32"
 
 
 def write_atomic(path, content):
@@ -379,6 +396,15 @@ def read_checkpoint(folder, script, device="cpu"):
     if owner != script:
         raise UserError(f"'{path}' was written by {owner}.py, not by {script}.py")
     return state
+
+
+@contextlib.contextmanager
+def same_version(run_dir):
+    """Turns what goes wrong when networks are built by another version's settings, or filled with its weights, into a `UserError`."""
+    try:
+        yield
+    except (AttributeError, KeyError, RuntimeError) as error:
+        raise UserError(f"the run in '{run_dir}' is of another version of its script ({str(error).splitlines()[0]}): its config.json names the commit")
 
 
 def find_run(script, options, name):
@@ -457,14 +483,14 @@ class Run:
         same = lambda folder: read_config(folder)["settings"] == settings  # noqa: E731
         if options.out is not None:
             folder = Path(options.out)
-            if folder.exists() and not folder.is_dir():
+            if exists(folder, "--out") and not folder.is_dir():
                 raise UserError(f"--out '{folder}' is a file, not a folder")
-            if folder.exists() and any(file.suffix != ".part" for file in folder.iterdir()):     # .part: killed in its first write
+            if folder.is_dir() and any(file.suffix != ".part" for file in folder.iterdir()):     # .part: killed in its first write
                 if read_config(folder)["script"] != script:
                     raise UserError(f"--out '{folder}' holds a run of {read_config(folder)['script']}.py")
                 if not same(folder):
-                    old = read_config(folder)["settings"]
-                    key = next(k for k in {**old, **settings} if old.get(k) != settings.get(k))
+                    old, absent = read_config(folder)["settings"], object()
+                    key = next(k for k in {**old, **settings} if old.get(k, absent) != settings.get(k, absent))
                     raise UserError(f"--out '{folder}' holds a run with other settings ({key} is {old.get(key)} there, "
                                     f"{settings.get(key)} here): choose another folder")
                 if not options.resume:
@@ -754,7 +780,7 @@ def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, seed=
             [nn.Linear(train.shape[1], sum(sizes))]
         net = nn.Sequential(*layers).to(train.device)
     optimiser = torch.optim.Adam(net.parameters(), 2e-3, fused=train.device.type != "mps")
-    held, used = order[:len(order) // 10], order[len(order) // 10:]
+    held, used = order[:max(1, len(order) // 10)], order[max(1, len(order) // 10):]
     if groups is not None:
         names = groups.unique()
         chosen = torch.isin(groups, names[torch.randperm(len(names), generator=rng).to(names.device)[:len(names) // 10]])
@@ -982,7 +1008,7 @@ def load_judge(name, root=None, device="cpu", quick=False):
 
     quick: for a dry run; one that is absent is left untrained."""
     root = Path(root) if root is not None else HERE / "data"
-    path = next((p for p in (root / f"judge-{name}.pt", HERE / "data" / f"judge-{name}.pt") if p.exists()), None)
+    path = next((p for p in (root / f"judge-{name}.pt", HERE / "data" / f"judge-{name}.pt") if exists(p, "--data")), None)
     if path is None and quick:
         train = load_dataset(name, root)[0]
         return Judge(train.x.shape[1], int(train.y.max()) + 1).to(device).eval()
@@ -998,6 +1024,12 @@ def load_judge(name, root=None, device="cpu", quick=False):
     except Exception as error:                            # zip, pickle and shape errors of a damaged file
         raise UserError(f"'{path}' is damaged ({type(error).__name__}): delete it to have it made anew (for MNIST, git checkout data)")
     return judge.to(device).eval()
+
+
+def check_judge(options, device):
+    """Load the judge and forget it: for scripts whose evaluation needs it, so that what is wrong with it shows before the training."""
+    with own_random_numbers():
+        load_judge(options.dataset, options.data, device, quick=options.dry_run)
 
 
 # --------------------------------------------------------------------------------------------------------- figures

@@ -635,18 +635,18 @@ def load(run_dir, device="cpu"):
     state = common.read_checkpoint(run_dir, "infogan", device)["states"]
     if not (Path(run_dir) / "metrics.json").exists():
         raise common.UserError(f"the run in '{run_dir}' is not finished (no metrics.json): batch norm is settled at the end; go on with it by --resume")
-    with common.own_random_numbers():                     # initial weights, which are overwritten
+    with common.same_version(run_dir), common.own_random_numbers():          # initial weights, which are overwritten
         nets = build(options)
-    for name, net in vars(nets).items():
-        net.load_state_dict(state[name])
-        net.to(device).eval()
+        for name, net in vars(nets).items():
+            net.load_state_dict(state[name])
+            net.to(device).eval()
     nets.options = options
     return nets
 
 
 # ------------------------------------------------------------------------------------------------------------ main
 
-OURS = dict(epochs=4, warp=1.0, far=0.5, continuous_weight=4.0, continuous_start=0.4, schedule="linear")
+OURS = dict(epochs=4, warp=1.0, far=0.5, category_weight=1.0, continuous_weight=4.0, continuous_start=0.4, schedule="linear", sweep=2.0)
 PAPER = dict(epochs=11, warp=0.0, far=0.0, continuous_weight=1.0, continuous_start=0.0, schedule="constant")      # 5,159 updates; the released code has 5,000
 BASELINE = dict(baseline=True, warp=0.0, far=0.0, continuous_weight=1.0, continuous_start=0.0)   # Q reads the images as they are, all codes from the start
 LEAK_CATEGORIES = (0, 2, 5, 10, 20, 30, 50)
@@ -654,7 +654,8 @@ LEAK_CATEGORIES = (0, 2, 5, 10, 20, 30, 50)
 
 def make_parser():
     def told(name):                                       # the defaults in words
-        return f"; None is {OURS[name]}, {PAPER[name]} with --recipe paper" + (f", {BASELINE[name]} with --baseline" if name in BASELINE else "")
+        kinds = (("", OURS), (" with --recipe paper", PAPER), (" with --baseline", BASELINE))
+        return "; None is " + ", ".join(f"{kind[name]}{words}" for words, kind in kinds if name in kind)
 
     cli = common.Parser(__doc__.split("\n\n")[0], epochs=None, batch_size=128)
     for action in cli._actions:
@@ -679,7 +680,7 @@ def make_parser():
         "by side", choices=("leak",))
     add("--recipe", "paper: about the released code's length, its rates and weights, and none of differences 1 to 4; flags beside it still count",
         choices=("ours", "paper"), default="ours")
-    add("--category-weight", "lambda of the category", type=common.weight, default=1.0)
+    add("--category-weight", "lambda of the category", type=common.weight)
     add("--continuous-weight", "lambda of the continuous codes (difference 2)", type=common.weight)
     add("--continuous-start", "share of the updates after which the continuous codes are rewarded (difference 2); None is 0 without a category",
         type=common.fraction)
@@ -692,14 +693,14 @@ def make_parser():
     add("--schedule", "linear: rates are constant for half the run, then fall straight to 1 %%; constant (difference 4)", choices=("linear", "constant"))
     add("--beta1", "Adam's beta1", type=common.below_one, default=0.5)
     add("--slope", "of the leaky ReLUs; the released code has 0.01", type=common.weight, default=0.1)
-    add("--sweep", "the figures sweep continuous codes from minus this to this; the paper has 2, the released code 1", type=common.positive, default=2.0)
+    add("--sweep", "the figures sweep continuous codes from minus this to this; the paper has 2, the released code 1", type=common.positive)
     return cli
 
 
 def resolve(options):
     """Fill in what depends on the recipe; refuse what cannot be."""
     o = options
-    if o.dataset in ("sprites", "svhn", "cifar10"):
+    if o.dataset not in ("mnist", "fashion", "kmnist"):
         raise common.UserError(f"--dataset {o.dataset} does not go with infogan.py, whose networks and scores are for grey images of 28 x 28: "
                                "choose mnist, fashion or kmnist")
     if o.categories == 1 or not o.categories + o.continuous:
@@ -724,6 +725,20 @@ def resolve(options):
     return o
 
 
+def refuse_idle(options):
+    """A flag that would do nothing is a mistake: `UserError`. options: not resolved, since --table gives its rows the flags beside it."""
+    o = options
+    defaults = {**OURS, **(PAPER if o.recipe == "paper" else {}), **(BASELINE if o.baseline else {})}
+    warps = defaults["warp"] if o.warp is None else o.warp
+    for idle, names, why in ((not o.categories, ("category_weight", "warp", "baseline_epochs"), "--categories 0"),
+                             (not o.continuous, ("continuous_weight", "continuous_start", "far", "sweep", "learned_std"), "--continuous 0"),
+                             (o.continuous_weight == 0, ("continuous_start",), "--continuous-weight 0"),
+                             (o.baseline, ("baseline_epochs",), "--baseline"), (not warps, ("far",), "--warp 0, which --recipe paper and --baseline have")):
+        for name in names:
+            if idle and getattr(o, name) not in (None, False):               # 0 asks for nothing
+                raise common.UserError(f"--{name.replace('_', '-')} would do nothing with {why}")
+
+
 def run_name(options):
     """Name of a run's folder: mnist, baseline, mnist-k20, mnist-paper, fashion, ..."""
     o = options
@@ -739,6 +754,7 @@ def train_and_score(options):
         data, test = (part.take(torch.arange(len(part.y)) < n) for part, n in ((data, 300), (test, 200)))
     run = common.Run("infogan", options, run_name(options))
     data, test = data.to(run.device), test.to(run.device)
+    common.check_judge(options, run.device)               # what is wrong with it should not show after training
     nets = build(options)
     baseline = build(options) if options.baseline_epochs else None
     curves = train(run, nets, baseline, data)
@@ -769,14 +785,16 @@ def table(options):
                ("probe_error_q_hidden_100", "Q, 100"), ("probe_error_q_hidden_1000", "1,000"), ("probe_error_q_hidden_all", "all")]
     print("errors in %; one to one, majority: of the categories as a classifier, and of k-means on pixels with as many clusters; nmi: normalised mutual\n"
           "information with the digit; trunk, Q: a linear probe on the trunk and on Q's hidden layer with 100, 1,000 and all labels.\n"
-          + ("K = 0 is trained without warps: part of its distance is that" if settings["regular GAN"].warp else
-             "K = 0 and the regular GAN are trained without warps: part of their distance is that, and --recipe paper has none either"))
+          + ("no row is trained with warps" if not settings["K = 10"].warp else
+             "K = 0 is trained without warps: part of its distance is that" if settings["regular GAN"].warp else
+             "K = 0 and the regular GAN are trained without warps: part of their distance is that"))
     print("".join(word.ljust(12) for word in ["", *(words for _, words in columns)]).rstrip())
     for words, metrics in results.items():
         print("".join(cell.ljust(12) for cell in [words, *(f"{metrics[name]:.2f}" if name in metrics else "-" for name, _ in columns)]).rstrip())
 
 
 def main(options):
+    refuse_idle(options)
     if options.table:
         return table(options)
     train_and_score(resolve(options))

@@ -578,14 +578,14 @@ def load(run_dir, device="cpu"):
     For notebooks: nets = load("runs/mathieu/mnist-seed0"); s, mu, sigma = encode(nets, images)."""
     options = SimpleNamespace(**common.read_config(run_dir)["settings"])
     state = common.read_checkpoint(run_dir, "mathieu", device)["states"]
-    conv = state["disc"]["convs.0.weight"]
-    with common.own_random_numbers():                     # initial weights, which are overwritten
+    with common.same_version(run_dir), common.own_random_numbers():          # initial weights, which are overwritten
+        conv = state["disc"]["convs.0.weight"]
         nets = build(options, conv.shape[1], 28 if options.dataset in GREY else 32, len(state["disc"]["tables.0"]))
+        for name in ("enc", "dec", "disc", "mean_disc", "prior_disc", "class_enc"):
+            if getattr(nets, name) is not None:
+                getattr(nets, name).load_state_dict(state[name])
+                getattr(nets, name).to(device).eval()
     nets.options = options
-    for name in ("enc", "dec", "disc", "mean_disc", "prior_disc", "class_enc"):
-        if getattr(nets, name) is not None:
-            getattr(nets, name).load_state_dict(state[name])
-            getattr(nets, name).to(device).eval()
     return nets
 
 
@@ -610,7 +610,8 @@ def make_parser():
     cli = common.Parser(__doc__.split("\n\n")[0], batch_type=common.even)
     add = cli.add_argument
     add("--recipe", choices=("ours", "released"), default="ours",
-        help="released: the released code's small net, weights, rates, sizes and batch; flags given beside it still count")
+        help="released: the released code's small net, z of 512, s of 64, batches of 48, rates and weights, constant schedule and KL, no code adversaries, no "
+             "dead zone; epochs stay (that code runs until it is stopped); flags given beside it still count")
     add("--net", choices=("paper", "released"), default="paper",
         help="paper: three 5x5 stride-2 convolutions; released: the code's small net")
     add("--z-dim", type=common.count, default=None, help=f"size of z; None is {both('z_dim')} (the paper's for MNIST and sprites)")
@@ -621,7 +622,7 @@ def make_parser():
     add("--kl-weight", type=common.weight, default=None,
         help=f"of the KL in nats (eq. 5; the value is ours, released 0.15 in these units); None is {both('kl_weight')}")
     add("--kl-start", type=common.weight, default=None,
-        help=f"weight of the KL at the first step, from where it grows (ours); None is {both('kl_start')}, at most --kl-weight")
+        help=f"weight of the KL at the first step, from where it goes to --kl-weight (ours); None is {both('kl_start')}, at most --kl-weight")
     add("--grow-until", type=common.share, default=0.6,
         help="share of the run after which the weights of the KL and of the code's adversaries are whole (ours)")
     add("--swap-weight", type=common.weight, default=None,
@@ -640,7 +641,7 @@ def make_parser():
     add("--lr", type=common.positive, default=2e-3, help="Adam's rate for encoder and decoder (the value is ours, released 0.01)")
     add("--lr-disc", type=common.positive, default=1e-3, help="Adam's rate for the discriminator (the value is ours, released 0.01)")
     add("--lr-code", type=common.positive, default=2e-3, help="Adam's rate for the code's discriminators; never below 30 %% of it (ours)")
-    add("--beta1", type=common.below_one, default=0.5, help="of all Adams (released 0.5)")
+    add("--beta1", type=common.below_one, default=0.5, help="of all Adams but the classifier's of --pretrained-s (released 0.5)")
     add("--schedule", choices=("linear", "constant"), default="linear",
         help="linear: warm-up, constant for half the run, then down to 2 %% (ours)")
     add("--no-adversary", action="store_true",
@@ -678,8 +679,20 @@ def labels_of(data):
     return torch.cat([F.one_hot(column, int(column.max()) + 1) for column in labels.t()], 1).float()
 
 
+def refuse_idle(options):
+    """A flag that would do nothing is a mistake: `UserError`. options: resolved. (--no-adversary overrides its four weights, as its help says.)"""
+    o = options
+    told = {**vars(make_parser().parse_args([])), **(RELEASED if o.recipe == "released" else {})}
+    image, code = o.swap_weight or o.prior_weight, o.code_weight or o.code_prior_weight
+    for idle, names in ((not image, ("lr_disc", "real_target")), (not code, ("lr_code", "code_steps")), (not code and o.kl_start == o.kl_weight, ("grow_until",))):
+        for name in names:
+            if idle and getattr(o, name) != told[name]:
+                raise common.UserError(f"--{name.replace('_', '-')} would do nothing: the weights it goes with are 0" + (", or constant" if name == "grow_until" else ""))
+
+
 def main(options):
     options = resolve(options)
+    refuse_idle(options)
     data, test = common.load_dataset(options.dataset, options.data, options.validation)
     if options.dry_run:
         data, test = (part.take(torch.arange(len(part.y)) < n) for part, n in ((data, 1024), (test, 512)))

@@ -60,6 +60,23 @@ def test_torchvision_idx_files(tmp_path, name, folder):
     assert train.y.tolist() == [*range(10), 0, 1]
 
 
+def test_svhn(tmp_path, monkeypatch):
+    """Its files are Matlab's, which torchvision reads with scipy: without it one line that says so, with it labels and layout as torchvision has them."""
+    import torchvision.datasets
+    monkeypatch.setattr(common.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(common.UserError, match="pip install scipy"):
+        common.load_dataset("svhn", tmp_path)
+    monkeypatch.setattr(common.importlib.util, "find_spec", lambda name: name)
+    images = {"train": np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), np.uint8), "test": np.zeros((2, 3, 32, 32), np.uint8)}
+
+    class SVHN:
+        def __init__(self, root, split, download):
+            self.data, self.labels = images[split], np.arange(len(images[split])).astype(np.int64)
+    monkeypatch.setattr(torchvision.datasets, "SVHN", SVHN)
+    train, test = common.load_dataset("svhn", tmp_path)
+    assert torch.equal(train.x, torch.from_numpy(images["train"])) and train.y.tolist() == [0, 1, 2, 3, 4] and test.x.shape == (2, 3, 32, 32)
+
+
 def test_torchvision_cifar_files(tmp_path, monkeypatch):
     import torchvision.datasets
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
@@ -85,7 +102,7 @@ def test_failed_download_is_one_line_that_names_the_folder(tmp_path, monkeypatch
     with pytest.raises(common.UserError) as caught:
         common.load_dataset("fashion", tmp_path)
     words = str(caught.value)
-    assert str(tmp_path / "FashionMNIST/raw") in words and "sprites" in words and "unreachable" in words and "\n" not in words
+    assert str(tmp_path / "FashionMNIST/raw") in words and "use mnist" in words and "unreachable" in words and "\n" not in words
 
 
 def test_sprites_are_a_pure_function_with_disjoint_identities():
@@ -193,6 +210,11 @@ def test_probe_of_attributes_and_of_targets():
     targets = torch.stack([x[:, 0] * x[:, 1], torch.randn(4000, generator=rng)], 1)
     r2 = common.probe(x[:3000], targets[:3000], x[3000:], targets[3000:])
     assert r2[0] > 0.9 and abs(r2[1]) < 0.1
+
+
+def test_probe_of_a_handful():
+    train, test = blobs(6, 8.), blobs(100, 8., seed=1)
+    assert 0 <= common.probe(*train, *test, epochs=1).item() <= 100
 
 
 def test_probe_bears_a_dimension_that_is_nearly_always_zero():
@@ -570,6 +592,26 @@ def test_a_folder_that_was_killed_in_its_first_write_is_empty():
     common.Path("run/config.json.part").write_text("{")
     common.Run("toy", options(out="run"))
     assert common.read_config("run")["script"] == "toy"
+
+
+def test_a_run_of_an_older_version_is_told_from_one_of_now():
+    toy(options(newer=None))
+    config = common.read_config("run")
+    del config["settings"]["newer"]                       # a setting that is None today, and that the old run does not know
+    common.Path("run/config.json").write_text(json.dumps(config))
+    with pytest.raises(common.UserError, match=r"other settings \(newer is None there, None here\)"):
+        toy(options(newer=None, resume=True))
+    for broken in (lambda: options().absent, lambda: {}["enc"], lambda: nn.Linear(2, 1).load_state_dict(nn.Linear(3, 1).state_dict())):
+        with pytest.raises(common.UserError, match="'run' is of another version"), common.same_version("run"):
+            broken()
+
+
+def test_a_path_one_cannot_look_at_is_one_line():
+    class Closed:
+        def exists(self):
+            raise PermissionError(13, "Permission denied")
+    with pytest.raises(common.UserError, match=r"cannot look at '.*' \(Permission denied\): choose another --data"):
+        common.exists(Closed(), "--data")
 
 
 def test_log_holds_means_over_the_epoch():

@@ -651,6 +651,16 @@ def test_the_leak_table_trains_what_is_missing(monkeypatch, capsys):
     assert call() == first and trained[8:] == [(False, 5)] and (folder / "metrics.json").exists()
 
 
+@pytest.mark.parametrize("words, sentence", [([], "K = 0 and the regular GAN are trained without warps"), (["--warp", "1"], "K = 0 is trained without warps"),
+                                             (["--recipe", "paper"], "no row is trained with warps"), (["--warp", "0", "--far", "0"], "no row is trained with warps")], ids=str)
+def test_the_leak_table_says_which_rows_have_warps(words, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(infogan, "train_and_score", lambda opt: {})
+    options = infogan.make_parser().parse_args(["--table", "leak", *words])
+    infogan.refuse_idle(options)
+    infogan.table(options)
+    assert sentence in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("figure", ["categories", "sweep"])
 def test_what_varies_in_figure_2(figure, monkeypatch):
     """Along a row the noise is the same, and all of the code but the one that the figure is about."""
@@ -725,9 +735,13 @@ def test_a_stopped_training_goes_on_bit_for_bit(monkeypatch):
 
 
 MISTAKES = [(["--categories", "1"], "0 or at least 2"), (["--categories", "0", "--continuous", "0"], "needs information"), (["--table", "leak", "--continuous", "0"], "row of K = 0"), (["--categories", "-1"], "at least 0"),
-            (["--dataset", "sprites"], "grey images"), (["--dataset", "nothing"], "unknown data set"), (["--batch-size", "2"], "at least 3"), (["--far", "2"], "from 0 to 1"),
+            (["--dataset", "sprites"], "grey images"), (["--dataset", "nothing"], "choose mnist, fashion or kmnist"), (["--batch-size", "2"], "at least 3"), (["--far", "2"], "from 0 to 1"),
             (["--table", "1"], "invalid choice"), (["--table", "leak", "--baseline"], "leave --out"),
-            (["--table", "leak", "--categories", "5"], "--categories out"), (["--lr", "0"], "above 0"), (["--slope", "nan"], "at least 0")]
+            (["--table", "leak", "--categories", "5"], "--categories out"), (["--lr", "0"], "above 0"), (["--slope", "nan"], "at least 0"),
+            (["--recipe", "paper", "--far", ".5"], "--far would do nothing"), (["--table", "leak", "--warp", "0", "--far", ".5"], "--far would do nothing"),
+            (["--categories", "0", "--warp", "1"], "--warp would do nothing with --categories 0"), (["--categories", "0", "--category-weight", "2"], "--category-weight would do nothing"),
+            (["--continuous", "0", "--sweep", "1"], "--sweep would do nothing with --continuous 0"), (["--continuous", "0", "--learned-std"], "--learned-std would do nothing"),
+            (["--continuous-weight", "0", "--continuous-start", ".5"], "--continuous-start would do nothing"), (["--baseline", "--baseline-epochs", "1"], "--baseline-epochs would do nothing")]
 
 
 @pytest.mark.parametrize("arguments, words", MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else str(v))

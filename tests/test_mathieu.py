@@ -274,6 +274,28 @@ def test_a_step_is_algorithm_1(monkeypatch, arguments):
         assert torch.allclose(gradient, truth[name], atol=2e-3 * scale), name
 
 
+def test_rates_and_weights_along_a_run(monkeypatch):
+    """Weights are whole after --grow-until; the rates fall to 2 %, but that of the code's discriminators only to 30 % (difference 5)."""
+    opt = options("--epochs", 10, "--batch-size", 40, "--lr", .003, "--lr-disc", .002, "--lr-code", .001, "--kl-start", .2, "--kl-weight", 1.2, "--out", "run")
+    data = common.load_dataset("mnist")[0].take(torch.arange(40))._replace(y=torch.arange(40) % 2)
+    kl, rates, weights = torch.ones((), requires_grad=True), [], []
+
+    def spy(optimiser, parameters, loss, **_):
+        rates.append(optimiser.param_groups[0]["lr"])
+        weight, = torch.autograd.grad(loss, kl, retain_graph=True, allow_unused=True)
+        if weight is not None:
+            weights.append(weight.item())
+    monkeypatch.setattr(mathieu, "update", spy)
+    monkeypatch.setattr(mathieu, "kl_loss", lambda mu, logvar: kl)
+    ids = mathieu.labels_of(data)
+    mathieu.train(common.Run("mathieu", opt), mathieu.build(opt, 1, 28, ids.shape[1]), data, ids)
+    code, _, whole, disc = (rates[k::4] for k in range(4))                   # two steps on the code's discriminators, Enc and Dec, Disc
+    assert len(weights) == len(whole) == 10
+    assert whole == pytest.approx([.003 * mathieu.schedule(step, 10) for step in range(10)]) and whole[-1] < .3 * .003
+    assert disc == pytest.approx([2 / 3 * rate for rate in whole]) and code == pytest.approx([.001 * max(rate / .003, .3) for rate in whole]) and code[-1] == pytest.approx(.0003)
+    assert weights == pytest.approx([.2 + min(1, (step + 1) / 6) for step in range(10)])
+
+
 @pytest.mark.parametrize("channels, size", [(1, 28), (3, 32)])
 def test_an_update_is_the_same_whatever_the_memory_layout(channels, size):
     """Fused Adam reads raw memory: a gradient in another layout than its channels_last weight would be applied to the wrong places."""
@@ -692,6 +714,9 @@ MISTAKES = [
     (["--out", "taken"], "stray files", "is no run folder"),
     (["--out", "empty", "--resume"], None, "nothing to resume"),
     (["--resume"], None, "nothing to resume"),
+    (["--no-adversary", "--lr-disc", ".1"], None, "--lr-disc would do nothing"),
+    (["--recipe", "released", "--code-steps", "4"], None, "--code-steps would do nothing"),
+    (["--code-weight", "0", "--code-prior-weight", "0", "--kl-start", "1", "--kl-weight", "1", "--grow-until", ".1"], None, "--grow-until would do nothing"),
 ]
 
 
