@@ -938,14 +938,12 @@ def resolve(options):
         raise common.UserError("--clusters is for --task cluster, and for embed with --labels 0")
     if o.regularizer == "gan" and o.regularizer_weight:
         raise common.UserError("--regularizer-weight is for --regularizer kl, mmd and wae-gan")
-    for idle, names in ((o.regularizer != "gan", ("lr_encoder",)), (o.regularizer in ("kl", "mmd"), ("lr_adversary", "adversary_end", "beta1")),
-                        (o.task in ("prior", "likelihood", "style"), ("code_noise", "y_weight", "balance_weight", "smooth_weight", "smooth_radius", "warp_weight")),
-                        (o.task != "semi" and not (o.task == "embed" and o.labels != 0), ("lr_labels", "labelled_batch")),
-                        (o.task != "embed", ("head_distance", "head_weight"))):
-        for name in names:
-            if idle and getattr(o, name) is not None:
-                raise common.UserError(f"--{name.replace('_', '-')} would do nothing with --task {o.task} --regularizer {o.regularizer}"
-                                       + (f" --labels {o.labels}" if o.labels is not None else ""))
+    why = f"with --task {o.task} --regularizer {o.regularizer}" + (f" --labels {o.labels}" if o.labels is not None else "")
+    common.refuse_idle(o, ((o.regularizer != "gan", ("lr_encoder",), why), (o.regularizer in ("kl", "mmd"), ("lr_adversary", "adversary_end", "beta1"), why),
+                           (o.task in ("prior", "likelihood", "style"),
+                            ("code_noise", "y_weight", "balance_weight", "smooth_weight", "smooth_radius", "warp_weight"), why),
+                           (o.task != "semi" and not (o.task == "embed" and o.labels != 0), ("lr_labels", "labelled_batch"), why),
+                           (o.task != "embed", ("head_distance", "head_weight"), why)))
     without_labels = dict(clusters=20, z_dim=2) if o.task == "embed" and o.labels == 0 else {}       # trained as a clustering is
     defaults = {**defaults_of("cluster" if without_labels else o.task, o.recipe), **without_labels, "regularizer_weight": LAMBDA.get(o.regularizer, 0.0)}
     if o.task == "prior" and o.labels and o.recipe == "ours":

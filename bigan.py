@@ -581,7 +581,7 @@ def load(run_dir, device="cpu"):
     """Trained networks of a run folder in eval mode: enc, gen, disc (None where the model has none), and options.
 
     For notebooks: nets = load("runs/bigan/bigan-seed0"); images = decode(nets, encode(nets, test.x)). A run on the grid gives its toy networks."""
-    options = SimpleNamespace(**{"skip": 0, **common.read_config(run_dir)["settings"]})      # runs from before --skip have none
+    options = SimpleNamespace(**common.read_config(run_dir)["settings"])
     saved = common.read_checkpoint(run_dir, "bigan", device)
     if not (Path(run_dir) / "metrics.json").exists():
         raise common.UserError(f"the run in '{run_dir}' is not finished: its networks are averaged at the end; go on with it by --resume")

@@ -716,6 +716,17 @@ def settle_batch_norm(net, batches):
     net.eval()
 
 
+def refuse_idle(options, cases, unset=None):
+    """`UserError` for a flag that would do nothing. A flag of 0 asks for nothing, so it passes.
+
+    cases: tuples of whether they are idle, the names of settings, and the reason in words. unset: dict of what a setting is without its flag,
+    None or False where it is not in there."""
+    for idle, names, why in cases:
+        for name in names:
+            if idle and getattr(options, name) not in (None, False, (unset or {}).get(name)):
+                raise UserError(f"--{name.replace('_', '-')} would do nothing {why}")
+
+
 def run_main(main, parser, recipes=None):
     """Parse the command line and run; mistakes of the user become one line on stderr and exit status 2.
 

@@ -730,13 +730,10 @@ def refuse_idle(options):
     o = options
     defaults = {**OURS, **(PAPER if o.recipe == "paper" else {}), **(BASELINE if o.baseline else {})}
     warps = defaults["warp"] if o.warp is None else o.warp
-    for idle, names, why in ((not o.categories, ("category_weight", "warp", "baseline_epochs"), "--categories 0"),
-                             (not o.continuous, ("continuous_weight", "continuous_start", "far", "sweep", "learned_std"), "--continuous 0"),
-                             (o.continuous_weight == 0, ("continuous_start",), "--continuous-weight 0"),
-                             (o.baseline, ("baseline_epochs",), "--baseline"), (not warps, ("far",), "--warp 0, which --recipe paper and --baseline have")):
-        for name in names:
-            if idle and getattr(o, name) not in (None, False):               # 0 asks for nothing
-                raise common.UserError(f"--{name.replace('_', '-')} would do nothing with {why}")
+    common.refuse_idle(o, ((not o.categories, ("category_weight", "warp", "baseline_epochs"), "with --categories 0"),
+                           (not o.continuous, ("continuous_weight", "continuous_start", "far", "sweep", "learned_std"), "with --continuous 0"),
+                           (o.continuous_weight == 0, ("continuous_start",), "with --continuous-weight 0"),
+                           (o.baseline, ("baseline_epochs",), "with --baseline"), (not warps, ("far",), "with --warp 0, which --recipe paper and --baseline have")))
 
 
 def run_name(options):

@@ -684,10 +684,9 @@ def refuse_idle(options):
     o = options
     told = {**vars(make_parser().parse_args([])), **(RELEASED if o.recipe == "released" else {})}
     image, code = o.swap_weight or o.prior_weight, o.code_weight or o.code_prior_weight
-    for idle, names in ((not image, ("lr_disc", "real_target")), (not code, ("lr_code", "code_steps")), (not code and o.kl_start == o.kl_weight, ("grow_until",))):
-        for name in names:
-            if idle and getattr(o, name) != told[name]:
-                raise common.UserError(f"--{name.replace('_', '-')} would do nothing: the weights it goes with are 0" + (", or constant" if name == "grow_until" else ""))
+    why = "since the weights that it goes with are 0"
+    common.refuse_idle(o, ((not image, ("lr_disc", "real_target"), why), (not code, ("lr_code", "code_steps"), why),
+                           (not code and o.kl_start == o.kl_weight, ("grow_until",), why + " or constant")), told)
 
 
 def main(options):

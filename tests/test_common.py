@@ -606,6 +606,15 @@ def test_a_run_of_an_older_version_is_told_from_one_of_now():
             broken()
 
 
+def test_idle_flags_are_refused_unless_they_ask_for_nothing():
+    given = types.SimpleNamespace(rate=.1, weight=0., switch=True, absent=None, steps=2)
+    for idle, names in ((False, ("rate", "switch")), (True, ("weight", "absent")), (True, ("steps",))):
+        common.refuse_idle(given, [(idle, names, "here")], {"steps": 2})
+    for name in ("rate", "switch", "steps"):
+        with pytest.raises(common.UserError, match=f"--{name} would do nothing here"):
+            common.refuse_idle(given, [(True, ("absent", name), "here")])
+
+
 def test_a_path_one_cannot_look_at_is_one_line():
     class Closed:
         def exists(self):
