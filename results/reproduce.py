@@ -3,11 +3,13 @@
     python results/reproduce.py --only mathieu/mnist --seeds 0 1 2      # one row; without --only every row
     python results/reproduce.py --jobs 2                                # two runs beside each other, half of the cores each
     python results/reproduce.py --only aae/style --seeds 0 --again      # a row on file once more, its scores beside those on file
+    python results/reproduce.py --only aae/style --seeds 0 --again --keep   # and into the README's table of repeats
     python results/reproduce.py --plan                                  # what is left to run, and about how long it takes
     python results/reproduce.py --readme                                # the README's tables anew from results/
 
 A seed that is on file is skipped; a run that was cut off goes on where it stopped (its folder is runs/results/SCRIPT/ROW-seedN), unless the script has changed since.
---again runs what is on file anew, in another folder, and prints both numbers side by side; it changes nothing in results/.
+--again runs what is on file anew, in another folder, and prints both numbers side by side; it changes nothing in results/. With --keep the run is also
+filed, in results/again/, apart from the runs whose means the tables show.
 """
 import argparse
 import json
@@ -21,6 +23,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -92,22 +95,31 @@ def read(row):
     return json.loads(path.read_text()) if path.exists() else []
 
 
-def collect(row, seed, folder):
-    """Append a finished run folder to the row's file, and copy its figures (first seed only)."""
+def entry_of(seed, folder):
+    """What is kept of a finished run folder."""
     config, metrics = (json.loads((folder / name).read_text()) for name in ("config.json", "metrics.json"))
-    entry = {"seed": seed, "command": config["command"].split(" --out ")[0],
-             "metrics": {k: v for k, v in metrics.items() if k not in ("seconds", "images_per_second")},
-             "seconds": metrics["seconds"], "images_per_second": metrics["images_per_second"],
-             **{key: config[key] for key in ("device", "hardware", "versions", "commit")}, "precision": config["settings"]["precision"]}
-    entries = sorted([e for e in read(row) if e["seed"] != seed] + [entry], key=lambda e: e["seed"])
+    return {"seed": seed, "command": config["command"].split(" --out ")[0],
+            "metrics": {k: v for k, v in metrics.items() if k not in ("seconds", "images_per_second")},
+            "seconds": metrics["seconds"], "images_per_second": metrics["images_per_second"],
+            **{key: config[key] for key in ("device", "hardware", "versions", "commit")}, "precision": config["settings"]["precision"]}
+
+
+def write(row, entries):
+    """All entries of a row, in the order of their seeds."""
     path = RESULTS / f"{row}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".tmp").write_text(json.dumps(sorted(entries, key=lambda e: e["seed"]), indent=1) + "\n")
+    path.with_suffix(".tmp").replace(path)
+
+
+def collect(row, seed, folder):
+    """Put a finished run folder into the row's file, and copy its figures (first seed only)."""
+    entry = entry_of(seed, folder)
+    write(row, [e for e in read(row) if e["seed"] != seed] + [entry])
     if seed == 0:
         for name in FIGURES.get(row, ()):
             shutil.copyfile(folder / f"{name}.png", RESULTS / f"{row}-{name}.png")
             shrink(RESULTS / f"{row}-{name}.png")
-    path.with_suffix(".tmp").write_text(json.dumps(entries, indent=1) + "\n")
-    path.with_suffix(".tmp").replace(path)
 
 
 def shrink(path, limit=200_000):
@@ -166,21 +178,30 @@ def reproduce(row, seed, threads=None):
         collect(row, seed, folder)
 
 
-def again(row, seed, threads=None):
-    """Run one row with one seed, whether it is on file or not, and print its scores beside those on file."""
-    scores = json.loads((train(row, seed, "runs/again", threads, anew=True) / "metrics.json").read_text())
+def compare(row, entry):
+    """Scores of an entry beside those on file: (name, mean, deviation, now, deviations away), None where there is no such number."""
     lines = []
     for name in sorted({name for e in read(row) for name in e["metrics"]}):
         values = [e["metrics"][name] for e in read(row) if name in e["metrics"]]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.
-        away = f"{abs(scores[name] - statistics.mean(values)) / spread:.1f}" if spread and name in scores else ""
-        lines.append([name, f"{statistics.mean(values):.4g}", f"{spread:.2g}" if spread else "", f"{scores[name]:.4g}" if name in scores else "–", away])
-    print(f"{row} seed {seed}, {len(read(row))} seeds on file\n{table(['score', 'on file', 'std', 'now', 'std away'], lines)}", flush=True)
+        mean, spread, now = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0., entry["metrics"].get(name)
+        lines.append((name, mean, spread or None, now, abs(now - mean) / spread if spread and now is not None else None))
+    return lines
+
+
+def again(row, seed, threads=None, keep=False):
+    """Run one row with one seed, whether it is on file or not, and print its scores beside those on file; `keep`: file it among the repeats."""
+    entry = entry_of(seed, train(row, seed, "runs/again", threads, anew=True))
+    word = lambda value, form: "–" if value is None else format(value, form)  # noqa: E731
+    lines = [[name, f"{mean:.4g}", word(spread, ".2g"), word(now, ".4g"), word(away, ".1f")] for name, mean, spread, now, away in compare(row, entry)]
+    with WRITING:
+        if keep:
+            write(f"again/{row}", [e for e in read(f"again/{row}") if (e["seed"], machine(e)) != (seed, machine(entry))] + [entry])
+        print(f"{row} seed {seed}, {len(read(row))} seeds on file\n{table(['score', 'on file', 'std', 'now', 'std away'], lines)}", flush=True)
 
 
 def expected(row):
     """Seconds that a run of this row takes on a CPU by those on file: of the row, or else of its script's rows; 300 where there are none."""
-    seconds = lambda row: [e["seconds"] for e in read(row) if threads(e)]  # noqa: E731
+    seconds = lambda row: [e["seconds"] for e in read(row) + read(f"again/{row}") if threads(e)]  # noqa: E731
     mine = seconds(row) or [s for other in ROWS if other.split("/")[0] == row.split("/")[0] for s in seconds(other)]
     return statistics.mean(mine) if mine else 300.
 
@@ -263,7 +284,7 @@ def machine(entry):
 def minutes(row):
     """Mean minutes on the fastest machine, with an asterisk where a run had one thread and another run beside it; in parentheses on a GPU, where there are such runs."""
     kinds = {}
-    for e in read(row):
+    for e in read(row) + read(f"again/{row}"):
         kinds.setdefault((machine(e), threads(e)), []).append(e["seconds"] / 60)
     mean = {kind: statistics.mean(took) for kind, took in kinds.items()}
     best = lambda kinds: min(kinds, key=mean.get, default=None)  # noqa: E731
@@ -422,6 +443,18 @@ def leak_table():
                  + beside) + not_run(f"infogan/{row}" for _, row in rows)
 
 
+def repeats_table():
+    """What --again --keep filed: how far a run lies from those behind the tables."""
+    lines = []
+    for row in ROWS:
+        for e in read(f"again/{row}"):
+            far = [line for line in compare(row, e) if line[4] is not None]
+            name, mean, spread, now, _ = max(far, key=lambda line: line[4])
+            lines.append([f"`{command(row, e['seed'])}`", seeds(row), "; ".join(sorted({machine(x) for x in read(row)})), machine(e), f"{e['seconds'] / 60:.0f}{'*' if threads(e) == 1 else ''}",
+                          f"{sum(line[4] <= 2 for line in far)} of {len(far)}", f"{name.replace('_', ' ')}: {now:.4g} ({mean:.4g} ± {spread:.2g})"])
+    return table(["run anew", "seeds on file", "on file by", "anew by", "minutes", "scores within two deviations", "furthest off: now (on file)"], lines)
+
+
 def hardware():
     """Machines, precisions and versions behind the tables, with the number of runs, and minutes of mathieu.py, which its tables do not show."""
     entries = [(row, e) for row in ROWS for e in read(row)]
@@ -455,7 +488,7 @@ def speed_table():
     return table(["training step", *(words for kind in kinds for words in (f"{kind}: images/s", "share of its matmul rate"))], lines)
 
 
-PARTS = {"mnist": mnist_table, "sprites": sprites_table, "ablations": ablation_table, "aae": aae_table, "bigan": bigan_table, "grid": grid_table, "infogan": infogan_table, "leak": leak_table, "speed": speed_table, "hardware": hardware}
+PARTS = {"mnist": mnist_table, "sprites": sprites_table, "ablations": ablation_table, "aae": aae_table, "bigan": bigan_table, "grid": grid_table, "infogan": infogan_table, "leak": leak_table, "repeats": repeats_table, "speed": speed_table, "hardware": hardware}
 
 
 def rendered(text):
@@ -475,8 +508,11 @@ def main():
                      help="runs beside each other, each with its share of the cores (default: 1); on two cores 2 are faster by 8 %% (infogan.py) to 47 %% (aae.py)")
     cli.add_argument("--plan", action="store_true", help="run nothing, print what is not on file and the time it would take")
     cli.add_argument("--again", action="store_true", help="run what is asked for whether it is on file or not, and compare; results/ stays as it is")
+    cli.add_argument("--keep", action="store_true", help="with --again: file the run in results/again/, for the README's table of repeats")
     cli.add_argument("--readme", action="store_true", help="run nothing, write the README's tables from what is on file")
     words = cli.parse_args()
+    if words.keep and not words.again:
+        cli.error("--keep goes with --again")
     todo = [(row, seed) for seed in words.seeds for row in words.only] if words.again else plan(words.only, words.seeds)
     if words.plan:
         for row, seed in todo:
@@ -489,7 +525,7 @@ def main():
         signal.signal(number, interrupt_children)
     try:
         if not words.readme:
-            run_all(todo, words.jobs, again if words.again else reproduce)
+            run_all(todo, words.jobs, partial(again, keep=words.keep) if words.again else reproduce)
     finally:                                              # the tables and what is on file agree, whatever happened
         README.write_text(rendered(README.read_text()))
 

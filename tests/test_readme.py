@@ -211,6 +211,18 @@ def test_again_compares_and_files_nothing(pretended, capsys):
     assert "| z_error | 41 | 1 | 45 | 4.0 |" in capsys.readouterr().out and (pretended / "aae/style.json").read_text() == before
     reproduce.again("aae/style", 5)                       # a second time it runs, too
     assert len(Child.seen) == 5 and len(list((pretended / "runs/again/aae").glob("style-seed5-before-*"))) == 1
+    assert not (pretended / "again").exists()
+
+
+def test_again_keep_files_it_among_the_repeats(pretended):
+    for seed in (0, 1, 2):
+        reproduce.reproduce("aae/style", seed)
+    before = (pretended / "aae/style.json").read_text()
+    for seed in (5, 1, 5):                                # the third takes the first's place
+        reproduce.again("aae/style", seed, keep=True)
+    assert (pretended / "aae/style.json").read_text() == before and [e["seed"] for e in reproduce.read("again/aae/style")] == [1, 5]
+    near, far = reproduce.repeats_table().splitlines()[2:]
+    assert near == "| `python aae.py --task style --seed 1` | 3 | A, in bf16 | A, in bf16 | 0* | 1 of 1 | z error: 41 (41 ± 1) |" and far.endswith("| 0 of 1 | z error: 45 (41 ± 1) |")
 
 
 def test_changed_since_asks_git(tmp_path):
