@@ -36,8 +36,9 @@ Differences from the papers
     images: a GAN's logits of them are 0, a joint D's the same for any other image, whatever its weights. Thus a G that is losing has a way
     out which D cannot close: to make one image (in log.csv gan's and lr's G has a loss of log 2 from the next epoch on; bigan's D one below
     0.75 in the second epoch, and falling, where others have 1.1 to 1.3). So in bigan, gan, lr and jlr the logit also sees D's first hidden
-    layer, and none of twenty runs collapsed (--skip 1; 0 is the published D: a GAN's is then closer to the paper's number, BiGAN's code says
-    more). ali and alice, none of whose ten runs collapsed, and --bilinear have the published D; the grid's GAN has the penalty.
+    layer, and none of twenty runs collapsed (--skip 1; 0 is the published D: a GAN's is then closer to the paper's number). In bigan, which
+    collapsed in its first epochs alone, this map fades to nothing in the first half of the run (--skip-fade): where it stays, the code says
+    less. ali and alice, none of whose ten runs collapsed, and --bilinear have the published D; the grid's GAN has the penalty.
  3. The scores are of running averages of the weights (decay at most (1 + t) / (10 + t) in update t, for short runs); --average 0 takes the
     last weights.
  4. ali and alice have BiGAN's networks and 50 dimensions on MNIST, which the ALI paper leaves out. D's batch norm does not see the scale of
@@ -131,7 +132,7 @@ class Discriminator(nn.Module):
     z enters at the second hidden layer, by a linear map that is added (BiGAN section 4), not beside the pixels. bilinear=n (ours): the logit gains
     <U h, V z> / sqrt(n), h the first hidden layer, U h and V z of n numbers: whether a code belongs to its image is then seen at once (projection
     discriminator, Miyato and Koyama 2018, arXiv 1802.05637). skip=True (ours): the logit gains a linear map of h, which no batch norm hides: D then
-    sees what image it is of which a batch has nothing else (difference 2)."""
+    sees what image it is of which a batch has nothing else (difference 2); times skip_share, which training may let fall from 1 to 0."""
 
     def __init__(self, inputs=784, z_dim=50, hidden=1024, bilinear=0, skip=False):
         super().__init__()
@@ -143,6 +144,7 @@ class Discriminator(nn.Module):
         self.u = nn.Linear(hidden, bilinear, bias=False) if bilinear else None
         self.v = nn.Linear(z_dim, bilinear, bias=False) if bilinear else None
         self.skip = nn.Linear(hidden, 1, bias=False) if skip else None
+        self.register_buffer("skip_share", torch.ones(()) if skip else None)
 
     def layers(self, x, z):
         h1 = F.leaky_relu(self.layer1(x.flatten(1)), 0.2)
@@ -159,7 +161,7 @@ class Discriminator(nn.Module):
         if self.u is not None:
             logit = logit + (self.u(h1) * self.v(z)).float().sum(1) / self.u.out_features ** 0.5
         if self.skip is not None:
-            logit = logit + self.skip(h1).float().squeeze(1)
+            logit = logit + self.skip_share * self.skip(h1).float().squeeze(1)
         return logit
 
 
@@ -393,6 +395,8 @@ def train(run, nets, data):
         for i in run.batches(torch.randperm(len(data.y)), opt.batch_size):
             for optimiser, rate in rates:
                 optimiser.param_groups[0]["lr"] = rate * schedule(run.step, total, opt)
+            if opt.skip_fade:                             # difference 2
+                nets.disc.skip_share.fill_(max(0, 1 - run.step / (opt.skip_fade * total)))
             x = common.to_float(data.x[i]).flatten(1)
             with run.autocast():
                 if opt.model in JOINT:
@@ -853,7 +857,7 @@ OURS_GRID = dict(epochs=26, batch_size=256, hidden=256, generator_layers=4, maxo
 PAPER_GRID = dict(epochs=250, batch_size=100, hidden=400, generator_layers=4, maxout=200, pieces=5, init_std=0.02, lr=1e-4, lr_discriminator=1e-4, beta1=0.2,
                   schedule="constant", penalty=0.0, average=0.0)
 # Flags of some models alone.
-FLAGS_OF = {"cycle_weight": JOINT, "bilinear": JOINT, "regressor_weight": ("jlr",), "skip": (*JOINT, "gan", *LATENT),
+FLAGS_OF = {"cycle_weight": JOINT, "bilinear": JOINT, "regressor_weight": ("jlr",), "skip": (*JOINT, "gan", *LATENT), "skip_fade": (*JOINT, "gan", *LATENT),
             "penalty": (*JOINT, "gan", *LATENT), "lr_discriminator": (*JOINT, "gan", *LATENT)}
 
 
@@ -889,6 +893,7 @@ def make_parser():
     add("--bilinear", "joint models: size of a product of image and code in D, by which G(E(x)) keeps more digits (see Discriminator)", type=common.whole)
     add("--skip", "1: D's logit sees the first hidden layer too, against collapse (difference 2); None is 1, 0 for ali and alice, with "
         "--bilinear and with --recipe paper", choices=(0, 1), type=int)
+    add("--skip-fade", "share of the run in which the map of --skip fades to nothing; 0: it stays; None is 0.5 for bigan, 0 for the others", type=common.fraction)
     add("--regressor-weight", "of the latent regressor's loss for G in jlr; 1 is degenerate, the authors say", type=common.weight)
     add("--lr", "Adam's rate of G and E", type=common.positive)
     add("--lr-discriminator", "Adam's rate of D", type=common.positive)
@@ -921,7 +926,7 @@ def resolve(options):
                                "leave --model, --cycle-weight, --validation and --precision out")
     if grid:
         o.precision = "fp32"                              # bf16 would round a coordinate of 4 to steps of 0.03, and the Gaussians are 0.05 wide
-    for name in ("z_dim", "regressor_weight", "bilinear", "skip") if grid else ("maxout", "pieces", "generator_layers", "init_std", "vae_std"):
+    for name in ("z_dim", "regressor_weight", "bilinear", "skip", "skip_fade") if grid else ("maxout", "pieces", "generator_layers", "init_std", "vae_std"):
         if getattr(o, name) is not None:
             raise common.UserError(f"--{name.replace('_', '-')} does not go with --dataset {o.dataset}")
     for name, models in FLAGS_OF.items():
@@ -929,8 +934,11 @@ def resolve(options):
             raise common.UserError(f"--{name.replace('_', '-')} is for --model {', '.join(models)}")
     if o.random_setting and o.vae_std is not None:
         raise common.UserError("--vae-std does not go with --random-setting, which trains no VAE")
+    skip = int(o.model in ("bigan", "gan", *LATENT) and not (grid or o.bilinear or o.recipe == "paper")) if o.skip is None else o.skip
+    if o.skip_fade and not skip:
+        raise common.UserError("--skip-fade would do nothing without --skip 1")
     defaults = {**OURS, **(OURS_GRID if grid else OURS_IMAGES), "cycle_weight": 0.05 if o.model == "alice" else 0.0,
-                "skip": int(o.model in ("bigan", "gan", *LATENT) and not (grid or o.bilinear or o.recipe == "paper"))}
+                "skip": skip, "skip_fade": 0.5 if o.model == "bigan" and skip else 0.0}
     if o.model in ("gan", *LATENT):
         defaults.update(OURS_GAN)
     if o.recipe == "paper":
@@ -991,7 +999,7 @@ def table(options):
         raise common.UserError("--table makes a folder for each model in runs/bigan: leave --out and --model out")
     lines = []
     for model in ("pixels", "untrained", *PAPER_TABLE1, "ali", "alice"):
-        own = {name: getattr(options, name) if model in models else None for name, models in {**FLAGS_OF, "cycle_weight": ("alice",)}.items()}
+        own = {name: getattr(options, name) if model in models else None for name, models in {**FLAGS_OF, "cycle_weight": ("alice",), "skip_fade": ("bigan", "gan", *LATENT)}.items()}
         mine = resolve(SimpleNamespace(**{**vars(options), **own, "model": model, "table": None, "resume": False}))
         folder = common.find_run("bigan", mine, run_name(mine))
         if folder is not None and (folder / "metrics.json").exists():

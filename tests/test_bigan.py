@@ -316,6 +316,8 @@ def test_defaults():
     assert [options("--model", model).skip for model in (*bigan.JOINT, "gan", *bigan.LATENT)] == [1, 0, 0, 1, 1, 1]
     assert [options("--model", "lr", *words).skip for words in (("--skip", 0), ("--recipe", "paper"), ("--recipe", "paper", "--skip", 1))] == [0, 0, 1]
     assert [options("--dataset", "grid", *words).skip for words in ((), ("--random-setting",))] == [0, 0]
+    assert [options("--model", model).skip_fade for model in (*bigan.JOINT, "gan", *bigan.LATENT)] == [.5, 0, 0, 0, 0, 0]
+    assert [options(*words).skip_fade for words in (("--skip", 0), ("--skip-fade", 0), ("--model", "ali", "--skip", 1, "--skip-fade", .2), ("--recipe", "paper"))] == [0, 0, .2, 0]
     drawn = options("--dataset", "grid", "--random-setting", "--lr", .01)
     assert (drawn.lr, drawn.lr_discriminator) == (.01, .01) and options("--dataset", "grid", "--random-setting").lr_discriminator < .0011
     assert [options(*words).skip for words in (("--bilinear", 8), ("--bilinear", 8, "--skip", 1), ("--recipe", "paper"))] == [0, 1, 0]
@@ -357,6 +359,22 @@ def test_what_is_scored_is_the_average_of_the_weights():
             d = min(decay, (1 + k) / (10 + k))            # smaller at first
             truth = {name: d * truth[name] + (1 - d) * now[name] for name in truth}
         assert len(seen) == 4 and all(torch.allclose(value, truth[name], atol=1e-7) for name, value in state(nets).items())
+
+
+@pytest.mark.parametrize("fade, shares", [(.5, [1, .75, .5, .25, 0, 0, 0, 0]), (0, [1] * 8)])
+def test_the_map_against_collapse_fades(fade, shares, monkeypatch):
+    """Falls straight to nothing in that share of the run; what is kept is D as it is at the end, the published one."""
+    opt = options("--hidden", 8, "--epochs", 2, "--batch-size", 10, "--skip-fade", fade, "--out", "run")
+    run, nets, seen = common.Run("bigan", opt), bigan.build(opt, 784), []
+    real = bigan.step_together
+    monkeypatch.setattr(bigan, "step_together", lambda *words: (seen.append(nets.disc.skip_share.item()), real(*words)))
+    bigan.train(run, nets, mnist(40))
+    assert seen == shares
+    kept = torch.load("run/checkpoint.pt", weights_only=True)["states"]
+    assert kept["disc"]["skip_share"] == kept["average_disc"]["module.skip_share"] == shares[-1]
+    x, z = torch.rand(4, 784), torch.rand(4, 50)
+    published = nets.disc.out(nets.disc.features(x, z))[:, 0]
+    assert torch.equal(nets.disc(x, z), published) == (fade > 0) and (nets.disc.skip.weight != 0).all()
 
 
 def test_networks_have_the_papers_sizes():
@@ -792,7 +810,9 @@ MISTAKES = [(["--model", "wgan"], "invalid choice"), (["--dataset", "sprites"], 
             (["--dataset", "grid", "--z-dim", "3"], "--z-dim does not go with"), (["--maxout", "3"], "--maxout does not go with"),
             (["--model", "gan", "--cycle-weight", "1"], "--cycle-weight is for"), (["--model", "ae-l2", "--penalty", ".1"], "--penalty is for"),
             (["--regressor-weight", "1"], "--regressor-weight is for --model jlr"), (["--batch-size", "2"], "at least 3"), (["--dataset", "grid", "--epochs", "1"], "at least 2"),
-            (["--dataset", "nothing"], "unknown data set"), (["--lr", "0"], "above 0")]
+            (["--dataset", "nothing"], "unknown data set"), (["--lr", "0"], "above 0"),
+            (["--model", "ali", "--skip-fade", ".5"], "nothing without --skip 1"), (["--dataset", "grid", "--skip-fade", ".5"], "--skip-fade does not go with"),
+            (["--model", "ae-l1", "--skip-fade", ".5"], "--skip-fade is for"), (["--skip-fade", "2"], "from 0 to 1")]
 
 
 @pytest.mark.parametrize("arguments, words", MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else str(v))
