@@ -37,8 +37,9 @@ Differences from the papers
     out which D cannot close: to make one image (in log.csv gan's and lr's G has a loss of log 2 from the next epoch on; bigan's D one below
     0.75 in the second epoch, and falling, where others have 1.1 to 1.3). So in bigan, gan, lr and jlr the logit also sees D's first hidden
     layer, and none of twenty runs collapsed (--skip 1; 0 is the published D: a GAN's is then closer to the paper's number). In bigan, which
-    collapsed in its first epochs alone, this map fades to nothing in the first half of the run (--skip-fade): where it stays, the code says
-    less. ali and alice, none of whose ten runs collapsed, and --bilinear have the published D; the grid's GAN has the penalty.
+    collapsed in its first epochs alone, this map fades to nothing in the first half of the run (--skip-fade; none of five collapsed): where
+    it stays, the code says less. ali and alice, none of whose ten runs collapsed, and --bilinear have the published D; the grid's GAN has
+    the penalty.
  3. The scores are of running averages of the weights (decay at most (1 + t) / (10 + t) in update t, for short runs); --average 0 takes the
     last weights.
  4. ali and alice have BiGAN's networks and 50 dimensions on MNIST, which the ALI paper leaves out. D's batch norm does not see the scale of
