@@ -858,7 +858,8 @@ OURS_GRID = dict(epochs=26, batch_size=256, hidden=256, generator_layers=4, maxo
 PAPER_GRID = dict(epochs=250, batch_size=100, hidden=400, generator_layers=4, maxout=200, pieces=5, init_std=0.02, lr=1e-4, lr_discriminator=1e-4, beta1=0.2,
                   schedule="constant", penalty=0.0, average=0.0)
 # Flags of some models alone.
-FLAGS_OF = {"cycle_weight": JOINT, "bilinear": JOINT, "regressor_weight": ("jlr",), "skip": (*JOINT, "gan", *LATENT), "skip_fade": (*JOINT, "gan", *LATENT),
+FLAGS_OF = {"cycle_weight": JOINT, "bilinear": JOINT, "regressor_weight": ("jlr",), "skip": (*JOINT, "gan", *LATENT),
+            "skip_fade": ("bigan", "gan", *LATENT),
             "penalty": (*JOINT, "gan", *LATENT), "lr_discriminator": (*JOINT, "gan", *LATENT)}
 
 
@@ -894,7 +895,8 @@ def make_parser():
     add("--bilinear", "joint models: size of a product of image and code in D, by which G(E(x)) keeps more digits (see Discriminator)", type=common.whole)
     add("--skip", "1: D's logit sees the first hidden layer too, against collapse (difference 2); None is 1, 0 for ali and alice, with "
         "--bilinear and with --recipe paper", choices=(0, 1), type=int)
-    add("--skip-fade", "share of the run in which the map of --skip fades to nothing; 0: it stays; None is 0.5 for bigan, 0 for the others", type=common.fraction)
+    add("--skip-fade", "share of the run in which the map of --skip fades to nothing; 0: it stays; None is 0.5 for bigan, 0 for the others",
+        type=common.fraction)
     add("--regressor-weight", "of the latent regressor's loss for G in jlr; 1 is degenerate, the authors say", type=common.weight)
     add("--lr", "Adam's rate of G and E", type=common.positive)
     add("--lr-discriminator", "Adam's rate of D", type=common.positive)
@@ -936,8 +938,7 @@ def resolve(options):
     if o.random_setting and o.vae_std is not None:
         raise common.UserError("--vae-std does not go with --random-setting, which trains no VAE")
     skip = int(o.model in ("bigan", "gan", *LATENT) and not (grid or o.bilinear or o.recipe == "paper")) if o.skip is None else o.skip
-    if o.skip_fade and not skip:
-        raise common.UserError("--skip-fade would do nothing without --skip 1")
+    common.refuse_idle(o, ((not skip, ("skip_fade",), "without --skip 1"),))
     defaults = {**OURS, **(OURS_GRID if grid else OURS_IMAGES), "cycle_weight": 0.05 if o.model == "alice" else 0.0,
                 "skip": skip, "skip_fade": 0.5 if o.model == "bigan" and skip else 0.0}
     if o.model in ("gan", *LATENT):
@@ -1000,7 +1001,7 @@ def table(options):
         raise common.UserError("--table makes a folder for each model in runs/bigan: leave --out and --model out")
     lines = []
     for model in ("pixels", "untrained", *PAPER_TABLE1, "ali", "alice"):
-        own = {name: getattr(options, name) if model in models else None for name, models in {**FLAGS_OF, "cycle_weight": ("alice",), "skip_fade": ("bigan", "gan", *LATENT)}.items()}
+        own = {name: getattr(options, name) if model in models else None for name, models in {**FLAGS_OF, "cycle_weight": ("alice",)}.items()}
         mine = resolve(SimpleNamespace(**{**vars(options), **own, "model": model, "table": None, "resume": False}))
         folder = common.find_run("bigan", mine, run_name(mine))
         if folder is not None and (folder / "metrics.json").exists():

@@ -449,6 +449,8 @@ def repeats_table():
     for row in ROWS:
         for e in read(f"again/{row}"):
             far = [line for line in compare(row, e) if line[4] is not None]
+            if not far:                                   # fewer than two seeds on file: no deviation
+                continue
             name, mean, spread, now, _ = max(far, key=lambda line: line[4])
             lines.append([f"`{command(row, e['seed'])}`", seeds(row), "; ".join(sorted({machine(x) for x in read(row)})), machine(e), f"{e['seconds'] / 60:.0f}{'*' if threads(e) == 1 else ''}",
                           f"{sum(line[4] <= 2 for line in far)} of {len(far)}", f"{name.replace('_', ' ')}: {now:.4g} ({mean:.4g} ± {spread:.2g})"])

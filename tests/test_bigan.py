@@ -317,7 +317,7 @@ def test_defaults():
     assert [options("--model", "lr", *words).skip for words in (("--skip", 0), ("--recipe", "paper"), ("--recipe", "paper", "--skip", 1))] == [0, 0, 1]
     assert [options("--dataset", "grid", *words).skip for words in ((), ("--random-setting",))] == [0, 0]
     assert [options("--model", model).skip_fade for model in (*bigan.JOINT, "gan", *bigan.LATENT)] == [.5, 0, 0, 0, 0, 0]
-    assert [options(*words).skip_fade for words in (("--skip", 0), ("--skip-fade", 0), ("--model", "ali", "--skip", 1, "--skip-fade", .2), ("--recipe", "paper"))] == [0, 0, .2, 0]
+    assert [options(*words).skip_fade for words in (("--skip", 0), ("--skip-fade", 0), ("--model", "gan", "--skip-fade", .2), ("--recipe", "paper"))] == [0, 0, .2, 0]
     drawn = options("--dataset", "grid", "--random-setting", "--lr", .01)
     assert (drawn.lr, drawn.lr_discriminator) == (.01, .01) and options("--dataset", "grid", "--random-setting").lr_discriminator < .0011
     assert [options(*words).skip for words in (("--bilinear", 8), ("--bilinear", 8, "--skip", 1), ("--recipe", "paper"))] == [0, 1, 0]
@@ -375,6 +375,9 @@ def test_the_map_against_collapse_fades(fade, shares, monkeypatch):
     x, z = torch.rand(4, 784), torch.rand(4, 50)
     published = nets.disc.out(nets.disc.features(x, z))[:, 0]
     assert torch.equal(nets.disc(x, z), published) == (fade > 0) and (nets.disc.skip.weight != 0).all()
+    nets.disc.skip_share.fill_(.25)
+    first = F.leaky_relu(x @ nets.disc.layer1.weight.t(), .2)
+    assert torch.allclose(nets.disc(x, z), published + .25 * (first @ nets.disc.skip.weight.t())[:, 0], atol=1e-6)
 
 
 def test_networks_have_the_papers_sizes():
@@ -811,7 +814,7 @@ MISTAKES = [(["--model", "wgan"], "invalid choice"), (["--dataset", "sprites"], 
             (["--model", "gan", "--cycle-weight", "1"], "--cycle-weight is for"), (["--model", "ae-l2", "--penalty", ".1"], "--penalty is for"),
             (["--regressor-weight", "1"], "--regressor-weight is for --model jlr"), (["--batch-size", "2"], "at least 3"), (["--dataset", "grid", "--epochs", "1"], "at least 2"),
             (["--dataset", "nothing"], "unknown data set"), (["--lr", "0"], "above 0"),
-            (["--model", "ali", "--skip-fade", ".5"], "nothing without --skip 1"), (["--dataset", "grid", "--skip-fade", ".5"], "--skip-fade does not go with"),
+            (["--skip", "0", "--skip-fade", ".5"], "nothing without --skip 1"), (["--model", "ali", "--skip-fade", ".5"], "--skip-fade is for"), (["--dataset", "grid", "--skip-fade", ".5"], "--skip-fade does not go with"),
             (["--model", "ae-l1", "--skip-fade", ".5"], "--skip-fade is for"), (["--skip-fade", "2"], "from 0 to 1")]
 
 

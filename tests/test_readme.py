@@ -217,6 +217,7 @@ def test_again_compares_and_files_nothing(pretended, capsys):
 def test_again_keep_files_it_among_the_repeats(pretended):
     for seed in (0, 1, 2):
         reproduce.reproduce("aae/style", seed)
+    reproduce.again("aae/semi-100", 0, keep=True)        # nothing to compare with: filed, no line
     before = (pretended / "aae/style.json").read_text()
     for seed in (5, 1, 5):                                # the third takes the first's place
         reproduce.again("aae/style", seed, keep=True)
