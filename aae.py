@@ -511,7 +511,7 @@ def settle_batch_norm(enc, x, batch_size=500):
     """Batch norm's statistics anew, from clean images: in training they mix clean, noisy and perturbed ones. x: uint8 [N, ...]. Leaves it
     in eval mode."""
     with common.own_random_numbers():
-        common.settle_batch_norm(enc, ((common.to_float(part),) for part in x[:20_000].split(batch_size)))
+        common.settle_batch_norm(enc, ((part,) for part in common.settling_parts(x, batch_size)))
 
 
 def sees_labels(options):

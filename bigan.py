@@ -24,8 +24,8 @@ Where to find what
     not in the papers                 --model pixels, untrained; --bilinear 256, a D that sees at once whether a code belongs to its image; --skip 1
 
 Differences from the papers
- 1. 30 epochs, rates of 5e-4 (not all: see 2) that fall linearly in the second half; BiGAN's code has 400 epochs and 2e-4, with an
-    exponential fall. --recipe paper takes that code's setting: its epochs, rate and schedule, no penalty, no average; its weight decay
+ 1. 30 epochs, rates of 5e-4 (not all: see 2) that rise over 100 steps and fall linearly in the second half; BiGAN's code has 400 epochs
+    and 2e-4, with an exponential fall. --recipe paper takes that code's setting: its epochs, rate and schedule, no penalty, no average; its weight decay
     counts half (see below).
  2. In the joint models a penalty on the slope of D, of either kind of pair, every fourth step (gradient_penalty). Without it
     reconstructions collapse at rates of 6e-4, and after 10 epochs at 2e-4 half the digits are lost: E's codes crowd into the corners of
@@ -36,10 +36,10 @@ Differences from the papers
     images: a GAN's logits of them are 0, a joint D's the same for any other image, whatever its weights. Thus a G that is losing has a way
     out which D cannot close: to make one image (in log.csv gan's and lr's G has a loss of log 2 from the next epoch on; bigan's D one below
     0.75 in the second epoch, and falling, where others have 1.1 to 1.3). So in bigan, gan, lr and jlr the logit also sees D's first hidden
-    layer, and none of twenty runs collapsed (--skip 1; 0 is the published D: a GAN's is then closer to the paper's number). In bigan, which
+    layer, and none of twenty runs collapsed (--skip 1 --skip-fade 0; --skip 0 is the published D: a GAN's is then closer to the paper's number). In bigan, which
     collapsed in its first epochs alone, this map fades to nothing in the first half of the run (--skip-fade; none of five collapsed): where
-    it stays, the code says less. ali and alice, none of whose ten runs collapsed, and --bilinear have the published D; the grid's GAN has
-    the penalty.
+    it stays, the code says less. ali and alice, none of whose ten runs collapsed, and --bilinear have no such map; the grid's GAN has the
+    penalty.
  3. The scores are of running averages of the weights (decay at most (1 + t) / (10 + t) in update t, for short runs); --average 0 takes the
     last weights.
  4. ali and alice have BiGAN's networks and 50 dimensions on MNIST, which the ALI paper leaves out. D's batch norm does not see the scale of
@@ -56,7 +56,7 @@ Differences from the papers
     differences 2 and 3 also here, in the random settings too; the three models that ALI's is compared with are not in that code, and are
     ours. ALI draws its ten settings from ranges it does not give (ours stand with --random-setting), and shows the best of ten; the
     figure here is of one fixed setting.
- 8. Batch norm's epsilon is 1e-5; BiGAN's code has 1e-8.
+ 8. Batch norm's epsilon is 1e-5; BiGAN's code has 1e-8, ALI's (of images) 1e-4.
 
 What is taken from BiGAN's released code
  - No biases, batch norm without gain and bias, z added (not concatenated) in G's second hidden layer, as the paper has it in D's; the real and the
@@ -423,7 +423,7 @@ def settle(nets, images, options, batch_size=500):
 
     E's from 20,000 training images (uint8 [N, ...]), G's from the prior (an autoencoder's from codes), D's from pairs (x, E(x)) or from
     images alone."""
-    parts = [common.to_float(part).flatten(1) for part in images[:20_000].split(batch_size)]
+    parts = [part.flatten(1) for part in common.settling_parts(images, batch_size)]
     code = lambda x: code_of(*nets.enc(x))  # noqa: E731
     with common.own_random_numbers():
         if nets.enc is not None:
@@ -924,9 +924,9 @@ def resolve(options):
         raise common.UserError("the test identities of sprites are in no training image, so that 1-NN means nothing: choose another --dataset for bigan.py")
     if o.random_setting and not grid:
         raise common.UserError("--random-setting needs --dataset grid")
-    if grid and (o.model != "bigan" or o.cycle_weight or o.validation or o.precision == "bf16"):
+    if grid and (o.model != "bigan" or o.cycle_weight or o.validation or o.precision == "bf16" or o.data is not None):
         raise common.UserError("--dataset grid trains all its models side by side, on points drawn afresh, in fp32: "
-                               "leave --model, --cycle-weight, --validation and --precision out")
+                               "leave --model, --cycle-weight, --validation, --precision and --data out")
     if grid:
         o.precision = "fp32"                              # bf16 would round a coordinate of 4 to steps of 0.03, and the Gaussians are 0.05 wide
     for name in ("z_dim", "regressor_weight", "bilinear", "skip", "skip_fade") if grid else ("maxout", "pieces", "generator_layers", "init_std", "vae_std"):
@@ -949,7 +949,7 @@ def resolve(options):
         rng = torch.Generator().manual_seed(o.seed)
         lr, beta1, std = torch.rand(3, generator=rng).tolist()
         lr, beta1, init_std = 1e-4 * 10 ** lr, 0.2 + 0.6 * beta1, 0.01 * 10 ** std
-        defaults.update(epochs=200 if o.recipe == "paper" else 12, lr=lr, lr_discriminator=o.lr or lr, beta1=beta1, init_std=init_std)
+        defaults.update(epochs=200 if o.recipe == "paper" else 12, lr=lr, lr_discriminator=lr, beta1=beta1, init_std=init_std)
     for name, value in defaults.items():
         if getattr(o, name) is None:
             setattr(o, name, value)
@@ -960,7 +960,7 @@ def resolve(options):
     if grid and o.epochs < 2 and not o.random_setting:
         raise common.UserError("--dataset grid needs --epochs of at least 2: the GAN's encoders are trained after the GAN")
     if o.batch_size < 3:
-        raise common.UserError("--batch-size must be at least 3, so that the last batch of an epoch has two images")
+        raise common.UserError("--batch-size must be at least 3, so that every batch has two images, which batch norm needs")
     return o
 
 
@@ -999,10 +999,11 @@ def table(options):
         raise common.UserError("--table is of the images: --dataset grid does not go with it")
     if options.out is not None or options.model != "bigan":
         raise common.UserError("--table makes a folder for each model in runs/bigan: leave --out and --model out")
-    lines = []
-    for model in ("pixels", "untrained", *PAPER_TABLE1, "ali", "alice"):
+    lines, todo = [], {}
+    for model in ("pixels", "untrained", *PAPER_TABLE1, "ali", "alice"):     # all before the first is trained: a mistake shows at once
         own = {name: getattr(options, name) if model in models else None for name, models in {**FLAGS_OF, "cycle_weight": ("alice",)}.items()}
-        mine = resolve(SimpleNamespace(**{**vars(options), **own, "model": model, "table": None, "resume": False}))
+        todo[model] = resolve(SimpleNamespace(**{**vars(options), **own, "model": model, "table": None, "resume": False}))
+    for model, mine in todo.items():
         folder = common.find_run("bigan", mine, run_name(mine))
         if folder is not None and (folder / "metrics.json").exists():
             metrics = json.loads((folder / "metrics.json").read_text())

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import copy
 import csv
+import hashlib
 import importlib.util
 import io
 import json
@@ -328,7 +329,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
-FREE_ON_RESUME = ("resume", "out", "data", "device")      # settings that do not change what is computed
+FREE_ON_RESUME = ("resume", "out", "device")              # settings that do not change what is computed
 
 
 def choose_device(name):
@@ -373,10 +374,13 @@ def read_config(folder):
     """config.json of a run folder; `UserError` where it is missing or damaged."""
     try:
         config = json.loads((Path(folder) / "config.json").read_text())
-        config["script"], config["settings"]
+        if not isinstance(config["script"], str) or not isinstance(config["settings"], dict):
+            raise ValueError
         return config
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"'{folder}' is no run folder: it has no config.json")
+    except OSError as error:
+        raise UserError(f"cannot read '{folder}/config.json' ({error.strerror}): choose another --out")
     except (ValueError, KeyError, TypeError):
         raise UserError(f"'{folder}/config.json' is damaged: choose another --out")
 
@@ -407,10 +411,15 @@ def same_version(run_dir):
         raise UserError(f"the run in '{run_dir}' is of another version of its script ({str(error).splitlines()[0]}): its config.json names the commit")
 
 
+def settings_of(options, precision):
+    """What makes a run this run, for its config.json: all options but those of FREE_ON_RESUME, and --data where it is given."""
+    settings = {key: value for key, value in vars(options).items() if key not in FREE_ON_RESUME and not (key == "data" and value is None)}
+    return {**settings, "precision": precision}
+
+
 def find_run(script, options, name):
     """The folder in runs/SCRIPT of a run with these settings, a finished one if there is any, or None."""
-    settings = {key: value for key, value in vars(options).items() if key not in FREE_ON_RESUME}
-    settings["precision"] = choose_precision(options.precision, choose_device(options.device))
+    settings = settings_of(options, choose_precision(options.precision, choose_device(options.device)))
     found = []
     for folder in sorted((Path("runs") / script).glob(f"{name}-seed{options.seed}*" if not options.dry_run else "dry-run*")):
         with contextlib.suppress(UserError):              # a damaged neighbour is no reason to stop
@@ -428,6 +437,11 @@ def commit():
         return head.stdout.strip() + ("+" if changed else "") if head.returncode == 0 else "unknown"
     except OSError:
         return "unknown"
+
+
+def code_checksum(script):
+    """Of SCRIPT.py and common.py as they are: whether a run that was cut off may go on."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in (HERE / f"{script}.py", HERE / "common.py") if path.exists())).hexdigest()[:16]
 
 
 def hardware(device):
@@ -460,8 +474,7 @@ class Run:
         self.script, self.options, self.name = script, options, name or options.dataset
         self.device = choose_device(options.device)
         self.precision = choose_precision(options.precision, self.device)
-        settings = {key: value for key, value in vars(options).items() if key not in FREE_ON_RESUME}
-        settings["precision"] = self.precision
+        settings = settings_of(options, self.precision)
         self.folder = self._choose_folder(settings)
         self.tracked, self.history, self.epoch, self.step = {}, [], 0, 0
         self.seconds_before, self.train_seconds, self.images = 0., 0., 0
@@ -485,7 +498,11 @@ class Run:
             folder = Path(options.out)
             if exists(folder, "--out") and not folder.is_dir():
                 raise UserError(f"--out '{folder}' is a file, not a folder")
-            if folder.is_dir() and any(file.suffix != ".part" for file in folder.iterdir()):     # .part: killed in its first write
+            try:
+                used = folder.is_dir() and any(file.suffix != ".part" for file in folder.iterdir())             # .part: killed in its first write
+            except OSError as error:
+                raise UserError(f"cannot look into '{folder}' ({error.strerror}): choose another --out")
+            if used:
                 if read_config(folder)["script"] != script:
                     raise UserError(f"--out '{folder}' holds a run of {read_config(folder)['script']}.py")
                 if not same(folder):
@@ -518,7 +535,7 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomic(self.folder / "config.json", json.dumps({
                 "script": self.script, "settings": settings, "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
-                "device": self.device.type, "hardware": hardware(self.device), "commit": commit(),
+                "device": self.device.type, "hardware": hardware(self.device), "commit": commit(), "code": code_checksum(self.script),
                 "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}}, indent=1))
         except OSError as error:
             raise UserError(f"cannot write to '{self.folder}' ({error.strerror}): choose another --out")
@@ -714,6 +731,12 @@ def settle_batch_norm(net, batches):
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
     net.eval()
+
+
+def settling_parts(images, size=500):
+    """Up to 20,000 images uint8 [N, ...] as floats, in parts of nearly equal length, at most `size`: none has a single image, which batch norm refuses."""
+    images = images[:20_000]
+    return [to_float(part) for part in images.tensor_split(math.ceil(len(images) / size))]
 
 
 def refuse_idle(options, cases, unset=None):

@@ -365,7 +365,7 @@ def settle(nets, images, options, batch_size=500):
     Q has seen generated images alone.
 
     So Q's statistics are not those of generated images, which it then reads a little worse."""
-    parts = [common.to_float(part) for part in images[:20_000].split(batch_size)]
+    parts = common.settling_parts(images, batch_size)
     with common.own_random_numbers():
         common.settle_batch_norm(nets.gen, ((generator_input(options, *draw_prior(options, len(part), images.device, round(options.far * len(part)))),)
                                             for part in parts))
@@ -491,7 +491,7 @@ def probe_scores(nets, trunk, data, test, dry=False):
     probe_error_LAYER_LABELS; LAYER is trunk (1,024 numbers), q_hidden (128), untrained (a trunk with initial weights), pixels."""
     with common.own_random_numbers():
         untrained = initialise(Trunk(slope=nets.trunk.net[1].negative_slope)).to(data.x.device)
-    common.settle_batch_norm(untrained, ((common.to_float(part),) for part in data.x[:20_000].split(500)))
+    common.settle_batch_norm(untrained, ((part,) for part in common.settling_parts(data.x)))
     blank = SimpleNamespace(trunk=untrained, head=nets.head)
     with torch.no_grad():
         layers = {"trunk": trunk, "q_hidden": [nets.q.hidden(h) for h in trunk],
@@ -730,7 +730,7 @@ def refuse_idle(options):
     o = options
     defaults = {**OURS, **(PAPER if o.recipe == "paper" else {}), **(BASELINE if o.baseline else {})}
     warps = defaults["warp"] if o.warp is None else o.warp
-    common.refuse_idle(o, ((not o.categories, ("category_weight", "warp", "baseline_epochs"), "with --categories 0"),
+    common.refuse_idle(o, ((not o.categories, ("category_weight", "warp", "far", "baseline_epochs"), "with --categories 0"),
                            (not o.continuous, ("continuous_weight", "continuous_start", "far", "sweep", "learned_std"), "with --continuous 0"),
                            (o.continuous_weight == 0, ("continuous_start",), "with --continuous-weight 0"),
                            (o.baseline, ("baseline_epochs",), "with --baseline"), (not warps, ("far",), "with --warp 0, which --recipe paper and --baseline have")))

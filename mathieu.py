@@ -270,6 +270,8 @@ def pretrain_s(run, nets, data, ids, epochs):
     optimiser = torch.optim.Adam([*nets.class_enc.parameters(), *head.parameters()], 1e-3)
     for _ in range(epochs):
         for i in torch.randperm(len(data.y)).to(run.device).split(run.options.batch_size):
+            if len(i) == 1:                               # batch norm needs two
+                continue
             with run.autocast():
                 s = class_code(nets.class_enc, common.to_float(data.x[i]))
                 loss = F.binary_cross_entropy_with_logits(head(s).float(), ids[i])

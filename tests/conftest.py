@@ -1,4 +1,6 @@
 """Tests run from anywhere: the scripts are imported from the folder above, and each test works in its own folder."""
+import copy
+import functools
 import os
 import runpy
 import subprocess
@@ -26,6 +28,18 @@ KILLS = {"mathieu": (2, ["mathieu.py", "--dry-run", "--device", "cpu", "--batch-
 def pytest_collection_modifyitems(items):
     """Tests that wait for kills.py come last: it works beside the others."""
     items.sort(key=lambda item: "survives_kills" in item.fixturenames)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def read_once():
+    """MNIST as embedded is read once and the whole set of sprites drawn once: every call gets a copy."""
+    real = common.load_dataset
+    kept = functools.cache(real)
+
+    def load_dataset(name, root=None, validation=False):
+        embedded = name in ("mnist", "sprites") and root in (None, ROOT / "data")
+        return copy.deepcopy(kept(name, validation=validation)) if embedded else real(name, root, validation)
+    common.load_dataset = load_dataset
 
 
 @pytest.fixture(scope="session", autouse=True)
