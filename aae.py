@@ -852,8 +852,8 @@ MANY_LABELS = dict(epochs=30, labelled_batch=400)         # of `semi` with 10,00
 PAPER = dict(optimiser="sgd", lr=0.01, lr_adversary=0.1, lr_encoder=0.1, lr_labels=0.1, beta1=0.1, schedule="steps", init_std=0.01, batch_size=100,
              batch_norm="none", dropout=0.0, noise=0.0, code_noise=0.0, input_dropout=0.0, encoder="deterministic",
              smooth_weight=0.0, warp=0.0, warp_weight=0.0, y_weight=1.0, balance_weight=0.0)
-# Not known and ours: the epochs of prior and likelihood. Borrowed from semi: schedule, momenta and initial weights of prior, likelihood and style,
-# rates of prior and style, and style's epochs and noise.
+# Not known and ours: the epochs of prior and likelihood. Borrowed from likelihood: the initial weights of all other tasks. Borrowed from semi: the schedule
+# of prior, likelihood and style, momenta and rates of prior and style, and style's epochs and noise.
 PAPER_BY_TASK = {"prior": dict(epochs=1000), "likelihood": dict(epochs=1000),
                  "style": dict(epochs=5000, noise=0.3), "semi": dict(epochs=5000, noise=0.3),
                  "cluster": dict(epochs=1500, hidden=3000, batch_norm="all", input_dropout=0.2), "embed": dict(epochs=5000, noise=0.3)}
@@ -957,12 +957,15 @@ def resolve(options):
     for name, value in defaults.items():
         if getattr(o, name) is None:
             setattr(o, name, value)
+    fixed = o.task == "embed" and o.z_dim == (10 if o.labels else o.clusters)         # heads that are corners of a simplex (ClusterHeads)
+    common.refuse_idle(o, ((not o.smooth_weight, ("smooth_radius",), "with --smooth-weight 0"), (o.schedule == "steps", ("adversary_end",), "with --schedule steps"),
+                           (not o.head_weight, ("head_distance",), "with --head-weight 0"), (fixed, ("head_distance", "head_weight"), "where heads are fixed")), defaults)
     if o.prior != "gaussian" and o.task != "prior":
         raise common.UserError("--prior mixture and swiss-roll are for --task prior")
     if o.task == "prior" and o.z_dim != 2 or o.task == "embed" and o.z_dim < 2:
         raise common.UserError("the figures of --task prior and embed need --z-dim 2 (embed: or more)")
     if o.batch_size < 3 or o.labelled_batch < 2:
-        raise common.UserError("--batch-size must be at least 3, so that the last batch of an epoch has two images"
+        raise common.UserError("--batch-size must be at least 3, so that every batch has two images"
                                + (", and --labelled-batch at least 2" if supervised(o) else ""))
     if o.labels and (o.labels % 10 or o.task in ("likelihood", "style", "cluster")):
         raise common.UserError("--labels must be a multiple of 10, and is for --task prior, semi and embed")
@@ -998,7 +1001,10 @@ def main(options):
     if options.task != "style" and not supervised(options):
         count = len(data.y) // 6                          # 10,000 of MNIST's 60,000: names the clusters, chooses the Parzen width
         held_out, data = data.take(slice(-count, None)), data.take(slice(None, -count))
-    labelled = choose_labelled(data.y, options.labels if options.task != "style" else len(data.y), options.seed)
+    count = options.labels if options.task != "style" else len(data.y)
+    if options.dry_run:                                   # of its few images as many as there are of the rarest class
+        count = count if count >= len(data.y) else min(count, 10 * int(torch.bincount(data.y).min()))
+    labelled = choose_labelled(data.y, count, options.seed)
     run = common.Run("aae", options, run_name(options))
     data, test, labelled = data.to(run.device), test.to(run.device), labelled.to(run.device)
     held_out = held_out and held_out.to(run.device)

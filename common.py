@@ -390,6 +390,11 @@ def read_checkpoint(folder, script, device="cpu"):
     path = Path(folder) / "checkpoint.pt"
     if not path.exists():
         raise UserError(f"no checkpoint in '{folder}': nothing was saved there yet; start without --resume in a new folder")
+    choose_device(torch.device(device).type)              # absent is not damaged
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"cannot read '{path}' ({error.strerror})")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         owner = state["script"]
@@ -1090,6 +1095,16 @@ def tile(images, columns, gap=1, after_row=(), after_column=()):
     return picture
 
 
+def save_figure(figure, path):
+    """Write a figure of matplotlib as PNG and close it; `UserError` where that fails."""
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise UserError(f"cannot write '{path}' ({error.strerror}): the checkpoint is kept; the same command with --resume goes on from it")
+    finally:
+        pyplot().close(figure)
+
+
 def figure_grid(path, images, columns, title, x_label=None, y_label=None, zoom=2, **gaps):
     """A grid of images as PNG, each pixel `zoom` wide, with a title and words beside rows and columns."""
     plt = pyplot()
@@ -1106,8 +1121,7 @@ def figure_grid(path, images, columns, title, x_label=None, y_label=None, zoom=2
     axes.set_xlabel(x_label or "", fontsize=9)
     axes.set_ylabel(y_label or "", fontsize=9)
     figure.suptitle(title, fontsize=10, y=1 - .08 / height, va="top")
-    figure.savefig(path)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def figure_curves(path, history, groups, title):
@@ -1123,8 +1137,7 @@ def figure_curves(path, history, groups, title):
         axes.legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def figure_scatter(path, codes, y, title, outline=(), marks=None):
@@ -1145,8 +1158,7 @@ def figure_scatter(path, codes, y, title, outline=(), marks=None):
     axes.legend(markerscale=5, fontsize=8, loc="center left", bbox_to_anchor=(1, .5), frameon=False)
     axes.set_title(title, fontsize=10)
     figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def figure_scatters(path, columns, rows, limits):
@@ -1164,8 +1176,7 @@ def figure_scatters(path, columns, rows, limits):
             if j == 0:
                 axes.set_ylabel(rows[i], fontsize=8)
     figure.tight_layout(pad=.5)
-    figure.savefig(path)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 # ------------------------------------------------------------------------------------------------------------ main

@@ -571,8 +571,7 @@ def figure_information(curves, options, path):
     axes.legend(fontsize=8)
     axes.grid(alpha=.3)
     figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    common.save_figure(figure, path)
 
 
 def evaluate(run, nets, baseline, data, test, curves):

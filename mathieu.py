@@ -13,7 +13,7 @@ Where the paper's things are
     Figure 2(a), 2(b), 3              figure_swap, figure_interpolation
     Figure 4, Figure 5                figure_retrieval, figure_generation (the paper: sprites and others, not MNIST)
     Figure 10(a); 10(b)               --pretrained-s; the plain run
-    Table 1                           probe_scores (on sprites); on MNIST the paper has no numbers
+    Table 1                           probe_scores (its test row on sprites, not the train row, NORB or YaleB); on MNIST the paper has no numbers
     The paper's terms alone           --code-weight 0 --code-prior-weight 0 --dead-zone 0
     not in the paper                  swap_scores: does the decoder use s? (a probe on s cannot tell)
 
@@ -26,7 +26,7 @@ Differences from the paper
     behind its two kinds of fake: one tells (mean of z1, id1) from (mean of z1, id2), the swap; one tells (z1, id1) from (z, id2),
     z ~ N(0, I), the prior sample. The image discriminator alone teaches the decoder to ignore the class in z, not the encoder
     to leave it out. They take two steps to one of the others. `--code-weight 0 --code-prior-weight 0` switches them off.
- 4. Enc, Dec and Disc are updated from the same forward pass, at the weights before the step (the code's discriminators step first);
+ 4. Enc, Dec and Disc are updated from the same forward pass, at the weights before the step (the discriminators of difference 3 step first);
     Algorithm 1 draws fresh pairs for the adversary. The adversarial term of the generator is the non-saturating -log D, as in the released code.
  5. The KL weight grows during training from `--kl-start` to `--kl-weight`, and with it the weights of difference 3, from 0. On MNIST it ends at
     16 times the released weight: the KL of an eq. 5 whose pixels have variance 0.8 (released 0.05), which leaves z little room. Hence
@@ -37,14 +37,15 @@ Differences from the paper
     from which a probe reads the class. `--dead-zone 0` switches it off.
  8. Batch norm and ReLU follow the sum of the z and s branches, as they precede the heads of the encoder (the released net has neither).
  9. The sprites are drawn here (common.sprites): the same seven attributes, 672 characters as in the paper, split 500/72/100 as in Reed et
-    al. 2015, other pictures. Their tables in the discriminator add up; the released code gives each attribute a seventh of the channels.
+    al. 2015, other pictures; 40 of a character in continuous poses, where the paper has 20 animations of discrete ones. Their tables in the discriminator add up; the released code gives each attribute a seventh of the channels.
 10. `--pretrained-s`: how the paper trains its classifier is not said. Ours has five epochs at 1e-3 of one-vs-all cross-entropy, each s scaled to
     deviation 1 (class_code), and all adversaries stay on.
 
 The released code (MichaelMathieu/factors-variation): its default net is a larger one; its small one, here as `--net released`, cannot run as
 released, by reading its source. `--recipe released` does not take over: mid-grey padding (here black); a KL gradient that treats the log
 variance as log sigma and so pulls about twice as hard where sigma is small (here the KL is exact); pixels in [-1, 1] with tanh; fresh noise
-for every decoding; classes drawn uniformly; two swaps in three images (here one in a pair).
+for every decoding; classes drawn uniformly; two swaps in three images (here one in a pair); batch norm's own statistics of each batch when it
+is tested (here those kept in training).
 """
 import functools
 from types import SimpleNamespace
@@ -213,13 +214,13 @@ def adversarial_loss(logits_fake, real_target=1.0):
     """Generator's side of L_gan: cross-entropy of Disc(Dec(z, s2), id2) against "real", mean over the batch; log 2 at chance.
 
     logits_fake: [B]. real_target: the released code's 0.95 smooths the label here too. Used for z = z1 (swap) and for z ~ N(0, I),
-    and, sign turned where "fake" is the aim, for the code's discriminators (difference 3)."""
+    and, sign turned where "fake" is the aim, for the discriminators of codes (difference 3)."""
     return F.binary_cross_entropy_with_logits(logits_fake, torch.full_like(logits_fake, real_target))
 
 
 def discriminator_loss(logits_real, logits_fake, real_target=1.0):
     """-log Disc(x2, id2) - log(1 - Disc(fake, id2)), each a mean over its batch; 2 log 2 at chance. Logits [B]; real_target smooths.
-    The code's discriminators have the same loss on codes."""
+    The discriminators of codes have the same loss on codes."""
     return (F.binary_cross_entropy_with_logits(logits_real, torch.full_like(logits_real, real_target))
             + F.binary_cross_entropy_with_logits(logits_fake, torch.zeros_like(logits_fake)))
 
@@ -342,7 +343,7 @@ def train(run, nets, data, ids):
                 z, s = (torch.cat(parts) for parts in zip(*codes))           # one pass for all
                 decoded = torch.sigmoid(dec(z, s)).split([len(z) for z, _ in codes])
 
-                # The code's discriminators, M = mean_disc and P = prior_disc, step first, so that Enc meets them updated. They maximise
+                # The discriminators of codes, M = mean_disc and P = prior_disc, step first, so that Enc meets them updated. They maximise
                 #     log M(mu1, id1) + log(1 - M(mu1, id2)) + log P(z1, id1) + log(1 - P(z, id2)),  z ~ N(0, I)
                 loss_c = hide = match = zero
                 for _ in range(opt.code_steps if opt.code_weight or opt.code_prior_weight else 0):
@@ -615,7 +616,7 @@ def make_parser():
         help="released: the released code's small net, z of 512, s of 64, batches of 48, rates and weights, constant schedule and KL, no code adversaries, no "
              "dead zone; epochs stay (that code runs until it is stopped); flags given beside it still count")
     add("--net", choices=("paper", "released"), default="paper",
-        help="paper: three 5x5 stride-2 convolutions; released: the code's small net")
+        help="paper: three 5x5 stride-2 convolutions; released: the released code's small net")
     add("--z-dim", type=common.count, default=None, help=f"size of z; None is {both('z_dim')} (the paper's for MNIST and sprites)")
     add("--s-dim", type=common.count, default=None, help=f"size of s; None is {both('s_dim')} (the paper's for MNIST and sprites)")
     add("--own-weight", type=common.weight, default=0.2, help="of the reconstruction from (z1, s1) (eq. 5; the value is ours, released 0.5)")
@@ -626,7 +627,7 @@ def make_parser():
     add("--kl-start", type=common.weight, default=None,
         help=f"weight of the KL at the first step, from where it goes to --kl-weight (ours); None is {both('kl_start')}, at most --kl-weight")
     add("--grow-until", type=common.share, default=0.6,
-        help="share of the run after which the weights of the KL and of the code's adversaries are whole (ours)")
+        help="share of the run after which the weights of the KL and of the codes' adversaries are whole (ours)")
     add("--swap-weight", type=common.weight, default=None,
         help="lambda of eq. 5 for the swap (z1, s2, id2) (the value is ours, the paper gives none; released 1.96 in these units, 7.68 on colour images); "
              f"None is {both('swap_weight')}")
@@ -636,13 +637,13 @@ def make_parser():
         help=f"of hiding the class in the mean of z from its discriminator (ours, difference 3); None is {both('code_weight')}")
     add("--code-prior-weight", type=common.weight, default=None,
         help=f"of making z of every class look like the prior (ours, difference 3); None is {both('code_prior_weight')}")
-    add("--code-steps", type=common.count, default=2, help="updates of the code's discriminators in a step (ours)")
+    add("--code-steps", type=common.count, default=2, help="updates of the discriminators of codes in a step (ours)")
     add("--dead-zone", type=common.weight, default=None,
         help=f"soft threshold of the means of z (ours, difference 7; paper 0); None is {both('dead_zone')}")
     add("--real-target", type=common.fraction, default=1.0, help="label of 'real', for the image discriminator and for the generator (released 0.95)")
     add("--lr", type=common.positive, default=2e-3, help="Adam's rate for encoder and decoder (the value is ours, released 0.01)")
     add("--lr-disc", type=common.positive, default=1e-3, help="Adam's rate for the discriminator (the value is ours, released 0.01)")
-    add("--lr-code", type=common.positive, default=2e-3, help="Adam's rate for the code's discriminators; never below 30 %% of it (ours)")
+    add("--lr-code", type=common.positive, default=2e-3, help="Adam's rate for the discriminators of codes; never below 30 %% of it (ours)")
     add("--beta1", type=common.below_one, default=0.5, help="of all Adams but the classifier's of --pretrained-s (released 0.5)")
     add("--schedule", choices=("linear", "constant"), default="linear",
         help="linear: warm-up, constant for half the run, then down to 2 %% (ours)")

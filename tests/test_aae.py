@@ -519,6 +519,13 @@ def test_labels_are_drawn_balanced_by_the_seed():
     assert torch.equal(first, again) and not torch.equal(first, other) and len(first.unique()) == 100
     assert (torch.bincount(y[first]) == 10).all() and (torch.bincount(y[aae.choose_labelled(y, 1000, 3)]) == 100).all()
     assert torch.equal(aae.choose_labelled(y, 60000, 0), torch.arange(60000))
+    with pytest.raises(common.UserError, match="--labels 55000 asks for more of a class than there are: the smallest has 5421; for all say 60000"):
+        aae.choose_labelled(y, 55000, 0)
+
+
+def test_a_dry_run_takes_as_many_labels_as_its_images_have(command):
+    done = command("aae.py", "--dry-run", "--task", "semi", "--labels", 1190, "--batch-size", 400)
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_other_label_is_ever_seen(monkeypatch):
@@ -1012,7 +1019,6 @@ def test_kill_at_a_random_moment_then_resume_is_bit_identical(survives_kills):
 
 
 MISTAKES = [(["--prior", "mixture", "--task", "semi"], "are for --task prior"), (["--prior", "mixture", "--z-dim", "3"], "--z-dim 2"), (["--batch-size", "2"], "at least 3"),
-            (["--task", "semi", "--labels", "1190"], "more of a class than there are"),
             (["--prior", "swiss-roll", "--regularizer", "kl"], "needs a density of the prior"), (["--regularizer", "kl", "--encoder", "deterministic"], "needs"),
             (["--task", "semi", "--labels", "55"], "multiple of 10"), (["--task", "semi", "--labels", "0"], "at least 10"),
             (["--task", "semi", "--labels", "-1"], "at least 0"), (["--task", "nothing"], "invalid choice"), (["--dropout", "1"], "below 1"),
@@ -1023,7 +1029,10 @@ MISTAKES = [(["--prior", "mixture", "--task", "semi"], "are for --task prior"), 
             (["--task", "style", "--balance-weight", "1"], "--balance-weight would do nothing"), (["--task", "semi", "--labelled-batch", "1"], "--labelled-batch at least 2"),
             (["--task", "embed", "--labels", "0", "--labelled-batch", "50"], "--labelled-batch would do nothing with --task embed --regularizer gan --labels 0"),
             (["--task", "cluster", "--lr-labels", "1e-3"], "--lr-labels would do nothing"), (["--regularizer", "kl", "--beta1", ".9"], "--beta1 would do nothing"),
-            (["--task", "semi", "--head-weight", "2"], "--head-weight would do nothing"), (["--recipe", "authors"], "invalid choice")]
+            (["--task", "semi", "--head-weight", "2"], "--head-weight would do nothing"), (["--recipe", "authors"], "invalid choice"),
+            (["--task", "embed", "--labels", "100", "--z-dim", "10", "--head-distance", "9"], "--head-distance would do nothing where heads are fixed"),
+            (["--task", "embed", "--head-weight", "0", "--head-distance", "9"], "--head-distance would do nothing with --head-weight 0"),
+            (["--recipe", "paper", "--task", "embed", "--smooth-radius", "5"], "--smooth-radius would do nothing"), (["--schedule", "steps", "--adversary-end", ".5"], "--adversary-end would do nothing")]
 
 
 @pytest.mark.parametrize("arguments, words", MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else str(v))

@@ -815,7 +815,8 @@ MISTAKES = [(["--model", "wgan"], "invalid choice"), (["--dataset", "sprites"], 
             (["--regressor-weight", "1"], "--regressor-weight is for --model jlr"), (["--batch-size", "2"], "at least 3"), (["--dataset", "grid", "--epochs", "1"], "at least 2"),
             (["--dataset", "nothing"], "unknown data set"), (["--lr", "0"], "above 0"),
             (["--skip", "0", "--skip-fade", ".5"], "nothing without --skip 1"), (["--model", "ali", "--skip-fade", ".5"], "--skip-fade is for"), (["--dataset", "grid", "--skip-fade", ".5"], "--skip-fade does not go with"),
-            (["--model", "ae-l1", "--skip-fade", ".5"], "--skip-fade is for"), (["--skip-fade", "2"], "from 0 to 1")]
+            (["--model", "ae-l1", "--skip-fade", ".5"], "--skip-fade is for"), (["--skip-fade", "2"], "from 0 to 1"),
+            (["--table", "1", "--skip", "0", "--skip-fade", ".3"], "nothing without --skip 1"), (["--dataset", "grid", "--data", "."], "--data out")]
 
 
 @pytest.mark.parametrize("arguments, words", MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else str(v))

@@ -615,6 +615,41 @@ def test_idle_flags_are_refused_unless_they_ask_for_nothing():
             common.refuse_idle(given, [(True, ("absent", name), "here")])
 
 
+def test_folders_and_files_one_cannot_read_are_one_line(monkeypatch):
+    toy(options())
+    refuse = lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))  # noqa: E731
+    for name, words in (("iterdir", "cannot look into 'run' .Permission denied.: choose another --out"), ("read_text", "cannot read 'run/config.json' .Permission denied.: choose")):
+        with monkeypatch.context() as patch, pytest.raises(common.UserError, match=words):
+            patch.setattr(common.Path, name, refuse)
+            toy(options())
+    with monkeypatch.context() as patch, pytest.raises(common.UserError, match="cannot read 'run/checkpoint.pt' .Permission denied."):
+        patch.setattr(common.Path, "open", refuse)
+        common.read_checkpoint("run", "toy")
+    if not torch.cuda.is_available():
+        with pytest.raises(common.UserError, match="no cuda device"):
+            common.read_checkpoint("run", "toy", "cuda")
+    with pytest.raises(common.UserError, match="cannot write 'absent/x.png'.*--resume"):
+        common.figure_curves(common.Path("absent/x.png"), [{"epoch": 1, "a": 1.}], [("a", ("a",), "nats")], "A")
+    for settings in ([], None, "x"):
+        common.Path("run/config.json").write_text(json.dumps({"script": "toy", "settings": settings}))
+        with pytest.raises(common.UserError, match="'run/config.json' is damaged"):
+            toy(options(resume=True))
+
+
+def test_other_data_are_another_run():
+    """The folder of the data files counts where it is given; a run of before this rule, which had none, is still found."""
+    toy(options())
+    assert "data" not in common.read_config("run")["settings"]
+    with pytest.raises(common.UserError, match=r"other settings \(data is None there, elsewhere here\)"):
+        toy(options(data="elsewhere", resume=True))
+
+
+@pytest.mark.parametrize("n, parts", [(1001, 3), (3, 1), (20_000, 40), (20_400, 40)])
+def test_settling_leaves_no_image_alone(n, parts):
+    sizes = [len(part) for part in common.settling_parts(torch.zeros(n, 1, 2, 2, dtype=torch.uint8))]
+    assert len(sizes) == parts and sum(sizes) == min(n, 20_000) and max(sizes) - min(sizes) <= 1 and max(sizes) <= 500 and min(sizes) > 1
+
+
 def test_a_path_one_cannot_look_at_is_one_line():
     class Closed:
         def exists(self):

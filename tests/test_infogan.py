@@ -740,6 +740,7 @@ MISTAKES = [(["--categories", "1"], "0 or at least 2"), (["--categories", "0", "
             (["--table", "leak", "--categories", "5"], "--categories out"), (["--lr", "0"], "above 0"), (["--slope", "nan"], "at least 0"),
             (["--recipe", "paper", "--far", ".5"], "--far would do nothing"), (["--table", "leak", "--warp", "0", "--far", ".5"], "--far would do nothing"),
             (["--categories", "0", "--warp", "1"], "--warp would do nothing with --categories 0"), (["--categories", "0", "--category-weight", "2"], "--category-weight would do nothing"),
+            (["--categories", "0", "--far", ".5"], "--far would do nothing with --categories 0"),
             (["--continuous", "0", "--sweep", "1"], "--sweep would do nothing with --continuous 0"), (["--continuous", "0", "--learned-std"], "--learned-std would do nothing"),
             (["--continuous-weight", "0", "--continuous-start", ".5"], "--continuous-start would do nothing"), (["--baseline", "--baseline-epochs", "1"], "--baseline-epochs would do nothing")]
 

@@ -226,6 +226,22 @@ def test_again_keep_files_it_among_the_repeats(pretended):
     assert near == "| `python aae.py --task style --seed 1` | 3 | A, in bf16 | A, in bf16 | 0* | 1 of 1 | z error: 41 (41 ± 1) |" and far.endswith("| 0 of 1 | z error: 45 (41 ± 1) |")
 
 
+def test_seeds_are_those_of_the_tables():
+    assert [seed for _, seed in reproduce.asked(["bigan/grid"], None)] == list(range(5)) and [seed for _, seed in reproduce.asked(["bigan/grid-random"], None)] == list(range(10))
+    assert reproduce.asked(["aae/style", "bigan/grid"], [3, 1, 3]) == [("aae/style", 1), ("bigan/grid", 1), ("aae/style", 3), ("bigan/grid", 3)]
+
+
+def test_changed_since_compares_the_code(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps({"commit": "abc+", "code": common.code_checksum("aae")}))
+    assert not reproduce.changed_since(tmp_path, "aae") and reproduce.changed_since(tmp_path, "bigan")
+    monkeypatch.setattr(common, "HERE", tmp_path)
+    for name in ("aae", "common"):
+        (tmp_path / f"{name}.py").write_text((ROOT / f"{name}.py").read_text())
+    assert not reproduce.changed_since(tmp_path, "aae")
+    (tmp_path / "common.py").write_text("")
+    assert reproduce.changed_since(tmp_path, "aae")
+
+
 def test_changed_since_asks_git(tmp_path):
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     first = subprocess.run(["git", "hash-object", "-t", "tree", "/dev/null"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
