@@ -403,14 +403,14 @@ def test_tiny_training_informs_and_the_regular_gan_does_not():
     for words in (["--recipe", "paper"], ["--baseline"]):
         torch.manual_seed(0)
         opt = options("--categories", 4, "--continuous", 0, "--noise", 40, *words)
-        game = infogan.Game(infogan.build(opt), opt, torch.device("cpu"), 50)
-        for step in range(50):
+        game = infogan.Game(infogan.build(opt), opt, torch.device("cpu"), 30)
+        for step in range(30):
             x = torch.zeros(20, 1, 28, 28)
             for k in range(4):
                 x[k::4, :, 14 * (k // 2):, 14 * (k % 2):][:, :, :14, :14] = 1
             infogan.update(game, x, step)
         told[opt.baseline] = game.curve.nats[-10:].mean().item()
-    assert told[False] > .9 and told[True] < .4, told     # log 4 = 1.39
+    assert told[False] > .8 and told[True] < .3, told     # log 4 = 1.39
 
 
 # ---------------------------------------------------------------------------------------------------------- scores

@@ -592,7 +592,7 @@ def test_tiny_training_uses_s_and_without_its_terms_does_not(capsys):
         nets.enc.eval(), nets.dec.eval()
         scores[name] = {**mathieu.swap_scores(nets, test, judge), **mathieu.reconstruction_scores(nets, test)}
     print(scores)
-    assert scores["whole"]["swap_accuracy"] > 90 and scores["whole"]["swap_z_leak"] < 5
+    assert scores["whole"]["swap_accuracy"] > 80 and scores["whole"]["swap_z_leak"] < 5
     assert scores["ablated"]["swap_accuracy"] < 60
     assert scores["whole"]["reconstruction_mse"] < 0.045
 
