@@ -890,7 +890,7 @@ def make_parser():
         "still count",
         choices=("ours", "paper"), default="ours")
     add("--random-setting", "with --dataset grid: ALI and the GAN alone, 12 epochs (200 with --recipe paper), with lr, beta1 and --init-std drawn by the seed "
-        "(10^-4 to 10^-3, 0.2 to 0.8, 0.01 to 0.1)", action="store_true", default=False)
+        "(10^-4 to 10^-3, 0.2 to 0.8, 0.01 to 0.1); --lr in place of the drawn one is D's, too", action="store_true", default=False)
     add("--cycle-weight", "lambda of ALICE's cycle terms; also for bigan and ali; None is 0.05 for alice, 0 for the others", type=common.weight)
     add("--bilinear", "joint models: size of a product of image and code in D, by which G(E(x)) keeps more digits (see Discriminator)", type=common.whole)
     add("--skip", "1: D's logit sees the first hidden layer too, against collapse (difference 2); None is 1, 0 for ali and alice, with "
@@ -949,7 +949,7 @@ def resolve(options):
         rng = torch.Generator().manual_seed(o.seed)
         lr, beta1, std = torch.rand(3, generator=rng).tolist()
         lr, beta1, init_std = 1e-4 * 10 ** lr, 0.2 + 0.6 * beta1, 0.01 * 10 ** std
-        defaults.update(epochs=200 if o.recipe == "paper" else 12, lr=lr, lr_discriminator=lr, beta1=beta1, init_std=init_std)
+        defaults.update(epochs=200 if o.recipe == "paper" else 12, lr=lr, lr_discriminator=o.lr or lr, beta1=beta1, init_std=init_std)
     for name, value in defaults.items():
         if getattr(o, name) is None:
             setattr(o, name, value)
