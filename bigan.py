@@ -25,8 +25,8 @@ Where to find what
 
 Differences from the papers
  1. 30 epochs, rates of 5e-4 (not all: see 2) that rise over 100 steps and fall linearly in the second half; BiGAN's code has 400 epochs
-    and 2e-4, with an exponential fall. --recipe paper takes that code's setting: its epochs, rate and schedule, no penalty, no average; its weight decay
-    counts half (see below).
+    and 2e-4, with an exponential fall. --recipe paper takes that code's setting: its epochs, rate and schedule, no penalty, no average;
+    its weight decay counts half (see below).
  2. In the joint models a penalty on the slope of D, of either kind of pair, every fourth step (gradient_penalty). Without it
     reconstructions collapse at rates of 6e-4, and after 10 epochs at 2e-4 half the digits are lost: E's codes crowd into the corners of
     [-1, 1]^50, where the prior has almost no mass. (The authors' 400 epochs without it keep the digit of 73.5 % of 200 training images, by
@@ -36,10 +36,10 @@ Differences from the papers
     images: a GAN's logits of them are 0, a joint D's the same for any other image, whatever its weights. Thus a G that is losing has a way
     out which D cannot close: to make one image (in log.csv gan's and lr's G has a loss of log 2 from the next epoch on; bigan's D one below
     0.75 in the second epoch, and falling, where others have 1.1 to 1.3). So in bigan, gan, lr and jlr the logit also sees D's first hidden
-    layer, and none of twenty runs collapsed (--skip 1 --skip-fade 0; --skip 0 is the published D: a GAN's is then closer to the paper's number). In bigan, which
-    collapsed in its first epochs alone, this map fades to nothing in the first half of the run (--skip-fade; none of five collapsed): where
-    it stays, the code says less. ali and alice, none of whose ten runs collapsed, and --bilinear have no such map; the grid's GAN has the
-    penalty.
+    layer, and none of twenty runs collapsed (--skip 1 --skip-fade 0; --skip 0 is the published D: a GAN's is then closer to the paper's
+    number). In bigan, which collapsed in its first epochs alone, this map fades to nothing in the first half of the run (--skip-fade; none
+    of five collapsed): where it stays, the code says less. ali and alice, none of whose ten runs collapsed, and --bilinear have no such map;
+    the grid's GAN has the penalty.
  3. The scores are of running averages of the weights (decay at most (1 + t) / (10 + t) in update t, for short runs); --average 0 takes the
     last weights.
  4. ali and alice have BiGAN's networks and 50 dimensions on MNIST, which the ALI paper leaves out. D's batch norm does not see the scale of

@@ -337,7 +337,7 @@ def choose_device(name):
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if present[kind])
-    if not present[name]:
+    if not present.get(name):
         raise UserError(f"no {name} device on this machine: leave --device out, or say --device cpu")
     return torch.device(name)
 
@@ -417,9 +417,8 @@ def same_version(run_dir):
 
 
 def settings_of(options, precision):
-    """What makes a run this run, for its config.json: all options but those of FREE_ON_RESUME, and --data where it is given."""
-    settings = {key: value for key, value in vars(options).items() if key not in FREE_ON_RESUME and not (key == "data" and value is None)}
-    return {**settings, "precision": precision}
+    """What makes a run this run, for its config.json: all options but those of FREE_ON_RESUME."""
+    return {**{key: value for key, value in vars(options).items() if key not in FREE_ON_RESUME}, "precision": precision}
 
 
 def find_run(script, options, name):

@@ -37,7 +37,8 @@ Differences from the paper
     from which a probe reads the class. `--dead-zone 0` switches it off.
  8. Batch norm and ReLU follow the sum of the z and s branches, as they precede the heads of the encoder (the released net has neither).
  9. The sprites are drawn here (common.sprites): the same seven attributes, 672 characters as in the paper, split 500/72/100 as in Reed et
-    al. 2015, other pictures; 40 of a character in continuous poses, where the paper has 20 animations of discrete ones. Their tables in the discriminator add up; the released code gives each attribute a seventh of the channels.
+    al. 2015, other pictures; 40 of a character in continuous poses, where the paper has 20 animations of discrete ones. Their tables in
+    the discriminator add up; the released code gives each attribute a seventh of the channels.
 10. `--pretrained-s`: how the paper trains its classifier is not said. Ours has five epochs at 1e-3 of one-vs-all cross-entropy, each s scaled to
     deviation 1 (class_code), and all adversaries stay on.
 
@@ -271,8 +272,6 @@ def pretrain_s(run, nets, data, ids, epochs):
     optimiser = torch.optim.Adam([*nets.class_enc.parameters(), *head.parameters()], 1e-3)
     for _ in range(epochs):
         for i in torch.randperm(len(data.y)).to(run.device).split(run.options.batch_size):
-            if len(i) == 1:                               # batch norm needs two
-                continue
             with run.autocast():
                 s = class_code(nets.class_enc, common.to_float(data.x[i]))
                 loss = F.binary_cross_entropy_with_logits(head(s).float(), ids[i])

@@ -526,6 +526,7 @@ def test_labels_are_drawn_balanced_by_the_seed():
 def test_a_dry_run_takes_as_many_labels_as_its_images_have(command):
     done = command("aae.py", "--dry-run", "--task", "semi", "--labels", 1190, "--batch-size", 400)
     assert done.returncode == 0, done.stderr
+    assert common.read_config("runs/aae/dry-run")["settings"]["labels"] == 1190
 
 
 def test_no_other_label_is_ever_seen(monkeypatch):

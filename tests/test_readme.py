@@ -1,7 +1,6 @@
 """The README's commands parse, its snippet runs as printed, and its tables are those of results/."""
 import json
 import re
-import subprocess
 import sys
 import threading
 import time
@@ -240,17 +239,6 @@ def test_changed_since_compares_the_code(tmp_path, monkeypatch):
     assert not reproduce.changed_since(tmp_path, "aae")
     (tmp_path / "common.py").write_text("")
     assert reproduce.changed_since(tmp_path, "aae")
-
-
-def test_changed_since_asks_git(tmp_path):
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    first = subprocess.run(["git", "hash-object", "-t", "tree", "/dev/null"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    answers = []
-    for commit in (head, first, "unknown"):
-        (tmp_path / "config.json").write_text(json.dumps({"commit": commit}))
-        answers.append(reproduce.changed_since(tmp_path, "aae"))
-    clean = not subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "aae.py", "common.py"], cwd=ROOT).returncode
-    assert answers == ([not clean, True, False] if head else [False] * 3)      # without git nobody can tell
 
 
 def test_minutes_are_of_the_fastest_machine(monkeypatch):
