@@ -48,6 +48,7 @@ def test_benchmark_writes_what_the_table_shows(tmp_path, monkeypatch, capsys):
     import benchmark
     monkeypatch.setattr(benchmark, "TIMES", {name: lambda precision: (.5, 4e9, 100, torch.device("cpu")) for name in benchmark.TIMES})
     monkeypatch.setattr(benchmark, "matmul_rate", lambda device, dtype: 1e10 if dtype == torch.float32 else 4e10)
+    monkeypatch.setattr(common, "choose_device", lambda name: torch.device("cpu"))     # on a GPU both precisions are always measured
     monkeypatch.setattr(common, "choose_precision", lambda name, device: "bf16")
     monkeypatch.setattr(benchmark, "__file__", str(tmp_path / "tests/benchmark.py"))
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
