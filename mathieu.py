@@ -14,14 +14,15 @@ Where the paper's things are
     Figure 4, Figure 5                figure_retrieval, figure_generation (the paper: sprites and others, not MNIST)
     Figure 10(a); 10(b)               --pretrained-s; the plain run
     Table 1                           probe_scores (its test row on sprites, not the train row, NORB or YaleB); on MNIST the paper has no numbers
-    The paper's terms alone           --code-weight 0 --code-prior-weight 0 --dead-zone 0
+    The paper's terms alone           --code-weight 0 --code-prior-weight 0 --dead-zone 0 --prior-std 1
     not in the paper                  swap_scores: does the decoder use s? (a probe on s cannot tell)
 
 Differences from the paper
  1. Weights, rates, schedule and batch size are ours, and Adam for the paper's SGD: the paper gives no numbers. Channel counts, also not
     given, are the released code's. `--recipe released` takes the released code's small net, weights, rates and sizes.
  2. The prior-sample term of Figure 1 is on (section 4.2 and the released code leave it out, `--prior-weight 0`), and the discriminator
-    is shown these samples too, which Algorithm 1 leaves out: a term that the discriminator never learns to resist teaches little.
+    is shown these samples too, which Algorithm 1 leaves out: a term that the discriminator never learns to resist teaches little. On grey images
+    its z have deviation 2, not 1 (`--prior-std 1`): from the tails of the prior the decoder otherwise draws z's class. Scores draw z ~ N(0, I).
  3. Two small class-conditional discriminators look at the code instead of the image (CodeDiscriminator), on the codes
     behind its two kinds of fake: one tells (mean of z1, id1) from (mean of z1, id2), the swap; one tells (z1, id1) from (z, id2),
     z ~ N(0, I), the prior sample. The image discriminator alone teaches the decoder to ignore the class in z, not the encoder
@@ -337,7 +338,7 @@ def train(run, nets, data, ids):
                     codes.append((z1[:n], s2[:n]))                           # swap: one a pair
                     weights.append(opt.swap_weight)
                 if opt.prior_weight:
-                    codes.append((torch.randn_like(z1[:n]), s2[:n]))         # z from the prior
+                    codes.append((opt.prior_std * torch.randn_like(z1[:n]), s2[:n]))         # z from the prior, made wider
                     weights.append(opt.prior_weight)
                 z, s = (torch.cat(parts) for parts in zip(*codes))           # one pass for all
                 decoded = torch.sigmoid(dec(z, s)).split([len(z) for z, _ in codes])
@@ -597,12 +598,12 @@ GREY = ("mnist", "fashion", "kmnist")                                        # 2
 
 # Defaults where grey digits and colour sprites need different ones: (grey, colour). The dimensions are the paper's for MNIST and sprites (supplement).
 BY_DATASET = dict(z_dim=(16, 512), s_dim=(16, 64), kl_start=(0.3, 0.05), kl_weight=(2.4, 1.0), swap_weight=(6.5, 4.0), prior_weight=(6.5, 4.0),
-                  code_weight=(15.0, 5.0), code_prior_weight=(8.0, 3.0), dead_zone=(0.25, 0.5))
+                  prior_std=(2.0, 1.0), code_weight=(15.0, 5.0), code_prior_weight=(8.0, 3.0), dead_zone=(0.25, 0.5))
 
 # The released code's settings in our units. Its squared errors are means over C*H*W values in [-1, 1]: ours times 4 / (C*H*W). With the whole
 # objective multiplied by C*H*W / 4 the reconstruction weights stay 0.5 and 1, the KL's 0.1 * 6 / (C*H*W) becomes 0.15 nats, and the
 # adversary's 0.01 becomes 0.01 * C*H*W / 4 (set in `resolve`: 1.96 on grey images, 7.68 on colour). Its 16 triplets are 48 images, here 24 pairs.
-RELEASED = dict(net="released", own_weight=0.5, same_weight=1.0, kl_start=None, kl_weight=0.15, swap_weight=None, prior_weight=0.0,
+RELEASED = dict(net="released", own_weight=0.5, same_weight=1.0, kl_start=None, kl_weight=0.15, swap_weight=None, prior_weight=0.0, prior_std=1.0,
                 code_weight=0.0, code_prior_weight=0.0, real_target=0.95, dead_zone=0.0, lr=0.01, lr_disc=0.01, beta1=0.5, batch_size=48,
                 schedule="constant", z_dim=512, s_dim=64)
 
@@ -631,7 +632,9 @@ def make_parser():
         help="lambda of eq. 5 for the swap (z1, s2, id2) (the value is ours, the paper gives none; released 1.96 in these units, 7.68 on colour images); "
              f"None is {both('swap_weight')}")
     add("--prior-weight", type=common.weight, default=None,
-        help=f"lambda for z ~ N(0, I) with s2, id2 (Figure 1; the value is ours, released 0); None is {both('prior_weight')}")
+        help=f"lambda for z from the prior with s2, id2 (Figure 1; the value is ours, released 0); None is {both('prior_weight')}")
+    add("--prior-std", type=common.positive, default=None,
+        help=f"deviation of these z (difference 2; the prior's, and the paper's, is 1); None is {both('prior_std')}")
     add("--code-weight", type=common.weight, default=None,
         help=f"of hiding the class in the mean of z from its discriminator (ours, difference 3); None is {both('code_weight')}")
     add("--code-prior-weight", type=common.weight, default=None,
@@ -684,10 +687,12 @@ def labels_of(data):
 def refuse_idle(options):
     """A flag that would do nothing is a mistake: `UserError`. options: resolved. (--no-adversary overrides its four weights, as its help says.)"""
     o = options
-    told = {**vars(make_parser().parse_args([])), **(RELEASED if o.recipe == "released" else {})}
+    told = {**vars(make_parser().parse_args([])), "prior_std": BY_DATASET["prior_std"][o.dataset not in GREY],
+            **(RELEASED if o.recipe == "released" else {})}
     image, code = o.swap_weight or o.prior_weight, o.code_weight or o.code_prior_weight
     why = "since the weights that it goes with are 0"
     common.refuse_idle(o, ((not image, ("lr_disc", "real_target"), why), (not code, ("lr_code", "code_steps"), why),
+                           (not o.prior_weight, ("prior_std",), "with --prior-weight 0"),
                            (not code and o.kl_start == o.kl_weight, ("grow_until",), why + " or constant")), told)
 
 

@@ -214,7 +214,7 @@ def by_hand(opt, nets, x1, id1, h, grown):
         s1 = nets.class_enc.eval()(x1)[0].detach()
         s1 = (s1 - s1.mean(1, keepdim=True)) / (s1.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     z1 = mu + torch.randn(mu.shape) * torch.exp(0.5 * logvar)
-    zp = torch.randn(h, z1.shape[1]) if opt.prior_weight else None
+    zp = 2 * torch.randn(h, z1.shape[1]) if opt.prior_weight else None     # wider than the prior (difference 2)
     draws = [torch.randn(z1.shape) for _ in range(opt.code_steps)] if opt.code_prior_weight else [None] * opt.code_steps
     x2, s2, id2 = x1[third], s1[third], id1[third]
     z_all, s_all = [z1, z1], [s1, s1[partner]]
@@ -355,6 +355,7 @@ def test_schedule_warms_up_holds_and_falls():
 def test_flags_resolve():
     plain, off = options(), options("--no-adversary")
     assert (plain.z_dim, plain.s_dim, options("--dataset", "sprites").z_dim, options("--dataset", "sprites").s_dim) == (16, 16, 512, 64)
+    assert (plain.prior_std, options("--dataset", "sprites").prior_std) == (2, 1)
     weights = ("swap_weight", "prior_weight", "code_weight", "code_prior_weight")
     assert all(getattr(plain, w) > 0 for w in weights) and all(getattr(off, w) == 0 for w in weights)
     assert mathieu.of(torch.tensor([[1., 2., 4.]]), torch.tensor([[1., 0., 1.]])).tolist() == [5.]
@@ -722,6 +723,7 @@ MISTAKES = [
     (["--resume"], None, "nothing to resume"),
     (["--no-adversary", "--lr-disc", ".1"], None, "--lr-disc would do nothing"),
     (["--recipe", "released", "--code-steps", "4"], None, "--code-steps would do nothing"),
+    (["--prior-weight", "0", "--prior-std", "1"], None, "--prior-std would do nothing with --prior-weight 0"),
     (["--code-weight", "0", "--code-prior-weight", "0", "--kl-start", "1", "--kl-weight", "1", "--grow-until", ".1"], None, "--grow-until would do nothing"),
 ]
 
