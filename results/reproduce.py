@@ -479,8 +479,8 @@ def hardware():
     versions = sorted({e["versions"]["torch"] for _, e in entries})
     long = {}
     for e in read("mathieu/mnist"):
-        if threads(e) > 1:
-            long.setdefault(machine(e), []).append(e["seconds"] / 60)
+        n = threads(e)
+        long.setdefault(f"{machine(e)}{f' ({n} thread' + 's' * (n > 1) + ')' if n else ''}", []).append(e["seconds"] / 60)
     times = ", ".join(f"{statistics.mean(took):.0f} minutes on {name}" for name, took in sorted(long.items(), key=lambda item: statistics.mean(item[1])))
     return (f"The tables hold {len(entries)} runs: {'; '.join(parts)}; torch {', '.join(versions)}."
             + (f" `python mathieu.py --epochs 50` took {times}, evaluation included." if times else ""))
