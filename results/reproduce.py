@@ -466,7 +466,7 @@ def repeats_table():
 
 
 def hardware():
-    """Machines, precisions and versions behind the tables, with the number of runs, and minutes of mathieu.py, which its tables do not show."""
+    """Machines, precisions and versions behind the tables, with the number of runs."""
     entries = [(row, e) for row in ROWS for e in read(row)]
     machines = {}
     for _, e in entries:
@@ -477,13 +477,7 @@ def hardware():
         beside = f" ({' or '.join(map(str, counts))} thread{'' if counts == [1] else 's'})" if counts else ""
         parts.append(f"{len(mine)} on {name}{beside}")
     versions = sorted({e["versions"]["torch"] for _, e in entries})
-    long = {}
-    for e in read("mathieu/mnist"):
-        n = threads(e)
-        long.setdefault(f"{machine(e)}{f' ({n} thread' + 's' * (n > 1) + ')' if n else ''}", []).append(e["seconds"] / 60)
-    times = ", ".join(f"{statistics.mean(took):.0f} minutes on {name}" for name, took in sorted(long.items(), key=lambda item: statistics.mean(item[1])))
-    return (f"The tables hold {len(entries)} runs: {'; '.join(parts)}; torch {', '.join(versions)}."
-            + (f" `python mathieu.py --epochs 50` took {times}, evaluation included." if times else ""))
+    return f"The tables hold {len(entries)} runs: {'; '.join(parts)}; torch {', '.join(versions)}."
 
 
 def speed_table():
