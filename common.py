@@ -1133,7 +1133,7 @@ def figure_curves(path, history, groups, title):
             axes.plot(epochs, [row[name] for row in history], label=name.replace("_", " "), marker="." if len(epochs) < 10 else None)
         axes.set(title=words, xlabel="epoch", ylabel=unit)
         axes.grid(alpha=.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, framealpha=.4)            # curves stay visible behind it
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
     save_figure(figure, path)

@@ -22,10 +22,10 @@ Differences from the paper
     given, are the released code's. `--recipe released` takes the released code's small net, weights, rates and sizes.
  2. The prior-sample term of Figure 1 is on (section 4.2 and the released code leave it out, `--prior-weight 0`), and the discriminator
     is shown these samples too, which Algorithm 1 leaves out: a term that the discriminator never learns to resist teaches little. On grey images
-    its z have deviation 2, not 1 (`--prior-std 1`): from the tails of the prior the decoder otherwise draws z's class. Scores draw z ~ N(0, I).
+    its z ~ N(0, 2^2 I), not N(0, I) (`--prior-std 1`): otherwise a z from the prior's tails overrides the class of s. Scores draw from N(0, I).
  3. Two small class-conditional discriminators look at the code instead of the image (CodeDiscriminator), on the codes
     behind its two kinds of fake: one tells (mean of z1, id1) from (mean of z1, id2), the swap; one tells (z1, id1) from (z, id2),
-    z ~ N(0, I), the prior sample. The image discriminator alone teaches the decoder to ignore the class in z, not the encoder
+    z ~ N(0, I) here, the prior sample. The image discriminator alone teaches the decoder to ignore the class in z, not the encoder
     to leave it out. They take two steps to one of the others. `--code-weight 0 --code-prior-weight 0` switches them off.
  4. Enc, Dec and Disc are updated from the same forward pass, at the weights before the step (the discriminators of difference 3 step first);
     Algorithm 1 draws fresh pairs for the adversary. The adversarial term of the generator is the non-saturating -log D, as in the released code.
@@ -215,7 +215,7 @@ def kl_loss(mu, logvar):
 def adversarial_loss(logits_fake, real_target=1.0):
     """Generator's side of L_gan: cross-entropy of Disc(Dec(z, s2), id2) against "real", mean over the batch; log 2 at chance.
 
-    logits_fake: [B]. real_target: the released code's 0.95 smooths the label here too. Used for z = z1 (swap) and for z ~ N(0, I),
+    logits_fake: [B]. real_target: the released code's 0.95 smooths the label here too. Used for z = z1 (swap) and for z from the prior,
     and, sign turned where "fake" is the aim, for the discriminators of codes (difference 3)."""
     return F.binary_cross_entropy_with_logits(logits_fake, torch.full_like(logits_fake, real_target))
 
@@ -338,7 +338,7 @@ def train(run, nets, data, ids):
                     codes.append((z1[:n], s2[:n]))                           # swap: one a pair
                     weights.append(opt.swap_weight)
                 if opt.prior_weight:
-                    codes.append((opt.prior_std * torch.randn_like(z1[:n]), s2[:n]))         # z from the prior, made wider
+                    codes.append((opt.prior_std * torch.randn_like(z1[:n]), s2[:n]))   # zp, from the prior made wider
                     weights.append(opt.prior_weight)
                 z, s = (torch.cat(parts) for parts in zip(*codes))           # one pass for all
                 decoded = torch.sigmoid(dec(z, s)).split([len(z) for z, _ in codes])
@@ -357,7 +357,7 @@ def train(run, nets, data, ids):
                     update(opt_c, code_parameters, loss_c)
 
                 # Enc, Dec: minimise, each with its weight,
-                #     |x1 - Dec(z1,s1)|^2 + |x1 - Dec(z1,s1')|^2 + KL - log Disc(Dec(z1,s2), id2) - log Disc(Dec(z,s2), id2)
+                #     |x1 - Dec(z1,s1)|^2 + |x1 - Dec(z1,s1')|^2 + KL - log Disc(Dec(z1,s2), id2) - log Disc(Dec(zp,s2), id2)
                 #     - log M(mu1, id2) - log(1 - M(mu1, id1)) - log(1 - P(z1, id1))
                 own, same, kl = reconstruction_loss(decoded[0], x1), reconstruction_loss(decoded[1], x1), kl_loss(mu, logvar)
                 loss_g = opt.own_weight * own + opt.same_weight * same + kl_weight * kl
@@ -373,7 +373,7 @@ def train(run, nets, data, ids):
                     match = adversarial_loss(-of(prior_disc(z1), id1))                           # log(1 - P)
                     loss_g = loss_g + grown * opt.code_prior_weight * match
 
-                # Disc: maximise  log Disc(x2, id2) + log(1 - Disc(fake, id2)), the mean over both fakes, Dec(z1,s2) and Dec(z,s2).
+                # Disc: maximise  log Disc(x2, id2) + log(1 - Disc(fake, id2)), the mean over both fakes, Dec(z1,s2) and Dec(zp,s2).
                 # No detach: `update` takes the gradient of Disc's own parameters alone.
                 loss_d = zero
                 if fakes:
@@ -687,8 +687,8 @@ def labels_of(data):
 def refuse_idle(options):
     """A flag that would do nothing is a mistake: `UserError`. options: resolved. (--no-adversary overrides its four weights, as its help says.)"""
     o = options
-    told = {**vars(make_parser().parse_args([])), "prior_std": BY_DATASET["prior_std"][o.dataset not in GREY],
-            **(RELEASED if o.recipe == "released" else {})}
+    by_dataset = {name: values[o.dataset not in GREY] for name, values in BY_DATASET.items()}
+    told = {**vars(make_parser().parse_args([])), **by_dataset, **(RELEASED if o.recipe == "released" else {})}
     image, code = o.swap_weight or o.prior_weight, o.code_weight or o.code_prior_weight
     why = "since the weights that it goes with are 0"
     common.refuse_idle(o, ((not image, ("lr_disc", "real_target"), why), (not code, ("lr_code", "code_steps"), why),
