@@ -58,6 +58,7 @@ Differences from the paper
 The authors released no code.
 """
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import common                                             # before torch: it sets what torch reads at import
@@ -815,11 +816,13 @@ def evaluate(run, nets, data, held_out, test, labelled):
 
 
 def load(run_dir, device="cpu"):
-    """Trained networks of a run folder in eval mode: enc, dec, disc, disc_y, heads (None where the task has none), and options.
+    """Trained networks of a run folder in eval mode: enc, dec, disc, disc_y, heads (None where the task has none), and options. Batch norm is settled.
 
     For notebooks: nets = load("runs/aae/semi-100-seed0"); logits, z = encode(nets, images)."""
     options = SimpleNamespace(**common.read_config(run_dir)["settings"])
     state = common.read_checkpoint(run_dir, "aae", device)["states"]
+    if not (Path(run_dir) / "metrics.json").exists():
+        raise common.UserError(f"the run in '{run_dir}' is not finished (no metrics.json): batch norm is settled at the end; go on with it by --resume")
     with common.same_version(run_dir), common.own_random_numbers():          # initial weights, which are overwritten
         nets = build(options, state["dec"]["net.1.weight"].shape[0])
         for name, net in vars(nets).items():

@@ -21,8 +21,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -105,7 +103,7 @@ def _load_mnist(root):
             arrays = {key: file[key] for key in ("x_train", "y_train", "x_test", "y_test")}
     except KeyError as error:
         raise UserError(f"'{path}' lacks the array {error.args[0].split()[0]}: it needs x_train, y_train, x_test and y_test")
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, IndexError, zlib.error, zipfile.BadZipFile) as error:
+    except Exception as error:                            # of many kinds: zipfile's, zlib's, numpy's
         raise UserError(f"'{path}' cannot be read ({str(error) or type(error).__name__}): it is damaged or not an .npz file; "
                         "restore it with git checkout data/mnist.npz")
     splits = []
@@ -991,7 +989,7 @@ def parzen_log_likelihood(x, samples, sigmas):
 class Judge(nn.Module):
     """Says which class an image shows: a small convolutional classifier, trained once and never together with a model.
 
-    images float [N, channels, H, W] in [0, 1] -> logits [N, classes]."""
+    images float [N, channels, H, W] in [0, 1], grey ones of 28 x 28 or colour ones of 32 x 32 -> logits [N, classes]."""
 
     def __init__(self, channels=1, classes=10):
         super().__init__()
@@ -999,7 +997,7 @@ class Judge(nn.Module):
         for width in (32, 64, 64):
             layers += [nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
             inputs = width
-        self.net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Dropout(.3),
+        self.net = nn.Sequential(*layers, nn.AvgPool2d(2, 1) if channels == 3 else nn.Identity(), nn.Flatten(), nn.Dropout(.3),
                                  nn.Linear(9 * 64, 128), nn.ReLU(), nn.Linear(128, classes))
 
     def forward(self, x):

@@ -1,4 +1,4 @@
-"""Kills trainings at random moments and checks that each, resumed, ends bit-identical to an undisturbed one.
+"""Kills trainings, the first between two epochs, the others at random moments, and checks that each, resumed, ends bit-identical to an undisturbed one.
 
     python tests/kills.py 20                                   # twenty in a row of mathieu.py, a few minutes; prints a line a kill
     python tests/kills.py 3 bigan.py --dry-run --device cpu    # of another command
@@ -56,7 +56,10 @@ def kill_and_resume(folder, times, rng, tell=lambda line: None, command=COMMAND)
         place = folder / f"killed-{number}"
         process = subprocess.Popen([*words(command), "--out", str(place)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.time() + 100
-        if number % 2:                                    # at a write: the moment a checkpoint's temporary file is there, or soon after
+        if number == 0:                                   # between two epochs: this one is sure to resume a training
+            while not (place / "checkpoint.pt").exists() and time.time() < deadline:
+                time.sleep(0.0005)
+        elif number % 2:                                  # at a write: the moment a checkpoint's temporary file is there, or soon after
             while not list(place.glob("checkpoint.pt*")) and time.time() < deadline:
                 time.sleep(0.0005)
             time.sleep(rng.random() * 0.02)

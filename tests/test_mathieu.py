@@ -640,7 +640,7 @@ def test_other_variants_run_through(command):
     assert math.isclose(settings["swap_weight"], 0.01 * 784 / 4) and math.isclose(settings["kl_weight"], 0.1 * 6 / 784 * 784 / 4)
 
 
-def test_kill_at_random_moments_then_resume_is_bit_identical(survives_kills):
+def test_kills_then_resume_is_bit_identical(survives_kills):
     survives_kills("mathieu")
 
 
@@ -667,6 +667,11 @@ def damage(kind):
         open(path, "wb").write(content[:len(content) // 2])
     elif kind == "text":
         open(path, "w").write("not an archive")
+    elif kind == "compression":                           # of an entry of zip's directory, a kind that does not exist
+        np.savez(path, **whole)
+        raw = bytearray(open(path, "rb").read())
+        raw[raw.index(b"PK\1\2") + 10] = 77
+        open(path, "wb").write(raw)
     elif kind == "no key":
         whole.pop("y_test")
         np.savez(path, **whole)
@@ -693,6 +698,7 @@ MISTAKES = [
     (["--dataset", "mnist", "--data", "nowhere"], None, "no mnist.npz in 'nowhere'"),
     (["--data", "d"], "truncated", "damaged or not an .npz"),
     (["--data", "d"], "text", "damaged or not an .npz"),
+    (["--data", "d"], "compression", "damaged or not an .npz"),
     (["--data", "d"], "no key", "lacks the array y_test"),
     (["--data", "d"], "wrong shape", "x_train must be uint8 [N, 28, 28], found uint8 [4, 32, 32]"),
     (["--data", "d"], "wrong type", "found float32"),
