@@ -67,8 +67,8 @@ def load_dataset(name, root=None, validation=False):
 
     name: one of `DATASETS`. `mnist` is embedded and `sprites` is drawn, so neither needs a network; the others come through
     torchvision, downloaded into `root` or found there. root: folder of the data files, the repository's data/ by default.
-    validation: hold out part of the training set and return it in the place of the test set (the last 10,000 images; on
-    sprites the 72 validation identities): for tuning, so that the test set is seen once.
+    validation: hold out part of the training set and return it in the place of the test set (the last 10,000 images,
+    at most a sixth; on sprites the 72 validation identities): for tuning, so that the test set is seen once.
     """
     root = Path(root) if root is not None else HERE / "data"
     if name == "mnist":
@@ -442,7 +442,7 @@ def commit():
 
 
 def code_checksum(script):
-    """Of SCRIPT.py and common.py as they are: whether a run that was cut off may go on."""
+    """Of SCRIPT.py and common.py as they are: whether a run that was cut off goes on by the same code."""
     return hashlib.sha256(b"".join(path.read_bytes() for path in (HERE / f"{script}.py", HERE / "common.py") if path.exists())).hexdigest()[:16]
 
 
@@ -487,8 +487,10 @@ class Run:
         torch.manual_seed(options.seed)
         begun = options.resume and (self.folder / "checkpoint.pt").exists()     # stopped before the first checkpoint: from the start
         self.saved = read_checkpoint(self.folder, script) if begun else None
-        if not options.resume:
+        if not begun:
             self._create(settings)
+        elif read_config(self.folder).get("code") != code_checksum(script):
+            print(f"{script}: {script}.py or common.py has changed since this run began: what it learned so far is of the older code", file=sys.stderr)
         print(f"{script}: {settings}\n{script}: {self.device}, {self.precision}, into {self.folder}", file=sys.stderr)
 
     # -- the folder
@@ -534,7 +536,11 @@ class Run:
 
     def _create(self, settings):
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=self.options.resume or self.options.out is not None)
+            except FileExistsError:                       # another run took the name just now
+                self.folder = self._choose_folder(settings)
+                return self._create(settings)
             write_atomic(self.folder / "config.json", json.dumps({
                 "script": self.script, "settings": settings, "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
                 "device": self.device.type, "hardware": hardware(self.device), "commit": commit(), "code": code_checksum(self.script),

@@ -697,6 +697,33 @@ def test_finished_run_is_not_overwritten_and_default_folders_count_up():
     assert toy(options(out=None, resume=True))[0].folder == second.folder
 
 
+def test_a_name_taken_at_the_same_moment_leads_to_the_next(monkeypatch):
+    real, first = common.Run._choose_folder, []
+
+    def choose(run, settings):                            # another process makes the folder right after it was chosen
+        folder = real(run, settings)
+        if not first:
+            first.append(folder)
+            folder.mkdir(parents=True)
+        return folder
+    monkeypatch.setattr(common.Run, "_choose_folder", choose)
+    run, _ = toy(options(out=None))
+    assert str(run.folder) == "runs/toy/mnist-seed0-2" and first[0].name == "mnist-seed0" and not list(first[0].iterdir())
+
+
+def test_going_on_by_other_code_is_said(capsys):
+    toy(options())
+    toy(options(resume=True))
+    assert "has changed" not in capsys.readouterr().err
+    config = json.loads(common.Path("run/config.json").read_text())
+    common.Path("run/config.json").write_text(json.dumps({**config, "code": "other"}))
+    toy(options(resume=True))
+    assert "toy.py or common.py has changed since this run began" in capsys.readouterr().err
+    common.Path("run/checkpoint.pt").unlink()             # begun anew, so by the code of now
+    toy(options(resume=True))
+    assert json.loads(common.Path("run/config.json").read_text())["code"] == config["code"]
+
+
 def test_damaged_checkpoints_are_told_apart():
     toy(options())
     content = open("run/checkpoint.pt", "rb").read()
