@@ -58,7 +58,6 @@ Differences from the paper
 The authors released no code.
 """
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import common                                             # before torch: it sets what torch reads at import
@@ -820,9 +819,7 @@ def load(run_dir, device="cpu"):
 
     For notebooks: nets = load("runs/aae/semi-100-seed0"); logits, z = encode(nets, images)."""
     options = SimpleNamespace(**common.read_config(run_dir)["settings"])
-    state = common.read_checkpoint(run_dir, "aae", device)["states"]
-    if not (Path(run_dir) / "metrics.json").exists():
-        raise common.UserError(f"the run in '{run_dir}' is not finished (no metrics.json): batch norm is settled at the end; go on with it by --resume")
+    state = common.read_checkpoint(run_dir, "aae", device, finished=True)["states"]
     with common.same_version(run_dir), common.own_random_numbers():          # initial weights, which are overwritten
         nets = build(options, state["dec"]["net.1.weight"].shape[0])
         for name, net in vars(nets).items():

@@ -71,7 +71,6 @@ Where released code does otherwise, and what went wrong elsewhere
 """
 import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import common                                             # before torch: it sets what torch reads at import
@@ -587,9 +586,7 @@ def load(run_dir, device="cpu"):
 
     For notebooks: nets = load("runs/bigan/bigan-seed0"); images = decode(nets, encode(nets, test.x)). A run on the grid gives its toy networks."""
     options = SimpleNamespace(**common.read_config(run_dir)["settings"])
-    saved = common.read_checkpoint(run_dir, "bigan", device)
-    if not (Path(run_dir) / "metrics.json").exists():
-        raise common.UserError(f"the run in '{run_dir}' is not finished: its networks are averaged at the end; go on with it by --resume")
+    saved = common.read_checkpoint(run_dir, "bigan", device, finished=True)
     state = saved["states"]
     with common.same_version(run_dir), common.own_random_numbers():          # initial weights, which are overwritten
         nets = build_grid(options) if options.dataset == "grid" else build(options, state["gen"]["out.weight"].shape[0] if "gen" in state else 784)

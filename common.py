@@ -383,8 +383,10 @@ def read_config(folder):
         raise UserError(f"'{folder}/config.json' is damaged: choose another --out")
 
 
-def read_checkpoint(folder, script, device="cpu"):
-    """The checkpoint of a run folder as a dict; `UserError` where it is missing, damaged or another script's."""
+def read_checkpoint(folder, script, device="cpu", finished=False):
+    """The checkpoint of a run folder as a dict; `UserError` where it is missing, damaged or another script's.
+
+    finished: also where the run is not, for networks that are averaged, or whose batch norm is settled, after the last epoch."""
     path = Path(folder) / "checkpoint.pt"
     if not path.exists():
         raise UserError(f"no checkpoint in '{folder}': nothing was saved there yet; start without --resume in a new folder")
@@ -402,6 +404,8 @@ def read_checkpoint(folder, script, device="cpu"):
         raise UserError(f"'{path}' is damaged ({type(error).__name__}): start again in a new folder")
     if owner != script:
         raise UserError(f"'{path}' was written by {owner}.py, not by {script}.py")
+    if finished and not (Path(folder) / "metrics.json").exists():
+        raise UserError(f"the run in '{folder}' is not finished (no metrics.json): its networks are settled at the end; go on with it by --resume")
     return state
 
 
@@ -536,15 +540,14 @@ class Run:
 
     def _create(self, settings):
         try:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=self.options.resume or self.options.out is not None)
-            except FileExistsError:                       # another run took the name just now
-                self.folder = self._choose_folder(settings)
-                return self._create(settings)
+            self.folder.mkdir(parents=True, exist_ok=self.options.resume or self.options.out is not None)
             write_atomic(self.folder / "config.json", json.dumps({
                 "script": self.script, "settings": settings, "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
                 "device": self.device.type, "hardware": hardware(self.device), "commit": commit(), "code": code_checksum(self.script),
                 "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}}, indent=1))
+        except FileExistsError:                           # another run took the name just now
+            self.folder = self._choose_folder(settings)
+            self._create(settings)
         except OSError as error:
             raise UserError(f"cannot write to '{self.folder}' ({error.strerror}): choose another --out")
 
@@ -1003,7 +1006,8 @@ class Judge(nn.Module):
         for width in (32, 64, 64):
             layers += [nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
             inputs = width
-        self.net = nn.Sequential(*layers, nn.AvgPool2d(2, 1) if channels == 3 else nn.Identity(), nn.Flatten(), nn.Dropout(.3),
+        to_3 = nn.AvgPool2d(2, 1) if channels == 3 else nn.Identity()        # from 4 x 4; AdaptiveAvgPool2d(3), its equal, fails on Apple GPUs
+        self.net = nn.Sequential(*layers, to_3, nn.Flatten(), nn.Dropout(.3),
                                  nn.Linear(9 * 64, 128), nn.ReLU(), nn.Linear(128, classes))
 
     def forward(self, x):

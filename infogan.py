@@ -76,7 +76,6 @@ Where the released code does otherwise, and what went wrong elsewhere
 import json
 import math
 from contextlib import nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 
 import common                                             # before torch: it sets what torch reads at import
@@ -631,9 +630,7 @@ def load(run_dir, device="cpu"):
     For notebooks: nets = load("runs/infogan/mnist-seed0"); logits, means = encode(nets, test.x);
     images = generate(nets, nets.options, *draw_prior(nets.options, 100))."""
     options = SimpleNamespace(**common.read_config(run_dir)["settings"])
-    state = common.read_checkpoint(run_dir, "infogan", device)["states"]
-    if not (Path(run_dir) / "metrics.json").exists():
-        raise common.UserError(f"the run in '{run_dir}' is not finished (no metrics.json): batch norm is settled at the end; go on with it by --resume")
+    state = common.read_checkpoint(run_dir, "infogan", device, finished=True)["states"]
     with common.same_version(run_dir), common.own_random_numbers():          # initial weights, which are overwritten
         nets = build(options)
         for name, net in vars(nets).items():

@@ -77,7 +77,7 @@ def kill_and_resume(folder, times, rng, tell=lambda line: None, command=COMMAND)
             place = folder / f"killed-{number}-again"
             run(command, place)
         assert same(truth, outcome(place)), f"kill {number} after epoch {epoch}"
-        tell(f"kill {number + 1}: after {epoch} epochs saved, resumed, identical")
+        tell(f"kill {number + 1}: after {epoch} epochs saved, {'resumed' if saved else 'begun again'}, identical")
 
 
 if __name__ == "__main__":

@@ -408,6 +408,8 @@ def test_judge_is_good_enough_to_judge():
     judge, test = common.load_judge("mnist"), common.load_dataset("mnist")[1]
     right = (judge.classify(common.to_float(test.x)) == test.y).float().mean().item()
     assert right >= 0.993
+    maps = torch.rand(2, 64, 4, 4)                        # of a colour image
+    assert torch.allclose(common.Judge(3).net[12](maps), nn.AdaptiveAvgPool2d(3)(maps)) and common.Judge(3)(torch.rand(2, 3, 32, 32)).shape == (2, 10)
     assert (common.HERE / "data" / "judge-mnist.pt").stat().st_size < 1_000_000
 
 
