@@ -57,10 +57,12 @@ Differences from the paper
 
 The authors released no code.
 """
+
 import math
 from types import SimpleNamespace
 
-import common                                             # before torch: it sets what torch reads at import
+from experiments import before as common  # before torch: it sets what torch reads at import
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -72,7 +74,12 @@ def mlp(inputs, hidden, batch_norm=False, dropout=0.0):
     """Two hidden ReLU layers, as everywhere in the paper: [B, inputs] -> [B, hidden]."""
     layers = []
     for n in (inputs, hidden):
-        layers += [nn.Linear(n, hidden), *([nn.BatchNorm1d(hidden)] if batch_norm else []), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
+        layers += [
+            nn.Linear(n, hidden),
+            *([nn.BatchNorm1d(hidden)] if batch_norm else []),
+            nn.ReLU(),
+            *([nn.Dropout(dropout)] if dropout else []),
+        ]
     return nn.Sequential(*layers)
 
 
@@ -82,11 +89,22 @@ class Encoder(nn.Module):
     kind (section 2): "deterministic": z is the mean; "gaussian": N(mean, exp(logvar)); "universal": z = f(x, eta), eta ~ N(0, I) of ten numbers
     (ours) beside the pixels. batch_norm: "none", "hidden" layers, or "all", the two heads included (the paper's for clustering). Uses mlp."""
 
-    def __init__(self, inputs=784, z_dim=8, classes=0, hidden=1000, kind="deterministic", batch_norm="none", dropout=0.0):
+    def __init__(
+        self,
+        inputs=784,
+        z_dim=8,
+        classes=0,
+        hidden=1000,
+        kind="deterministic",
+        batch_norm="none",
+        dropout=0.0,
+    ):
         super().__init__()
         self.noise = 10 if kind == "universal" else 0
         self.body = mlp(inputs + self.noise, hidden, batch_norm != "none", dropout)
-        head = lambda n: nn.Sequential(nn.Linear(hidden, n), *([nn.BatchNorm1d(n)] if batch_norm == "all" else []))  # noqa: E731
+        head = lambda n: nn.Sequential(
+            nn.Linear(hidden, n), *([nn.BatchNorm1d(n)] if batch_norm == "all" else [])
+        )  # noqa: E731
         self.to_z = head(z_dim)
         self.to_logvar = nn.Linear(hidden, z_dim) if kind == "gaussian" else None
         self.to_y = head(classes) if classes else None
@@ -133,7 +151,10 @@ class ClusterHeads(nn.Module):
     def __init__(self, clusters=20, dim=2):
         super().__init__()
         fixed = dim == clusters
-        self.weight = nn.Parameter(10 * torch.eye(dim) if fixed else 3 * torch.randn(clusters, dim), requires_grad=not fixed)
+        self.weight = nn.Parameter(
+            10 * torch.eye(dim) if fixed else 3 * torch.randn(clusters, dim),
+            requires_grad=not fixed,
+        )
 
     def forward(self, y, z):
         return y @ self.weight + z
@@ -159,7 +180,9 @@ def encoder_loss(logits_code):
 
 def kl_loss(mu, logvar, std=1.0):
     """KL(N(mu, exp(logvar)) || N(0, std^2 I)) in nats, summed over dimensions, mean over the batch: the VAE's regulariser. mu, logvar [B, d]."""
-    return 0.5 * ((mu.square() + logvar.exp()) / std ** 2 - 1 - logvar + 2 * math.log(std)).sum(1).mean()
+    return (
+        0.5 * ((mu.square() + logvar.exp()) / std**2 - 1 - logvar + 2 * math.log(std)).sum(1).mean()
+    )
 
 
 def sampled_kl_loss(z, mu, logvar, log_prior):
@@ -175,12 +198,14 @@ def mmd_loss(z, prior, std=1.0, scales=(1.0,)):
     (.1, .2, .5, 1, 2, 5, 10). C is the expected squared distance of two samples of the Gaussian prior; that of the mixture and of the swiss
     roll is about twice the C of a deviation of 5. Near 0 when the two agree, and then as often negative."""
     n, d = z.shape
-    total = 0.
+    total = 0.0
     square = lambda a, b: (a[:, None] - b).square().sum(2)  # noqa: E731       (not by a product, which bf16 would round)
     within_z, within_prior, across = square(z, z), square(prior, prior), square(z, prior)
     for scale in scales:
-        c = 2 * d * std ** 2 * scale
-        inner = sum((c / (c + distance)).sum() - n for distance in (within_z, within_prior))       # less the diagonal, where k = 1
+        c = 2 * d * std**2 * scale
+        inner = sum(
+            (c / (c + distance)).sum() - n for distance in (within_z, within_prior)
+        )  # less the diagonal, where k = 1
         total = total + inner / (n * (n - 1)) - 2 * (c / (c + across)).mean()
     return total
 
@@ -208,8 +233,12 @@ def smoothness_loss(classify, x, radius=2.0, probe=1.0):
     with torch.no_grad():
         target = classify(x)
     direction = (probe * F.normalize(torch.randn_like(x), dim=1)).requires_grad_()
-    gradient, = torch.autograd.grad(len(x) * invariance_loss(target, classify(x + direction)), direction)
-    gradient = gradient / (gradient.abs().amax(1, keepdim=True) + 1e-30)     # some are too small for normalize alone
+    (gradient,) = torch.autograd.grad(
+        len(x) * invariance_loss(target, classify(x + direction)), direction
+    )
+    gradient = gradient / (
+        gradient.abs().amax(1, keepdim=True) + 1e-30
+    )  # some are too small for normalize alone
     return invariance_loss(target, classify(x + radius * F.normalize(gradient, dim=1)))
 
 
@@ -232,7 +261,11 @@ def petals(device="cpu"):
     angle = torch.arange(10, device=device) * 2 * math.pi / 10
     radial = torch.stack([angle.cos(), angle.sin()], 1)
     tangential = torch.stack([-angle.sin(), angle.cos()], 1)
-    return 10 * radial, torch.stack([radial, tangential], 1), torch.tensor([3., 0.7], device=device)
+    return (
+        10 * radial,
+        torch.stack([radial, tangential], 1),
+        torch.tensor([3.0, 0.7], device=device),
+    )
 
 
 def mixture(component):
@@ -245,7 +278,7 @@ def mixture(component):
 def mixture_log_density(z):
     """log p(z, component) of the mixture: [n, 2] -> [n, 10]; its logsumexp is log p(z), its argmax the component that z lies in."""
     mean, axes, std = petals(z.device)
-    along = ((z[:, None] - mean)[:, :, None] * axes).sum(3) / std            # [n, 10, 2]
+    along = ((z[:, None] - mean)[:, :, None] * axes).sum(3) / std  # [n, 10, 2]
     return -0.5 * along.square().sum(2) - std.log().sum() - math.log(2 * math.pi) - math.log(10)
 
 
@@ -278,7 +311,7 @@ def component_of(prior, z):
     """The component int64 [n] of a two-dimensional prior that each code [n, 2] lies in: the likeliest, or the nearest tenth of the roll."""
     if prior == "mixture":
         return mixture_log_density(z).argmax(1)
-    u = (torch.arange(2000, device=z.device) + .5) / 2000
+    u = (torch.arange(2000, device=z.device) + 0.5) / 2000
     return torch.cat([torch.cdist(part, roll_curve(u)).argmin(1) for part in z.split(1000)]) // 200
 
 
@@ -289,13 +322,18 @@ def build(options, pixels):
     """The networks of a run: enc, dec, disc (of z; kl and mmd do not use it), disc_y (where there is a y, else None), heads (of `embed`,
     else None)."""
     o = options
-    classes = o.clusters if unsupervised(o) else 10 if supervised(o) else 0                    # style's label is given, not inferred
+    classes = (
+        o.clusters if unsupervised(o) else 10 if supervised(o) else 0
+    )  # style's label is given, not inferred
     code_dim = o.z_dim + (0 if o.task == "embed" else 10 if o.task == "style" else classes)
     beside = 11 if sees_labels(o) else 0
     nets = SimpleNamespace(
-        enc=Encoder(pixels, o.z_dim, classes, o.hidden, o.encoder, o.batch_norm, o.dropout), dec=Decoder(code_dim, pixels, o.hidden, o.dropout),
-        disc=Discriminator(o.z_dim + beside, o.hidden), disc_y=Discriminator(classes, o.hidden) if classes else None,
-        heads=ClusterHeads(classes, o.z_dim) if o.task == "embed" else None)
+        enc=Encoder(pixels, o.z_dim, classes, o.hidden, o.encoder, o.batch_norm, o.dropout),
+        dec=Decoder(code_dim, pixels, o.hidden, o.dropout),
+        disc=Discriminator(o.z_dim + beside, o.hidden),
+        disc_y=Discriminator(classes, o.hidden) if classes else None,
+        heads=ClusterHeads(classes, o.z_dim) if o.task == "embed" else None,
+    )
     if o.init_std:
         for net in present(nets):
             for layer in net.modules():
@@ -306,7 +344,9 @@ def build(options, pixels):
 
 
 def present(nets):
-    return [net for net in (nets.enc, nets.dec, nets.disc, nets.disc_y, nets.heads) if net is not None]
+    return [
+        net for net in (nets.enc, nets.dec, nets.disc, nets.disc_y, nets.heads) if net is not None
+    ]
 
 
 def decoder_code(nets, y, z):
@@ -327,12 +367,26 @@ def warp(x, amount=1.0):
     """Small random affine maps, another for each image [B, C, H, W]: up to 9 degrees, 10 % of the size, a shear of 0.2 and a pixel of 28,
     times amount."""
     n, device = len(x), x.device
-    angle, size, shear = (amount * c * (2 * torch.rand(n, device=device) - 1) for c in (0.15, 0.1, 0.2))
+    angle, size, shear = (
+        amount * c * (2 * torch.rand(n, device=device) - 1) for c in (0.15, 0.1, 0.2)
+    )
     cos, sin, size = angle.cos(), angle.sin(), 1 + size
-    linear = torch.stack([torch.stack([size * cos, shear - size * sin], 1), torch.stack([size * sin, size * cos], 1)], 1)
+    linear = torch.stack(
+        [
+            torch.stack([size * cos, shear - size * sin], 1),
+            torch.stack([size * sin, size * cos], 1),
+        ],
+        1,
+    )
     shift = amount / 14 * (2 * torch.rand(n, 2, 1, device=device) - 1)
-    with torch.autocast(device.type, enabled=False):      # bf16 would round the grid, by up to .14 pixels
-        return F.grid_sample(x, F.affine_grid(torch.cat([linear, shift], 2), x.shape, align_corners=False), align_corners=False)
+    with torch.autocast(
+        device.type, enabled=False
+    ):  # bf16 would round the grid, by up to .14 pixels
+        return F.grid_sample(
+            x,
+            F.affine_grid(torch.cat([linear, shift], 2), x.shape, align_corners=False),
+            align_corners=False,
+        )
 
 
 def sample_code(mu, logvar):
@@ -359,19 +413,28 @@ def reconstruction_phase(nets, optimiser, x, noisy, given, options):
 
     The VAE and the WAEs add their regulariser here, times lambda, and have no other phase for the encoder. Returns loss and regulariser."""
     y, z, mu, logvar = posterior(nets, noisy)
-    loss = reconstruction_loss(torch.sigmoid(nets.dec(decoder_code(nets, y if given is None else given, z))), x)
+    loss = reconstruction_loss(
+        torch.sigmoid(nets.dec(decoder_code(nets, y if given is None else given, z))), x
+    )
     extra = loss.new_zeros(())
     if options.regularizer == "kl" and options.prior == "mixture":
         extra = sampled_kl_loss(z, mu, logvar, mixture_log_density(z).logsumexp(1))
     elif options.regularizer == "kl":
         extra = kl_loss(mu, logvar, options.prior_std)
     elif options.regularizer == "mmd":
-        extra = mmd_loss(z, draw_prior(options, len(z), z.device), options.prior_std, (.1, .2, .5, 1, 2, 5, 10))
+        extra = mmd_loss(
+            z,
+            draw_prior(options, len(z), z.device),
+            options.prior_std,
+            (0.1, 0.2, 0.5, 1, 2, 5, 10),
+        )
     elif options.regularizer == "wae-gan":
         extra = encoder_loss(nets.disc(z / options.prior_std))
     total = loss + options.regularizer_weight * extra
     if nets.heads is not None:
-        total = total + options.head_weight * head_distance_loss(nets.heads.weight, options.head_distance)
+        total = total + options.head_weight * head_distance_loss(
+            nets.heads.weight, options.head_distance
+        )
     update(optimiser, total)
     return loss, extra
 
@@ -382,34 +445,54 @@ def regularisation_phase(nets, optimiser_d, optimiser_e, noisy, ids, views, opti
 
     ids: class of each image, 10 where unknown, for the label-aware discriminator; else None. views: see steadiness.
     Returns the losses of Disc and Enc, smoothness, invariance and balance."""
-    with torch.set_grad_enabled(optimiser_e is not None): # without an encoder's step (WAE-GAN) the codes need no graph
+    with torch.set_grad_enabled(
+        optimiser_e is not None
+    ):  # without an encoder's step (WAE-GAN) the codes need no graph
         y, z, _, _ = posterior(nets, noisy)
     component = torch.randint(0, 10, (len(z),), device=z.device)
-    if ids is not None:                                   # a labelled image's positive is a sample of its own component
+    if ids is not None:  # a labelled image's positive is a sample of its own component
         component = torch.where(ids < 10, ids, component)
     prior = draw_prior(options, len(z), z.device, component)
-    real, fake = prior / options.prior_std, z / options.prior_std            # numbers of about 1 beside a one-hot
+    real, fake = (
+        prior / options.prior_std,
+        z / options.prior_std,
+    )  # numbers of about 1 beside a one-hot
     if y is not None:
-        real_y, fake_y = F.one_hot(torch.randint(0, y.shape[1], (len(y),), device=y.device), y.shape[1]).to(y), y
-        if options.code_noise:                            # difference 4
-            real_y, fake_y = (code + options.code_noise * torch.randn_like(code) for code in (real_y, fake_y))
-    if ids is not None:                                   # Figure 3: the label, or the extra class, beside the code
+        real_y, fake_y = (
+            F.one_hot(torch.randint(0, y.shape[1], (len(y),), device=y.device), y.shape[1]).to(y),
+            y,
+        )
+        if options.code_noise:  # difference 4
+            real_y, fake_y = (
+                code + options.code_noise * torch.randn_like(code) for code in (real_y, fake_y)
+            )
+    if ids is not None:  # Figure 3: the label, or the extra class, beside the code
         real, fake = (torch.cat([code, F.one_hot(ids, 11).to(z)], 1) for code in (real, fake))
 
-    loss_d = discriminator_loss(*nets.disc(torch.cat([real, fake.detach()])).chunk(2))         # D(prior), D(code)
+    loss_d = discriminator_loss(
+        *nets.disc(torch.cat([real, fake.detach()])).chunk(2)
+    )  # D(prior), D(code)
     if y is not None:
-        loss_d = loss_d + discriminator_loss(*nets.disc_y(torch.cat([real_y, fake_y.detach()])).chunk(2))
+        loss_d = loss_d + discriminator_loss(
+            *nets.disc_y(torch.cat([real_y, fake_y.detach()])).chunk(2)
+        )
     update(optimiser_d, loss_d)
-    if optimiser_e is None:                               # WAE-GAN: the encoder's side stands in the reconstruction phase
+    if optimiser_e is None:  # WAE-GAN: the encoder's side stands in the reconstruction phase
         zero = loss_d.new_zeros(())
         return loss_d, zero, zero, zero, zero
-    loss_e = encoder_loss(nets.disc(fake))                # the same codes, the new discriminator
+    loss_e = encoder_loss(nets.disc(fake))  # the same codes, the new discriminator
     balance = loss_e.new_zeros(())
     if y is not None:
         loss_e = loss_e + options.y_weight * encoder_loss(nets.disc_y(fake_y))
         balance = balance_loss(y)
     smooth, same = steadiness(nets, views, options)
-    update(optimiser_e, loss_e + options.balance_weight * balance + options.smooth_weight * smooth + options.warp_weight * same)
+    update(
+        optimiser_e,
+        loss_e
+        + options.balance_weight * balance
+        + options.smooth_weight * smooth
+        + options.warp_weight * same,
+    )
     return loss_d, loss_e, smooth, same, balance
 
 
@@ -445,7 +528,9 @@ def make_optimiser(parameters, options, lr, momentum):
     parameters = [p for p in parameters if p.requires_grad]
     if options.optimiser == "sgd":
         return torch.optim.SGD(parameters, lr, momentum=momentum)
-    return torch.optim.Adam(parameters, lr, betas=(momentum, 0.999), fused=parameters[0].device.type != "mps")
+    return torch.optim.Adam(
+        parameters, lr, betas=(momentum, 0.999), fused=parameters[0].device.type != "mps"
+    )
 
 
 def schedule(step, total, epoch, options, end=0.01):
@@ -462,16 +547,32 @@ def train(run, nets, data, labelled):
     opt, device = run.options, run.device
     for net in present(nets):
         net.to(device).train()
-    autoencoder = [*nets.enc.parameters(), *nets.dec.parameters(), *(nets.heads.parameters() if nets.heads else ())]
+    autoencoder = [
+        *nets.enc.parameters(),
+        *nets.dec.parameters(),
+        *(nets.heads.parameters() if nets.heads else ()),
+    ]
     judges = [*nets.disc.parameters(), *(nets.disc_y.parameters() if nets.disc_y else ())]
     opt_r = make_optimiser(autoencoder, opt, opt.lr, 0.9)
     opt_d = make_optimiser(judges, opt, opt.lr_adversary, opt.beta1)
-    opt_e = make_optimiser(nets.enc.parameters(), opt, opt.lr_encoder, opt.beta1) if opt.regularizer == "gan" else None
-    opt_c = make_optimiser(nets.enc.parameters(), opt, opt.lr_labels, 0.9) if supervised(opt) else None
-    rates = [(o, o.param_groups[0]["lr"], opt.adversary_end if o is opt_d else 0.01) for o in (opt_r, opt_d, opt_e, opt_c) if o is not None]
-    run.track(**{name: net for name, net in vars(nets).items() if net is not None},
-              **{f"optimiser_{k}": o for k, (o, _, _) in enumerate(rates)})
-    known = torch.full_like(data.y, 10)                   # the label, or 10 for one that the method must not see
+    opt_e = (
+        make_optimiser(nets.enc.parameters(), opt, opt.lr_encoder, opt.beta1)
+        if opt.regularizer == "gan"
+        else None
+    )
+    opt_c = (
+        make_optimiser(nets.enc.parameters(), opt, opt.lr_labels, 0.9) if supervised(opt) else None
+    )
+    rates = [
+        (o, o.param_groups[0]["lr"], opt.adversary_end if o is opt_d else 0.01)
+        for o in (opt_r, opt_d, opt_e, opt_c)
+        if o is not None
+    ]
+    run.track(
+        **{name: net for name, net in vars(nets).items() if net is not None},
+        **{f"optimiser_{k}": o for k, (o, _, _) in enumerate(rates)},
+    )
+    known = torch.full_like(data.y, 10)  # the label, or 10 for one that the method must not see
     known[labelled] = data.y[labelled]
     total = opt.epochs * math.ceil(len(data.y) / opt.batch_size)
     zero = torch.zeros((), device=device)
@@ -485,9 +586,11 @@ def train(run, nets, data, labelled):
                 x = warp(image, opt.warp)
             x = x.flatten(1)
             noisy = corrupt(x, opt)
-            given = F.one_hot(known[i], 10).float() if opt.task == "style" else None           # Figure 6: y is the label
+            given = (
+                F.one_hot(known[i], 10).float() if opt.task == "style" else None
+            )  # Figure 6: y is the label
             ids = known[i] if sees_labels(opt) else None
-            views = None                                  # difference 3: for the classification phase, or, without labels, the regularisation phase
+            views = None  # difference 3: for the classification phase, or, without labels, the regularisation phase
             if nets.disc_y is not None:
                 again = corrupt(warp(image, opt.warp).flatten(1), opt) if opt.warp_weight else noisy
                 views = x, noisy, again
@@ -495,14 +598,28 @@ def train(run, nets, data, labelled):
                 loss, extra = reconstruction_phase(nets, opt_r, x, noisy, given, opt)
                 loss_d = loss_e = loss_c = smooth = same = balance = zero
                 if opt.regularizer in ("gan", "wae-gan"):
-                    loss_d, loss_e, smooth, same, balance = regularisation_phase(nets, opt_d, opt_e, noisy, ids, None if supervised(opt) else views, opt)
+                    loss_d, loss_e, smooth, same, balance = regularisation_phase(
+                        nets, opt_d, opt_e, noisy, ids, None if supervised(opt) else views, opt
+                    )
                 if supervised(opt):
-                    j = labelled[torch.randint(0, len(labelled), (opt.labelled_batch,), device=device)]
+                    j = labelled[
+                        torch.randint(0, len(labelled), (opt.labelled_batch,), device=device)
+                    ]
                     few = common.to_float(data.x[j])
                     few = corrupt((warp(few, opt.warp) if opt.warp else few).flatten(1), opt)
-                    loss_c, smooth, same = classification_phase(nets, opt_c, few, known[j], views, opt)
-            run.log(reconstruction=loss, regularizer=extra, discriminator=loss_d, encoder=loss_e, classification=loss_c, smoothness=smooth, invariance=same,
-                    balance=balance)
+                    loss_c, smooth, same = classification_phase(
+                        nets, opt_c, few, known[j], views, opt
+                    )
+            run.log(
+                reconstruction=loss,
+                regularizer=extra,
+                discriminator=loss_d,
+                encoder=loss_e,
+                classification=loss_c,
+                smoothness=smooth,
+                invariance=same,
+                balance=balance,
+            )
     settle_batch_norm(nets.enc, data.x)
     run.save()
 
@@ -534,11 +651,15 @@ def choose_labelled(y, count, seed):
     if count >= len(y):
         return torch.arange(len(y), device=y.device)
     if count // 10 > torch.bincount(y).min():
-        raise common.UserError(f"--labels {count} asks for more of a class than there are: the smallest has {int(torch.bincount(y).min())}; "
-                               f"for all say {-(-len(y) // 10) * 10}")
+        raise common.UserError(
+            f"--labels {count} asks for more of a class than there are: the smallest has {int(torch.bincount(y).min())}; "
+            f"for all say {-(-len(y) // 10) * 10}"
+        )
     rng = torch.Generator().manual_seed(seed)
     of_class = [(y.cpu() == label).nonzero()[:, 0] for label in range(10)]
-    return torch.cat([index[torch.randperm(len(index), generator=rng)[:count // 10]] for index in of_class]).to(y.device)
+    return torch.cat(
+        [index[torch.randperm(len(index), generator=rng)[: count // 10]] for index in of_class]
+    ).to(y.device)
 
 
 # ------------------------------------------------------------------------------------------------------ evaluation
@@ -573,13 +694,26 @@ def prior_scores(nets, options, data, test):
     (_, z), (_, z_) = encode(nets, data.x, sample=True), encode(nets, test.x, sample=True)
     prior, prior_ = draw_prior(options, len(z), device), draw_prior(options, len(z_), device)
     which = lambda codes: torch.arange(2, device=device).repeat_interleave(len(codes))  # noqa: E731
-    error = common.probe(torch.cat([z, prior]), which(z), torch.cat([z_, prior_]), which(z_), epochs=1 if options.dry_run else 20)
+    error = common.probe(
+        torch.cat([z, prior]),
+        which(z),
+        torch.cat([z_, prior_]),
+        which(z_),
+        epochs=1 if options.dry_run else 20,
+    )
     mean = reconstructions(nets, test)
-    scores = {"code_test": 100 - error.item(), "reconstruction_mse": (mean - common.to_float(test.x).flatten(1)).square().mean().item(),
-              "code_mmd": mmd_loss(z_[:5000], prior_[:5000], options.prior_std).item(),
-              "code_mmd_prior": mmd_loss(draw_prior(options, len(z_[:5000]), device), prior_[:5000], options.prior_std).item()}
+    scores = {
+        "code_test": 100 - error.item(),
+        "reconstruction_mse": (mean - common.to_float(test.x).flatten(1)).square().mean().item(),
+        "code_mmd": mmd_loss(z_[:5000], prior_[:5000], options.prior_std).item(),
+        "code_mmd_prior": mmd_loss(
+            draw_prior(options, len(z_[:5000]), device), prior_[:5000], options.prior_std
+        ).item(),
+    }
     if options.prior != "gaussian":
-        scores["component_accuracy"] = (component_of(options.prior, z_) == test.y).float().mean().item() * 100
+        scores["component_accuracy"] = (
+            component_of(options.prior, z_) == test.y
+        ).float().mean().item() * 100
     return scores
 
 
@@ -599,19 +733,40 @@ def likelihood_scores(nets, options, held_out, test):
     x, held = (common.to_float(part.x).flatten(1) for part in (test, held_out))
     scores = {}
     # (name, parts of 10,000 samples, held-out images that choose the width)
-    for name, parts, used in (("10k", 1, len(held)), ("1m", 100, 500))[:2 if options.regularizer == "gan" else 1]:
+    for name, parts, used in (("10k", 1, len(held)), ("1m", 100, 500))[
+        : 2 if options.regularizer == "gan" else 1
+    ]:
         parts, size = (min(parts, 2), 500) if options.dry_run else (parts, 10_000)
 
-        def density(images, sigmas):                      # samples are drawn in parts, the same ones at each call
+        def density(images, sigmas):  # samples are drawn in parts, the same ones at each call
             with common.own_random_numbers(options.seed):
-                each = [common.parzen_log_likelihood(images, decode(nets, draw_prior(options, size, device)), sigmas) for _ in range(parts)]
+                each = [
+                    common.parzen_log_likelihood(
+                        images, decode(nets, draw_prior(options, size, device)), sigmas
+                    )
+                    for _ in range(parts)
+                ]
             return torch.stack(each).logsumexp(0) - math.log(parts)
+
         # more samples want a narrower window
-        sigmas = [.08 * 1.06 ** k for k in range(24)] if parts == 1 else [scores["parzen_10k_sigma"] * 1.06 ** -k for k in range(10)]
+        sigmas = (
+            [0.08 * 1.06**k for k in range(24)]
+            if parts == 1
+            else [scores["parzen_10k_sigma"] * 1.06**-k for k in range(10)]
+        )
         sigma = sigmas[density(held[:used], sigmas).mean(1).argmax()]
         log_p = density(x, [sigma])[0]
-        scores.update({f"parzen_{name}": log_p.mean().item(), f"parzen_{name}_sem": (log_p.std() / len(x) ** 0.5).item(), f"parzen_{name}_sigma": sigma})
-    return {**scores, "reconstruction_mse": (reconstructions(nets, test) - x).square().mean().item()}
+        scores.update(
+            {
+                f"parzen_{name}": log_p.mean().item(),
+                f"parzen_{name}_sem": (log_p.std() / len(x) ** 0.5).item(),
+                f"parzen_{name}_sigma": sigma,
+            }
+        )
+    return {
+        **scores,
+        "reconstruction_mse": (reconstructions(nets, test) - x).square().mean().item(),
+    }
 
 
 def style_scores(nets, options, judge, data, test):
@@ -619,13 +774,17 @@ def style_scores(nets, options, judge, data, test):
     probe that reads the digit from z; chance_error: of always answering the commonest digit, which z_error reaches when z says nothing;
     reconstruction_mse: with the true label."""
     y = torch.arange(10, device=test.x.device).repeat(100 if options.dry_run else 1000)
-    images = decode(nets, torch.cat([F.one_hot(y, 10).float(), draw_prior(options, len(y), y.device)], 1)).view(-1, *test.x.shape[1:])
+    images = decode(
+        nets, torch.cat([F.one_hot(y, 10).float(), draw_prior(options, len(y), y.device)], 1)
+    ).view(-1, *test.x.shape[1:])
     (_, z), (_, z_) = encode(nets, data.x), encode(nets, test.x)
     own = decode(nets, torch.cat([F.one_hot(test.y, 10).float(), z_], 1))
-    return {"style_accuracy": (judge.classify(images) == y).float().mean().item() * 100,
-            "z_error": common.probe(z, data.y, z_, test.y, epochs=1 if options.dry_run else 20).item(),
-            "chance_error": common.chance_error(data.y, test.y).item(),
-            "reconstruction_mse": (own - common.to_float(test.x).flatten(1)).square().mean().item()}
+    return {
+        "style_accuracy": (judge.classify(images) == y).float().mean().item() * 100,
+        "z_error": common.probe(z, data.y, z_, test.y, epochs=1 if options.dry_run else 20).item(),
+        "chance_error": common.chance_error(data.y, test.y).item(),
+        "reconstruction_mse": (own - common.to_float(test.x).flatten(1)).square().mean().item(),
+    }
 
 
 def baseline_error(run, data, test, labelled):
@@ -634,25 +793,47 @@ def baseline_error(run, data, test, labelled):
 
     Ten passes over the labels, at least 1,000 steps, of at most 100 images, at rates that fall to 0, with PyTorch's initial weights, whatever the recipe."""
     opt = run.options
-    net = Encoder(data.x[0].numel(), 1, 10, opt.hidden, batch_norm=opt.batch_norm, dropout=opt.dropout).to(data.x.device)
-    optimiser = make_optimiser([*net.body.parameters(), *net.to_y.parameters()], opt, opt.lr_labels, 0.9)
+    net = Encoder(
+        data.x[0].numel(), 1, 10, opt.hidden, batch_norm=opt.batch_norm, dropout=opt.dropout
+    ).to(data.x.device)
+    optimiser = make_optimiser(
+        [*net.body.parameters(), *net.to_y.parameters()], opt, opt.lr_labels, 0.9
+    )
     batch = min(100, opt.labelled_batch)
     total = 20 if opt.dry_run else max(1000, 10 * len(labelled) // batch)
     for step in range(total):
         optimiser.param_groups[0]["lr"] = opt.lr_labels * (1 - step / total)
         j = labelled[torch.randint(0, len(labelled), (batch,), device=data.x.device)]
         with run.autocast():
-            update(optimiser, F.cross_entropy(net(corrupt(common.to_float(data.x[j]).flatten(1), opt))[0], data.y[j]))
+            update(
+                optimiser,
+                F.cross_entropy(
+                    net(corrupt(common.to_float(data.x[j]).flatten(1), opt))[0], data.y[j]
+                ),
+            )
     settle_batch_norm(net, data.x.flatten(1))
-    return (encode(SimpleNamespace(enc=net), test.x)[0].argmax(1) != test.y).float().mean().item() * 100
+    return (
+        encode(SimpleNamespace(enc=net), test.x)[0].argmax(1) != test.y
+    ).float().mean().item() * 100
 
 
 def cluster_scores(nets, held_out, test):
     """Table 3, percent: every cluster is named after the held-out image it is surest of (the paper's rule), and after the majority of its images."""
-    scores, scores_ = (F.log_softmax(encode(nets, part.x)[0].cpu().double(), 1) for part in (held_out, test))
-    errors = {word: common.cluster_error(scores_, test.y.cpu(), common.name_clusters(scores, held_out.y.cpu(), rule))
-              for word, rule in (("cluster_error", "exemplar"), ("cluster_error_majority", "majority"))}
-    return {**errors, "clusters_used": float((torch.bincount(scores_.argmax(1), minlength=scores_.shape[1]) > 0).sum())}
+    scores, scores_ = (
+        F.log_softmax(encode(nets, part.x)[0].cpu().double(), 1) for part in (held_out, test)
+    )
+    errors = {
+        word: common.cluster_error(
+            scores_, test.y.cpu(), common.name_clusters(scores, held_out.y.cpu(), rule)
+        )
+        for word, rule in (("cluster_error", "exemplar"), ("cluster_error_majority", "majority"))
+    }
+    return {
+        **errors,
+        "clusters_used": float(
+            (torch.bincount(scores_.argmax(1), minlength=scores_.shape[1]) > 0).sum()
+        ),
+    }
 
 
 # --------------------------------------------------------------------------------------------------------- figures
@@ -671,13 +852,13 @@ def outline(options):
     if options.prior == "swiss-roll":
         return [roll_curve(torch.linspace(0, 1, 400))]
     mean, axes, std = petals()
-    ellipse, = circles(torch.zeros(2), 1, (2,))
+    (ellipse,) = circles(torch.zeros(2), 1, (2,))
     return [m + (ellipse * std) @ a for m, a in zip(mean, axes)]
 
 
 def percentiles(n):
     """The n numbers that cut a standard normal into parts of equal weight, from 5 to 95 percent."""
-    return torch.distributions.Normal(0., 1.).icdf(torch.linspace(.05, .95, n))
+    return torch.distributions.Normal(0.0, 1.0).icdf(torch.linspace(0.05, 0.95, n))
 
 
 def grid_of(a, b):
@@ -692,27 +873,53 @@ def figure_codes(nets, options, test, path, words):
         return common.figure_scatter(path, z, test.y, words, outline(options))
     heads = nets.heads.weight.detach().cpu()
     codes = nets.heads(y.softmax(1), z).detach()
-    if codes.shape[1] > 2:                                # Figure 11(d): heads that are simplex corners, mapped onto a circle
+    if codes.shape[1] > 2:  # Figure 11(d): heads that are simplex corners, mapped onto a circle
         angle = torch.arange(len(heads)) * 2 * math.pi / len(heads)
-        to_circle = torch.linalg.lstsq(heads, 10 * torch.stack([angle.cos(), angle.sin()], 1)).solution
-        return common.figure_scatter(path, codes.cpu() @ to_circle, test.y, words, marks=heads @ to_circle)
-    common.figure_scatter(path, codes, test.y, words, [c for head in heads for c in circles(head, options.prior_std, (2,))], heads)
+        to_circle = torch.linalg.lstsq(
+            heads, 10 * torch.stack([angle.cos(), angle.sin()], 1)
+        ).solution
+        return common.figure_scatter(
+            path, codes.cpu() @ to_circle, test.y, words, marks=heads @ to_circle
+        )
+    common.figure_scatter(
+        path,
+        codes,
+        test.y,
+        words,
+        [c for head in heads for c in circles(head, options.prior_std, (2,))],
+        heads,
+    )
 
 
 def figure_manifold(nets, options, test, path):
     """Figures 2(e) and 4(b, d): images along the prior's percentiles; of the first three components; along the roll."""
     shape, device = test.x.shape[1:], test.x.device
     if options.prior == "gaussian":
-        z, columns, words = options.prior_std * grid_of(percentiles(16), percentiles(16)), 16, "Images at the prior's percentiles (Fig. 2e)"
+        z, columns, words = (
+            options.prior_std * grid_of(percentiles(16), percentiles(16)),
+            16,
+            "Images at the prior's percentiles (Fig. 2e)",
+        )
     elif options.prior == "mixture":
         mean, axes, std = petals()
         square = grid_of(percentiles(10), percentiles(10)) * std
-        z = torch.stack([(m + square @ a).view(10, 10, 2) for m, a in zip(mean[:3], axes[:3])], 1).reshape(-1, 2)      # side by side
-        columns, words = 30, "Components 0, 1, 2: along the petal to the right, across it upwards (Fig. 4b)"
+        z = torch.stack(
+            [(m + square @ a).view(10, 10, 2) for m, a in zip(mean[:3], axes[:3])], 1
+        ).reshape(-1, 2)  # side by side
+        columns, words = (
+            30,
+            "Components 0, 1, 2: along the petal to the right, across it upwards (Fig. 4b)",
+        )
     else:
-        z, columns, words = roll_curve((torch.arange(100) + .5) / 100), 20, "A walk along the roll, from its centre (Fig. 4d)"
+        z, columns, words = (
+            roll_curve((torch.arange(100) + 0.5) / 100),
+            20,
+            "A walk along the roll, from its centre (Fig. 4d)",
+        )
     gaps = (9, 19) if options.prior == "mixture" else ()
-    common.figure_grid(path, decode(nets, z.to(device)).view(-1, *shape), columns, words, after_column=gaps)
+    common.figure_grid(
+        path, decode(nets, z.to(device)).view(-1, *shape), columns, words, after_column=gaps
+    )
 
 
 def figure_samples(nets, options, data, path, rows=8):
@@ -721,8 +928,13 @@ def figure_samples(nets, options, data, path, rows=8):
     images = decode(nets, draw_prior(options, rows * 10, data.x.device)).view(rows, 10, -1)
     pixels = common.to_float(data.x).flatten(1)
     near = pixels[common.nearest(images[:, -1], pixels)[:, 0]]
-    common.figure_grid(path, torch.cat([images, near[:, None]], 1).view(-1, *shape), 11, "Samples; right: the training image nearest to the last (Fig. 5)",
-                       after_column=9)
+    common.figure_grid(
+        path,
+        torch.cat([images, near[:, None]], 1).view(-1, *shape),
+        11,
+        "Samples; right: the training image nearest to the last (Fig. 5)",
+        after_column=9,
+    )
 
 
 def figure_style(nets, options, test, path, rows=10):
@@ -730,7 +942,14 @@ def figure_style(nets, options, test, path, rows=10):
     k = 10
     z = draw_prior(options, rows, test.x.device).repeat_interleave(k, 0)
     code = decoder_code(nets, torch.eye(k, device=z.device).repeat(rows, 1), z)
-    common.figure_grid(path, decode(nets, code).view(-1, *test.x.shape[1:]), k, "Style and content (Fig. 7)", "y: the label", "z from the prior, one a row")
+    common.figure_grid(
+        path,
+        decode(nets, code).view(-1, *test.x.shape[1:]),
+        k,
+        "Style and content (Fig. 7)",
+        "y: the label",
+        "z from the prior, one a row",
+    )
 
 
 def figure_clusters(nets, options, test, path, shown=14):
@@ -738,14 +957,26 @@ def figure_clusters(nets, options, test, path, shown=14):
     left out."""
     logits, _ = encode(nets, test.x)
     k, shape = options.clusters, test.x.shape[1:]
-    heads = decode(nets, decoder_code(nets, torch.eye(k, device=logits.device), torch.zeros(k, options.z_dim, device=logits.device))).view(k, 1, *shape)
+    heads = decode(
+        nets,
+        decoder_code(
+            nets,
+            torch.eye(k, device=logits.device),
+            torch.zeros(k, options.z_dim, device=logits.device),
+        ),
+    ).view(k, 1, *shape)
     members = torch.ones(k, shown, *shape, device=logits.device)
     used = logits.argmax(1).unique()
     for cluster in used:
         mine = common.to_float(test.x[logits.argmax(1) == cluster][:shown])
-        members[cluster, :len(mine)] = mine
-    common.figure_grid(path, torch.cat([heads, members], 1)[used].flatten(0, 1), shown + 1,
-                       f"Clusters (Fig. 9), {len(used)} of {k} in use: the head, then test images", after_column=0)
+        members[cluster, : len(mine)] = mine
+    common.figure_grid(
+        path,
+        torch.cat([heads, members], 1)[used].flatten(0, 1),
+        shown + 1,
+        f"Clusters (Fig. 9), {len(used)} of {k} in use: the head, then test images",
+        after_column=0,
+    )
 
 
 def evaluate(run, nets, data, held_out, test, labelled):
@@ -756,62 +987,163 @@ def evaluate(run, nets, data, held_out, test, labelled):
     at = lambda name: run.folder / f"{name}.png"  # noqa: E731
     if task == "prior":
         scores = prior_scores(nets, opt, data, test)
-        figure_codes(nets, opt, test, at("codes"), f"Codes of test images, {opt.regularizer}, prior: {opt.prior} (Fig. 2, 4)")
+        figure_codes(
+            nets,
+            opt,
+            test,
+            at("codes"),
+            f"Codes of test images, {opt.regularizer}, prior: {opt.prior} (Fig. 2, 4)",
+        )
         figure_manifold(nets, opt, test, at("manifold"))
-        rows = [("codes told from the prior, accuracy in %", "code_test", "-", "50 at best"),
-                ("squared MMD of codes and prior", "code_mmd", "-", f"prior and prior {scores['code_mmd_prior']:.2g}"),
-                ("reconstruction MSE", "reconstruction_mse", "-", "")]
+        rows = [
+            ("codes told from the prior, accuracy in %", "code_test", "-", "50 at best"),
+            (
+                "squared MMD of codes and prior",
+                "code_mmd",
+                "-",
+                f"prior and prior {scores['code_mmd_prior']:.2g}",
+            ),
+            ("reconstruction MSE", "reconstruction_mse", "-", ""),
+        ]
         if "component_accuracy" in scores:
-            rows.insert(0, ("code in its label's component, %", "component_accuracy", "-", "unaware of labels: about 10"))
+            rows.insert(
+                0,
+                (
+                    "code in its label's component, %",
+                    "component_accuracy",
+                    "-",
+                    "unaware of labels: about 10",
+                ),
+            )
     elif task == "likelihood":
         scores = likelihood_scores(nets, opt, held_out, test)
         figure_samples(nets, opt, data, at("samples"))
         ours = opt.regularizer == "gan" and opt.dataset == "mnist"
-        rows = [("Parzen log-likelihood, 10K samples, nats", "parzen_10k", "340 +- 2" if ours else "-", f"standard error {scores['parzen_10k_sem']:.1f}"),
-                ("reconstruction MSE", "reconstruction_mse", "-", "")]
+        rows = [
+            (
+                "Parzen log-likelihood, 10K samples, nats",
+                "parzen_10k",
+                "340 +- 2" if ours else "-",
+                f"standard error {scores['parzen_10k_sem']:.1f}",
+            ),
+            ("reconstruction MSE", "reconstruction_mse", "-", ""),
+        ]
         if "parzen_1m" in scores:
-            rows.insert(1, ("Parzen log-likelihood, 1M samples, nats", "parzen_1m", "427 ? (10M)" if ours else "-",
-                            f"standard error {scores['parzen_1m_sem']:.1f}"))
+            rows.insert(
+                1,
+                (
+                    "Parzen log-likelihood, 1M samples, nats",
+                    "parzen_1m",
+                    "427 ? (10M)" if ours else "-",
+                    f"standard error {scores['parzen_1m_sem']:.1f}",
+                ),
+            )
     elif task == "style":
-        scores = style_scores(nets, opt, common.load_judge(opt.dataset, opt.data, run.device, quick=opt.dry_run), data, test)
+        scores = style_scores(
+            nets,
+            opt,
+            common.load_judge(opt.dataset, opt.data, run.device, quick=opt.dry_run),
+            data,
+            test,
+        )
         figure_style(nets, opt, test, at("style"))
-        rows = [("image shows the label asked for, z ~ prior, %", "style_accuracy", "-", "100 at best"),
-                ("error of the probe on z, %", "z_error", "-", f"commonest label {scores['chance_error']:.1f}"),
-                ("reconstruction MSE", "reconstruction_mse", "-", "")]
+        rows = [
+            ("image shows the label asked for, z ~ prior, %", "style_accuracy", "-", "100 at best"),
+            (
+                "error of the probe on z, %",
+                "z_error",
+                "-",
+                f"commonest label {scores['chance_error']:.1f}",
+            ),
+            ("reconstruction MSE", "reconstruction_mse", "-", ""),
+        ]
     elif supervised(opt):
         logits, _ = encode(nets, test.x)
-        scores = {"test_error": (logits.argmax(1) != test.y).float().mean().item() * 100,
-                  "baseline_error": baseline_error(run, data, test, labelled)}
-        table2 = {("semi", 10, 100): ("1.90 +- 0.10", "25.80 ?"), ("semi", 10, 1000): ("1.60 +- 0.08 ?", "8.73 ?"),
-                  ("semi", 10, 60000): ("0.85 +- 0.02", "1.25 ?"),
-                  ("embed", 2, 1000): ("4.20 ?", "-"), ("embed", 2, 100): ("6.08 ?", "-"), ("embed", 10, 100): ("3.90 ?", "-")}
-        paper, plain = table2.get((task, opt.z_dim, opt.labels), ("-", "-")) if opt.dataset == "mnist" else ("-", "-")
-        rows = [(f"test error{', images warped' if opt.warp or opt.warp_weight else ''}, %", "test_error", paper, ""),
-                ("the encoder alone, same labels, no warps, %", "baseline_error", plain, "")]
+        scores = {
+            "test_error": (logits.argmax(1) != test.y).float().mean().item() * 100,
+            "baseline_error": baseline_error(run, data, test, labelled),
+        }
+        table2 = {
+            ("semi", 10, 100): ("1.90 +- 0.10", "25.80 ?"),
+            ("semi", 10, 1000): ("1.60 +- 0.08 ?", "8.73 ?"),
+            ("semi", 10, 60000): ("0.85 +- 0.02", "1.25 ?"),
+            ("embed", 2, 1000): ("4.20 ?", "-"),
+            ("embed", 2, 100): ("6.08 ?", "-"),
+            ("embed", 10, 100): ("3.90 ?", "-"),
+        }
+        paper, plain = (
+            table2.get((task, opt.z_dim, opt.labels), ("-", "-"))
+            if opt.dataset == "mnist"
+            else ("-", "-")
+        )
+        rows = [
+            (
+                f"test error{', images warped' if opt.warp or opt.warp_weight else ''}, %",
+                "test_error",
+                paper,
+                "",
+            ),
+            ("the encoder alone, same labels, no warps, %", "baseline_error", plain, ""),
+        ]
     else:
         scores = cluster_scores(nets, held_out, test)
         if task == "embed":
             scores["test_error"] = scores["cluster_error"]
-        table3 = {("cluster", 16, 5): "9.55 +- 2.05", ("cluster", 30, 5): "4.10 +- 1.13", ("embed", 20, 2): "13.46 ?"}
+        table3 = {
+            ("cluster", 16, 5): "9.55 +- 2.05",
+            ("cluster", 30, 5): "4.10 +- 1.13",
+            ("embed", 20, 2): "13.46 ?",
+        }
         paper = table3.get((task, opt.clusters, opt.z_dim), "-") if opt.dataset == "mnist" else "-"
-        rows = [("error, clusters named by their surest image, %", "cluster_error", paper, ""),
-                ("error, clusters named by majority, %", "cluster_error_majority", "-", f"clusters in use {scores['clusters_used']:.0f}")]
+        rows = [
+            ("error, clusters named by their surest image, %", "cluster_error", paper, ""),
+            (
+                "error, clusters named by majority, %",
+                "cluster_error_majority",
+                "-",
+                f"clusters in use {scores['clusters_used']:.0f}",
+            ),
+        ]
         figure_clusters(nets, opt, test, at("clusters"))
     if task == "embed":
-        figure_codes(nets, opt, test, at("codes"), f"Codes W_C^T y + z of test images, {opt.labels or 'no'} labels (Fig. 11)")
+        figure_codes(
+            nets,
+            opt,
+            test,
+            at("codes"),
+            f"Codes W_C^T y + z of test images, {opt.labels or 'no'} labels (Fig. 11)",
+        )
     if task == "semi":
         figure_style(nets, opt, test, at("style"))
     panels = [("reconstruction", ("reconstruction",), "half squared error, summed over pixels")]
     if opt.regularizer != "gan":
         panels.append(("regulariser", ("regularizer",), "before its weight lambda"))
     if "gan" in opt.regularizer:
-        panels.append(("adversaries", ("discriminator", *(["encoder"] if opt.regularizer == "gan" else [])), "nats"))
+        panels.append(
+            (
+                "adversaries",
+                ("discriminator", *(["encoder"] if opt.regularizer == "gan" else [])),
+                "nats",
+            )
+        )
     if nets.disc_y is not None:
-        panels.append((f"{'labels' if supervised(opt) else 'balance'} and steadiness of y",
-                       ("classification" if supervised(opt) else "balance", "smoothness", "invariance"), "nats"))
+        panels.append(
+            (
+                f"{'labels' if supervised(opt) else 'balance'} and steadiness of y",
+                ("classification" if supervised(opt) else "balance", "smoothness", "invariance"),
+                "nats",
+            )
+        )
     common.figure_curves(at("losses"), run.history, panels, "Training losses")
-    told = lambda paper, beside: "; ".join(filter(None, [beside, "?: from memory, not checked" if "?" in paper and not opt.validation else ""]))  # noqa: E731
-    return scores, [(words, name, paper, told(paper, beside)) for words, name, paper, beside in rows]
+    told = lambda paper, beside: "; ".join(
+        filter(
+            None,
+            [beside, "?: from memory, not checked" if "?" in paper and not opt.validation else ""],
+        )
+    )  # noqa: E731
+    return scores, [
+        (words, name, paper, told(paper, beside)) for words, name, paper, beside in rows
+    ]
 
 
 def load(run_dir, device="cpu"):
@@ -820,7 +1152,10 @@ def load(run_dir, device="cpu"):
     For notebooks: nets = load("runs/aae/semi-100-seed0"); logits, z = encode(nets, images)."""
     options = SimpleNamespace(**common.read_config(run_dir)["settings"])
     state = common.read_checkpoint(run_dir, "aae", device, finished=True)["states"]
-    with common.same_version(run_dir), common.own_random_numbers():          # initial weights, which are overwritten
+    with (
+        common.same_version(run_dir),
+        common.own_random_numbers(),
+    ):  # initial weights, which are overwritten
         nets = build(options, state["dec"]["net.1.weight"].shape[0])
         for name, net in vars(nets).items():
             if net is not None:
@@ -832,46 +1167,137 @@ def load(run_dir, device="cpu"):
 
 # ------------------------------------------------------------------------------------------------------------ main
 
-OURS = dict(optimiser="adam", lr=1e-3, lr_adversary=3e-4, lr_encoder=3e-4, lr_labels=1e-3, adversary_end=0.01, beta1=0.5, schedule="linear", init_std=0.0,
-            hidden=1000, batch_size=200, batch_norm="none", dropout=0.0, noise=0.0, input_dropout=0.0, prior="gaussian", prior_std=1.0, labels=0, clusters=10,
-            encoder="deterministic", code_noise=0.0, smooth_weight=0.0, smooth_radius=2.0, warp=0.0, warp_weight=0.0, y_weight=1.0, balance_weight=0.0,
-            labelled_batch=100, head_distance=8.0, head_weight=1.0)
+OURS = dict(
+    optimiser="adam",
+    lr=1e-3,
+    lr_adversary=3e-4,
+    lr_encoder=3e-4,
+    lr_labels=1e-3,
+    adversary_end=0.01,
+    beta1=0.5,
+    schedule="linear",
+    init_std=0.0,
+    hidden=1000,
+    batch_size=200,
+    batch_norm="none",
+    dropout=0.0,
+    noise=0.0,
+    input_dropout=0.0,
+    prior="gaussian",
+    prior_std=1.0,
+    labels=0,
+    clusters=10,
+    encoder="deterministic",
+    code_noise=0.0,
+    smooth_weight=0.0,
+    smooth_radius=2.0,
+    warp=0.0,
+    warp_weight=0.0,
+    y_weight=1.0,
+    balance_weight=0.0,
+    labelled_batch=100,
+    head_distance=8.0,
+    head_weight=1.0,
+)
 LAMBDA = {"kl": 0.1, "mmd": 100.0, "wae-gan": 1.0}
 # What the tasks with an inferred y add.
-Y_GAME = dict(noise=0.1, batch_norm="hidden", smooth_weight=1.0, warp=1.0, warp_weight=4.0, y_weight=4.0, code_noise=0.3, lr_encoder=1e-3)
+Y_GAME = dict(
+    noise=0.1,
+    batch_norm="hidden",
+    smooth_weight=1.0,
+    warp=1.0,
+    warp_weight=4.0,
+    y_weight=4.0,
+    code_noise=0.3,
+    lr_encoder=1e-3,
+)
 OURS_BY_TASK = {
     "prior": dict(epochs=15, z_dim=2, prior_std=5.0, lr_adversary=1e-3, lr_encoder=6e-4),
     "likelihood": dict(epochs=20, z_dim=8, prior_std=5.0, encoder="gaussian", dropout=0.2),
-    "style": dict(epochs=72, z_dim=15, noise=0.1, batch_norm="all", lr=2e-4, lr_adversary=4e-3, adversary_end=1.0, lr_encoder=4e-4),
+    "style": dict(
+        epochs=72,
+        z_dim=15,
+        noise=0.1,
+        batch_norm="all",
+        lr=2e-4,
+        lr_adversary=4e-3,
+        adversary_end=1.0,
+        lr_encoder=4e-4,
+    ),
     "semi": dict(epochs=20, z_dim=10, labels=100, **Y_GAME),
     "cluster": dict(epochs=25, z_dim=5, clusters=16, balance_weight=0.25, **Y_GAME),
     "embed": dict(epochs=12, z_dim=2, labels=1000, **Y_GAME),
 }
-AWARE = dict(epochs=25, batch_norm="hidden", warp=1.0, lr=2e-4, lr_encoder=1e-3)           # of `prior` with labels
-MANY_LABELS = dict(epochs=30, labelled_batch=400)         # of `semi` with 10,000 or more: 20 epochs of 100 a step show each of 60,000 ten times
-PAPER = dict(optimiser="sgd", lr=0.01, lr_adversary=0.1, lr_encoder=0.1, lr_labels=0.1, beta1=0.1, schedule="steps", init_std=0.01, batch_size=100,
-             batch_norm="none", dropout=0.0, noise=0.0, code_noise=0.0, input_dropout=0.0, encoder="deterministic",
-             smooth_weight=0.0, warp=0.0, warp_weight=0.0, y_weight=1.0, balance_weight=0.0)
+AWARE = dict(
+    epochs=25, batch_norm="hidden", warp=1.0, lr=2e-4, lr_encoder=1e-3
+)  # of `prior` with labels
+MANY_LABELS = dict(
+    epochs=30, labelled_batch=400
+)  # of `semi` with 10,000 or more: 20 epochs of 100 a step show each of 60,000 ten times
+PAPER = dict(
+    optimiser="sgd",
+    lr=0.01,
+    lr_adversary=0.1,
+    lr_encoder=0.1,
+    lr_labels=0.1,
+    beta1=0.1,
+    schedule="steps",
+    init_std=0.01,
+    batch_size=100,
+    batch_norm="none",
+    dropout=0.0,
+    noise=0.0,
+    code_noise=0.0,
+    input_dropout=0.0,
+    encoder="deterministic",
+    smooth_weight=0.0,
+    warp=0.0,
+    warp_weight=0.0,
+    y_weight=1.0,
+    balance_weight=0.0,
+)
 # Not known and ours: the epochs of prior and likelihood. Borrowed from likelihood: the initial weights of all other tasks. Borrowed from semi: the schedule
 # of prior, likelihood and style, momenta and rates of prior and style, and style's epochs and noise.
-PAPER_BY_TASK = {"prior": dict(epochs=1000), "likelihood": dict(epochs=1000),
-                 "style": dict(epochs=5000, noise=0.3), "semi": dict(epochs=5000, noise=0.3),
-                 "cluster": dict(epochs=1500, hidden=3000, batch_norm="all", input_dropout=0.2), "embed": dict(epochs=5000, noise=0.3)}
+PAPER_BY_TASK = {
+    "prior": dict(epochs=1000),
+    "likelihood": dict(epochs=1000),
+    "style": dict(epochs=5000, noise=0.3),
+    "semi": dict(epochs=5000, noise=0.3),
+    "cluster": dict(epochs=1500, hidden=3000, batch_norm="all", input_dropout=0.2),
+    "embed": dict(epochs=5000, noise=0.3),
+}
 
 
 def defaults_of(task, recipe="ours"):
     """What `resolve` fills in where no flag says otherwise."""
-    return {**OURS, **OURS_BY_TASK[task], **({**PAPER, **PAPER_BY_TASK[task]} if recipe == "paper" else {})}
+    return {
+        **OURS,
+        **OURS_BY_TASK[task],
+        **({**PAPER, **PAPER_BY_TASK[task]} if recipe == "paper" else {}),
+    }
 
 
 def make_parser():
-    def by_task(name):                                    # the defaults in words: the commonest value, then the tasks that differ
+    def by_task(name):  # the defaults in words: the commonest value, then the tasks that differ
         words = []
         for recipe in ("ours", "paper"):
             values = {task: defaults_of(task, recipe)[name] for task in OURS_BY_TASK}
             common_value = max(values.values(), key=list(values.values()).count)
-            words.append(", ".join([str(common_value), *(f"{task} {value}" for task, value in values.items() if value != common_value)]))
-        return f"None is {words[0]}" + (f"; --recipe paper: {words[1]}" if words[1] != words[0] else "")
+            words.append(
+                ", ".join(
+                    [
+                        str(common_value),
+                        *(
+                            f"{task} {value}"
+                            for task, value in values.items()
+                            if value != common_value
+                        ),
+                    ]
+                )
+            )
+        return f"None is {words[0]}" + (
+            f"; --recipe paper: {words[1]}" if words[1] != words[0] else ""
+        )
 
     cli = common.Parser(__doc__.split("\n\n")[0], epochs=None, batch_size=None)
     for action in cli._actions:
@@ -883,48 +1309,139 @@ def make_parser():
         if name in OURS or name == "z_dim":
             words += f"; {by_task(name)}"
         cli.add_argument(flag, default=more.pop("default", None), help=words, **more)
-    add("--task", "which of the paper's experiments: Figures 2 and 4, Table 1, Figure 7, Table 2, Table 3, Figure 11", choices=tuple(OURS_BY_TASK),
-        default="prior")
-    add("--recipe", "paper: the optimiser, rates, schedule, initial weights, batch and epochs, noise, sizes of the paper's appendix, as far as known "
+
+    add(
+        "--task",
+        "which of the paper's experiments: Figures 2 and 4, Table 1, Figure 7, Table 2, Table 3, Figure 11",
+        choices=tuple(OURS_BY_TASK),
+        default="prior",
+    )
+    add(
+        "--recipe",
+        "paper: the optimiser, rates, schedule, initial weights, batch and epochs, noise, sizes of the paper's appendix, as far as known "
         "(difference 1); flags beside it still count",
-        choices=("ours", "paper"), default="ours")
-    add("--prior", "shape of p(z); the last two are for --task prior", choices=("gaussian", "mixture", "swiss-roll"))
-    add("--labels", "labelled training images, as many of each class; 60000 (as many as there are, or more): all. In embed 0 means without labels, "
+        choices=("ours", "paper"),
+        default="ours",
+    )
+    add(
+        "--prior",
+        "shape of p(z); the last two are for --task prior",
+        choices=("gaussian", "mixture", "swiss-roll"),
+    )
+    add(
+        "--labels",
+        "labelled training images, as many of each class; 60000 (as many as there are, or more): all. In embed 0 means without labels, "
         "with the defaults of cluster. In prior they are known to the discriminator, of a mixture or a swiss roll (then, with --recipe ours, None is "
         "25 epochs, batch norm, warp 1, --lr 2e-4, --lr-encoder 1e-3). In semi from 10,000 on, with --recipe ours, None is 30 epochs, --labelled-batch 400",
-        type=common.whole)
-    add("--clusters", "values of y in --task cluster, and in embed without labels, where None is 20", type=common.count)
-    add("--regularizer", "gan: the AAE; in prior and likelihood also kl: a VAE, mmd and wae-gan: Wasserstein autoencoders",
-        choices=("gan", "kl", "mmd", "wae-gan"), default="gan")
-    add("--regularizer-weight", "lambda of kl, mmd and wae-gan beside half the squared error; None is "
-        + ", ".join(f"{value} for {name}" for name, value in LAMBDA.items()), type=common.weight)
-    add("--encoder", "q(z|x), section 2; kl has gaussian, mmd deterministic unless said otherwise", choices=("deterministic", "gaussian", "universal"))
+        type=common.whole,
+    )
+    add(
+        "--clusters",
+        "values of y in --task cluster, and in embed without labels, where None is 20",
+        type=common.count,
+    )
+    add(
+        "--regularizer",
+        "gan: the AAE; in prior and likelihood also kl: a VAE, mmd and wae-gan: Wasserstein autoencoders",
+        choices=("gan", "kl", "mmd", "wae-gan"),
+        default="gan",
+    )
+    add(
+        "--regularizer-weight",
+        "lambda of kl, mmd and wae-gan beside half the squared error; None is "
+        + ", ".join(f"{value} for {name}" for name, value in LAMBDA.items()),
+        type=common.weight,
+    )
+    add(
+        "--encoder",
+        "q(z|x), section 2; kl has gaussian, mmd deterministic unless said otherwise",
+        choices=("deterministic", "gaussian", "universal"),
+    )
     add("--z-dim", "size of z", type=common.count)
-    add("--prior-std", "standard deviation of the Gaussian prior; the unit in which the discriminator sees z", type=common.positive)
+    add(
+        "--prior-std",
+        "standard deviation of the Gaussian prior; the unit in which the discriminator sees z",
+        type=common.positive,
+    )
     add("--hidden", "units of every hidden layer", type=common.count)
-    add("--batch-norm", "in the encoder's hidden layers, or in all with the heads", choices=("none", "hidden", "all"))
-    add("--noise", "standard deviation of the Gaussian noise on the encoder's input", type=common.weight)
-    add("--code-noise", "standard deviation of the noise on what the discriminator of y sees (difference 4)", type=common.weight)
+    add(
+        "--batch-norm",
+        "in the encoder's hidden layers, or in all with the heads",
+        choices=("none", "hidden", "all"),
+    )
+    add(
+        "--noise",
+        "standard deviation of the Gaussian noise on the encoder's input",
+        type=common.weight,
+    )
+    add(
+        "--code-noise",
+        "standard deviation of the noise on what the discriminator of y sees (difference 4)",
+        type=common.weight,
+    )
     add("--y-weight", "of fooling the discriminator of y beside that of z", type=common.weight)
-    add("--balance-weight", "of the batch's mean of q(y|x) being uniform (difference 4)", type=common.weight)
+    add(
+        "--balance-weight",
+        "of the batch's mean of q(y|x) being uniform (difference 4)",
+        type=common.weight,
+    )
     add("--smooth-weight", "of the smoothness of q(y|x) (difference 3)", type=common.weight)
-    add("--smooth-radius", "length of the perturbations that q(y|x) must bear, in pixel values", type=common.positive)
-    add("--warp", "size of the random affine maps of the training images, a share of those in `warp` (difference 3); 0: none", type=common.weight)
-    add("--warp-weight", "of q(y|x) being the same for two warps of an image (difference 3)", type=common.weight)
-    add("--input-dropout", "share of the encoder's input pixels that are dropped", type=common.below_one)
-    add("--dropout", "share of the hidden units that are dropped, encoder and decoder", type=common.below_one)
+    add(
+        "--smooth-radius",
+        "length of the perturbations that q(y|x) must bear, in pixel values",
+        type=common.positive,
+    )
+    add(
+        "--warp",
+        "size of the random affine maps of the training images, a share of those in `warp` (difference 3); 0: none",
+        type=common.weight,
+    )
+    add(
+        "--warp-weight",
+        "of q(y|x) being the same for two warps of an image (difference 3)",
+        type=common.weight,
+    )
+    add(
+        "--input-dropout",
+        "share of the encoder's input pixels that are dropped",
+        type=common.below_one,
+    )
+    add(
+        "--dropout",
+        "share of the hidden units that are dropped, encoder and decoder",
+        type=common.below_one,
+    )
     add("--optimiser", "of every phase", choices=("adam", "sgd"))
     add("--lr", "rate of the reconstruction phase", type=common.positive)
     add("--lr-adversary", "rate of the discriminators", type=common.positive)
-    add("--adversary-end", "share of --lr-adversary to which --schedule linear lets it fall; the other rates fall to 1 %%", type=common.weight)
+    add(
+        "--adversary-end",
+        "share of --lr-adversary to which --schedule linear lets it fall; the other rates fall to 1 %%",
+        type=common.weight,
+    )
     add("--lr-encoder", "rate of the encoder against them", type=common.positive)
     add("--lr-labels", "rate of the classification phase", type=common.positive)
-    add("--beta1", "beta1 or momentum of the adversaries; the other phases have 0.9", type=common.below_one)
-    add("--schedule", "linear: 100 steps up, constant for half the run, then down to 1 %%; steps: / 10 after epochs 50 and (not when clustering) 1000",
-        choices=("linear", "steps"))
+    add(
+        "--beta1",
+        "beta1 or momentum of the adversaries; the other phases have 0.9",
+        type=common.below_one,
+    )
+    add(
+        "--schedule",
+        "linear: 100 steps up, constant for half the run, then down to 1 %%; steps: / 10 after epochs 50 and (not when clustering) 1000",
+        choices=("linear", "steps"),
+    )
     add("--init-std", "of Gaussian initial weights; 0 leaves PyTorch's", type=common.weight)
-    add("--labelled-batch", "labelled images in a step, drawn with replacement (see --labels)", type=common.count)
-    add("--head-distance", "cluster heads nearer than this are pushed apart (Figure 10; the paper gives no number)", type=common.weight)
+    add(
+        "--labelled-batch",
+        "labelled images in a step, drawn with replacement (see --labels)",
+        type=common.count,
+    )
+    add(
+        "--head-distance",
+        "cluster heads nearer than this are pushed apart (Figure 10; the paper gives no number)",
+        type=common.weight,
+    )
     add("--head-weight", "of that push", type=common.weight)
     return cli
 
@@ -933,50 +1450,108 @@ def resolve(options):
     """Fill in what depends on the task and the recipe; refuse what cannot be."""
     o = options
     if o.dataset == "sprites":
-        raise common.UserError("sprites do not have ten classes: choose another --dataset for aae.py")
-    if o.clusters not in (None, OURS["clusters"]) and not (o.task == "cluster" or o.task == "embed" and o.labels == 0):
+        raise common.UserError(
+            "sprites do not have ten classes: choose another --dataset for aae.py"
+        )
+    if o.clusters not in (None, OURS["clusters"]) and not (
+        o.task == "cluster" or o.task == "embed" and o.labels == 0
+    ):
         raise common.UserError("--clusters is for --task cluster, and for embed with --labels 0")
     if o.regularizer == "gan" and o.regularizer_weight:
         raise common.UserError("--regularizer-weight is for --regularizer kl, mmd and wae-gan")
-    why = f"with --task {o.task} --regularizer {o.regularizer}" + (f" --labels {o.labels}" if o.labels is not None else "")
-    common.refuse_idle(o, ((o.regularizer != "gan", ("lr_encoder",), why), (o.regularizer in ("kl", "mmd"), ("lr_adversary", "adversary_end", "beta1"), why),
-                           (o.task in ("prior", "likelihood", "style"),
-                            ("code_noise", "y_weight", "balance_weight", "smooth_weight", "smooth_radius", "warp_weight"), why),
-                           (o.task != "semi" and not (o.task == "embed" and o.labels != 0), ("lr_labels", "labelled_batch"), why),
-                           (o.task != "embed", ("head_distance", "head_weight"), why)))
-    without_labels = dict(clusters=20, z_dim=2) if o.task == "embed" and o.labels == 0 else {}       # trained as a clustering is
-    defaults = {**defaults_of("cluster" if without_labels else o.task, o.recipe), **without_labels, "regularizer_weight": LAMBDA.get(o.regularizer, 0.0)}
+    why = f"with --task {o.task} --regularizer {o.regularizer}" + (
+        f" --labels {o.labels}" if o.labels is not None else ""
+    )
+    common.refuse_idle(
+        o,
+        (
+            (o.regularizer != "gan", ("lr_encoder",), why),
+            (o.regularizer in ("kl", "mmd"), ("lr_adversary", "adversary_end", "beta1"), why),
+            (
+                o.task in ("prior", "likelihood", "style"),
+                (
+                    "code_noise",
+                    "y_weight",
+                    "balance_weight",
+                    "smooth_weight",
+                    "smooth_radius",
+                    "warp_weight",
+                ),
+                why,
+            ),
+            (
+                o.task != "semi" and not (o.task == "embed" and o.labels != 0),
+                ("lr_labels", "labelled_batch"),
+                why,
+            ),
+            (o.task != "embed", ("head_distance", "head_weight"), why),
+        ),
+    )
+    without_labels = (
+        dict(clusters=20, z_dim=2) if o.task == "embed" and o.labels == 0 else {}
+    )  # trained as a clustering is
+    defaults = {
+        **defaults_of("cluster" if without_labels else o.task, o.recipe),
+        **without_labels,
+        "regularizer_weight": LAMBDA.get(o.regularizer, 0.0),
+    }
     if o.task == "prior" and o.labels and o.recipe == "ours":
         defaults.update(AWARE)
     if o.task == "semi" and (o.labels or 0) >= 10_000 and o.recipe == "ours":
         defaults.update(MANY_LABELS)
     if o.regularizer == "kl":
         defaults["encoder"] = "gaussian"
-    if o.regularizer == "mmd":                            # with a Gaussian q a dimension of pure noise satisfies the MMD, and stays unused
+    if (
+        o.regularizer == "mmd"
+    ):  # with a Gaussian q a dimension of pure noise satisfies the MMD, and stays unused
         defaults["encoder"] = "deterministic"
     for name, value in defaults.items():
         if getattr(o, name) is None:
             setattr(o, name, value)
-    fixed = o.task == "embed" and o.z_dim == (10 if o.labels else o.clusters)         # heads that are corners of a simplex (ClusterHeads)
-    common.refuse_idle(o, ((not o.smooth_weight, ("smooth_radius",), "with --smooth-weight 0"), (o.schedule == "steps", ("adversary_end",), "with --schedule steps"),
-                           (not o.head_weight, ("head_distance",), "with --head-weight 0"), (fixed, ("head_distance", "head_weight"), "where heads are fixed")), defaults)
+    fixed = o.task == "embed" and o.z_dim == (
+        10 if o.labels else o.clusters
+    )  # heads that are corners of a simplex (ClusterHeads)
+    common.refuse_idle(
+        o,
+        (
+            (not o.smooth_weight, ("smooth_radius",), "with --smooth-weight 0"),
+            (o.schedule == "steps", ("adversary_end",), "with --schedule steps"),
+            (not o.head_weight, ("head_distance",), "with --head-weight 0"),
+            (fixed, ("head_distance", "head_weight"), "where heads are fixed"),
+        ),
+        defaults,
+    )
     if o.prior != "gaussian" and o.task != "prior":
         raise common.UserError("--prior mixture and swiss-roll are for --task prior")
     if o.task == "prior" and o.z_dim != 2 or o.task == "embed" and o.z_dim < 2:
-        raise common.UserError("the figures of --task prior and embed need --z-dim 2 (embed: or more)")
+        raise common.UserError(
+            "the figures of --task prior and embed need --z-dim 2 (embed: or more)"
+        )
     if o.batch_size < 3 or o.labelled_batch < 2:
-        raise common.UserError("--batch-size must be at least 3, so that every batch has two images"
-                               + (", and --labelled-batch at least 2" if supervised(o) else ""))
+        raise common.UserError(
+            "--batch-size must be at least 3, so that every batch has two images"
+            + (", and --labelled-batch at least 2" if supervised(o) else "")
+        )
     if o.labels and (o.labels % 10 or o.task in ("likelihood", "style", "cluster")):
-        raise common.UserError("--labels must be a multiple of 10, and is for --task prior, semi and embed")
+        raise common.UserError(
+            "--labels must be a multiple of 10, and is for --task prior, semi and embed"
+        )
     if o.task == "semi" and not o.labels:
-        raise common.UserError("--task semi needs --labels of at least 10; without labels it is --task cluster")
+        raise common.UserError(
+            "--task semi needs --labels of at least 10; without labels it is --task cluster"
+        )
     if o.task == "prior" and o.labels and o.prior == "gaussian":
-        raise common.UserError("--labels needs a prior with components: --prior mixture or swiss-roll")
+        raise common.UserError(
+            "--labels needs a prior with components: --prior mixture or swiss-roll"
+        )
     if o.regularizer != "gan" and (o.task not in ("prior", "likelihood") or o.labels):
-        raise common.UserError(f"--regularizer {o.regularizer} is for --task prior or likelihood, without labels")
+        raise common.UserError(
+            f"--regularizer {o.regularizer} is for --task prior or likelihood, without labels"
+        )
     if o.regularizer == "kl" and (o.prior == "swiss-roll" or o.encoder != "gaussian"):
-        raise common.UserError("--regularizer kl needs a density of the prior in closed form (no swiss-roll) and --encoder gaussian")
+        raise common.UserError(
+            "--regularizer kl needs a density of the prior in closed form (no swiss-roll) and --encoder gaussian"
+        )
     if o.dry_run:
         o.epochs = min(o.epochs, 2)
     return o
@@ -985,10 +1560,15 @@ def resolve(options):
 def run_name(options):
     """Name of a run's folder: semi-100, cluster-30, likelihood, likelihood-mmd, prior-mixture-10000, ..."""
     o = options
-    parts = [o.task, *([o.prior] if o.task == "prior" else []), *([o.clusters] if o.task == "cluster" else []),
-             *([o.labels] if o.task in ("semi", "embed") or o.labels else []),
-             *([f"z{o.z_dim}"] if o.task == "embed" and o.z_dim != 2 else []), *([o.regularizer] if o.regularizer != "gan" else []),
-             *([o.dataset] if o.dataset != "mnist" else [])]
+    parts = [
+        o.task,
+        *([o.prior] if o.task == "prior" else []),
+        *([o.clusters] if o.task == "cluster" else []),
+        *([o.labels] if o.task in ("semi", "embed") or o.labels else []),
+        *([f"z{o.z_dim}"] if o.task == "embed" and o.z_dim != 2 else []),
+        *([o.regularizer] if o.regularizer != "gan" else []),
+        *([o.dataset] if o.dataset != "mnist" else []),
+    ]
     return "-".join(map(str, parts))
 
 
@@ -996,19 +1576,25 @@ def main(options):
     options = resolve(options)
     data, test = common.load_dataset(options.dataset, options.data, options.validation)
     if options.dry_run:
-        data, test = (part.take(torch.arange(len(part.y)) < n) for part, n in ((data, 1200), (test, 500)))
+        data, test = (
+            part.take(torch.arange(len(part.y)) < n) for part, n in ((data, 1200), (test, 500))
+        )
     held_out = None
     if options.task != "style" and not supervised(options):
-        count = len(data.y) // 6                          # 10,000 of MNIST's 60,000: names the clusters, chooses the Parzen width
+        count = (
+            len(data.y) // 6
+        )  # 10,000 of MNIST's 60,000: names the clusters, chooses the Parzen width
         held_out, data = data.take(slice(-count, None)), data.take(slice(None, -count))
     count = options.labels if options.task != "style" else len(data.y)
-    if options.dry_run:                                   # of its few images as many as there are of the rarest class
-        count = count if count >= len(data.y) else min(count, 10 * int(torch.bincount(data.y).min()))
+    if options.dry_run:  # of its few images as many as there are of the rarest class
+        count = (
+            count if count >= len(data.y) else min(count, 10 * int(torch.bincount(data.y).min()))
+        )
     labelled = choose_labelled(data.y, count, options.seed)
     run = common.Run("aae", options, run_name(options))
     data, test, labelled = data.to(run.device), test.to(run.device), labelled.to(run.device)
     held_out = held_out and held_out.to(run.device)
-    if options.task == "style":                           # what is wrong with it should not show after training
+    if options.task == "style":  # what is wrong with it should not show after training
         common.check_judge(options, run.device)
     nets = build(options, data.x[0].numel())
     train(run, nets, data, labelled)

@@ -69,11 +69,13 @@ Where released code does otherwise, and what went wrong elsewhere
  - ALI's "beta2 = 10^-3" is 1 - beta2: its library stored 1 - beta then. beta1 = 0.8 of its mixture is 0.2 in --recipe paper.
  - A discriminator's loss far below chance is no failure: in BiGAN's own log it falls to a tenth of chance while samples still get better.
 """
+
 import json
 import math
 from types import SimpleNamespace
 
-import common                                             # before torch: it sets what torch reads at import
+from experiments import before as common  # before torch: it sets what torch reads at import
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -118,7 +120,10 @@ class Generator(nn.Module):
         self.layer1 = nn.Linear(z_dim, hidden, bias=False)
         self.layer2 = nn.Linear(hidden, hidden, bias=False)
         self.from_z = nn.Linear(z_dim, hidden, bias=False)
-        self.norm1, self.norm2 = nn.BatchNorm1d(hidden, affine=False), nn.BatchNorm1d(hidden, affine=False)
+        self.norm1, self.norm2 = (
+            nn.BatchNorm1d(hidden, affine=False),
+            nn.BatchNorm1d(hidden, affine=False),
+        )
         self.out = nn.Linear(hidden, outputs, bias=False)
 
     def forward(self, z):
@@ -159,7 +164,7 @@ class Discriminator(nn.Module):
         h1, h2 = self.layers(x, z)
         logit = self.out(h2).float().squeeze(1)
         if self.u is not None:
-            logit = logit + (self.u(h1) * self.v(z)).float().sum(1) / self.u.out_features ** 0.5
+            logit = logit + (self.u(h1) * self.v(z)).float().sum(1) / self.u.out_features**0.5
         if self.skip is not None:
             logit = logit + self.skip_share * self.skip(h1).float().squeeze(1)
         return logit
@@ -230,12 +235,17 @@ def build(options, pixels):
     if o.model == "pixels":
         return SimpleNamespace(enc=None, gen=None, disc=None)
     nets = SimpleNamespace(
-        enc=None if o.model == "gan" else Encoder(pixels, o.z_dim, o.hidden, o.model in ("ali", "alice")),
+        enc=None
+        if o.model == "gan"
+        else Encoder(pixels, o.z_dim, o.hidden, o.model in ("ali", "alice")),
         gen=Generator(o.z_dim, pixels, o.hidden),
-        disc=Discriminator(pixels, o.z_dim if o.model in JOINT else 0, o.hidden, o.bilinear, o.skip) if o.model in (*JOINT, "gan", *LATENT) else None)
+        disc=Discriminator(pixels, o.z_dim if o.model in JOINT else 0, o.hidden, o.bilinear, o.skip)
+        if o.model in (*JOINT, "gan", *LATENT)
+        else None,
+    )
     gaussian_weights(present(nets), 0.02)
     if nets.disc is not None:
-        nn.init.zeros_(nets.disc.out.weight)              # so the first losses are those of chance
+        nn.init.zeros_(nets.disc.out.weight)  # so the first losses are those of chance
         if o.skip:
             nn.init.zeros_(nets.disc.skip.weight)
     if o.model in LATENT:
@@ -278,7 +288,9 @@ def step_together(optimiser_d, optimiser_ge, loss_d, loss_ge):
 
     Each loss reaches its own optimiser's parameters and nothing else, so no detach() is needed. (To step D between the two backward passes
     is the in-place error that users of other code met: the second pass would go through weights that have changed.)"""
-    loss_d.backward(inputs=[p for group in optimiser_d.param_groups for p in group["params"]], retain_graph=True)
+    loss_d.backward(
+        inputs=[p for group in optimiser_d.param_groups for p in group["params"]], retain_graph=True
+    )
     loss_ge.backward(inputs=[p for group in optimiser_ge.param_groups for p in group["params"]])
     for optimiser in (optimiser_d, optimiser_ge):
         optimiser.step()
@@ -287,7 +299,7 @@ def step_together(optimiser_d, optimiser_ge, loss_d, loss_ge):
 
 def penalty(disc, *kinds):
     """Difference 2: gradient_penalty of each of `kinds` of input, (x, z) or (x,), which is passed through D anew, without a way back to E and G."""
-    total = 0.
+    total = 0.0
     for kind in kinds:
         inputs = [part.detach().requires_grad_() for part in kind]
         total = total + gradient_penalty(disc(*inputs), inputs)
@@ -296,7 +308,7 @@ def penalty(disc, *kinds):
 
 def penalty_weight(step, options):
     """Of the penalty in a step's loss: its gamma / 2, every fourth step and there four times as heavy; 0 in the others."""
-    return 4 * options.penalty / 2 if step % 4 == 0 else 0.
+    return 4 * options.penalty / 2 if step % 4 == 0 else 0.0
 
 
 def joint_step(nets, optimiser_d, optimiser_ge, x, weight, options):
@@ -307,12 +319,17 @@ def joint_step(nets, optimiser_d, optimiser_ge, x, weight, options):
     z = draw_prior(options, len(x), x.device)
     z_x = code_of(*nets.enc(x))
     x_z = torch.sigmoid(nets.gen(z))
-    logits = nets.disc(x, z_x), nets.disc(x_z, z)         # two passes, each with batch norm's statistics of its own
+    logits = (
+        nets.disc(x, z_x),
+        nets.disc(x_z, z),
+    )  # two passes, each with batch norm's statistics of its own
     loss_d, loss_ge = discriminator_loss(*logits), inverse_loss(*logits)
     cycle = x.new_zeros(())
     if options.cycle_weight:
-        cycle = pixel_loss(torch.sigmoid(nets.gen(z_x)), x) + pixel_loss(code_of(*nets.enc(x_z), sample=False), z)
-    slope = weight * penalty(nets.disc, (x, z_x), (x_z, z)) if weight else 0.
+        cycle = pixel_loss(torch.sigmoid(nets.gen(z_x)), x) + pixel_loss(
+            code_of(*nets.enc(x_z), sample=False), z
+        )
+    slope = weight * penalty(nets.disc, (x, z_x), (x_z, z)) if weight else 0.0
     step_together(optimiser_d, optimiser_ge, loss_d + slope, loss_ge + options.cycle_weight * cycle)
     return loss_d, loss_ge, cycle
 
@@ -326,12 +343,12 @@ def gan_step(nets, optimiser_d, optimiser_ge, x, weight, options):
     x_z = torch.sigmoid(nets.gen(z))
     logits = nets.disc(x), nets.disc(x_z)
     loss_d, loss_g = discriminator_loss(*logits), generator_loss(logits[1])
-    regression, share = x.new_zeros(()), 1.
+    regression, share = x.new_zeros(()), 1.0
     if options.model == "lr":
         regression = regression_loss(nets.enc(x_z.detach())[0], z)
     elif options.model == "jlr":
         regression, share = regression_loss(nets.enc(x_z)[0], z), options.regressor_weight
-    slope = weight * penalty(nets.disc, (x,), (x_z,)) if weight else 0.
+    slope = weight * penalty(nets.disc, (x,), (x_z,)) if weight else 0.0
     step_together(optimiser_d, optimiser_ge, loss_d + slope, loss_g + share * regression)
     return loss_d, loss_g, regression
 
@@ -346,12 +363,23 @@ def descend(optimiser, loss):
 
 def autoencoder_step(nets, optimiser_ge, x, options):
     """Table 1's autoencoders. E, G: minimise  |x - G(E(x))|^2  (ae-l2) or  |x - G(E(x))|  (ae-l1). Returns the loss."""
-    return descend(optimiser_ge, pixel_loss(torch.sigmoid(nets.gen(code_of(*nets.enc(x)))), x, 2 if options.model == "ae-l2" else 1))
+    return descend(
+        optimiser_ge,
+        pixel_loss(
+            torch.sigmoid(nets.gen(code_of(*nets.enc(x)))), x, 2 if options.model == "ae-l2" else 1
+        ),
+    )
 
 
 def make_optimiser(params, options, lr):
     """Adam with the L2 penalty in the gradient, as in BiGAN's code."""
-    return torch.optim.Adam(params, lr, betas=(options.beta1, 0.999), weight_decay=options.weight_decay, fused=params[0].device.type != "mps")
+    return torch.optim.Adam(
+        params,
+        lr,
+        betas=(options.beta1, 0.999),
+        weight_decay=options.weight_decay,
+        fused=params[0].device.type != "mps",
+    )
 
 
 def schedule(step, total, options):
@@ -359,22 +387,30 @@ def schedule(step, total, options):
     half the run, then down to 1 %; constant (ALI's grid)."""
     done = step / total
     if options.schedule == "constant":
-        return 1.
+        return 1.0
     if options.schedule == "exponential":
-        return 0.01 ** max(0., 2 * done - 1)
+        return 0.01 ** max(0.0, 2 * done - 1)
     return min(1, (step + 1) / min(100, total / 10)) * min(1, max(0.01, 2 * (1 - done)))
 
 
 def averages_of(run, nets, first_step=lambda name: 0):
     """Running averages of the weights by network's name (none with --average 0), tracked by the run. Their decay is smaller at first, so
     that a short run is not scored by its first weights. first_step: of each network's training."""
+
     def mean_since(first):
         def mean(averaged, current, _):
             t = run.step - first
-            get_ema_multi_avg_fn(min(run.options.average, (1 + t) / (10 + t)))(averaged, current, None)
+            get_ema_multi_avg_fn(min(run.options.average, (1 + t) / (10 + t)))(
+                averaged, current, None
+            )
+
         return mean
-    averages = {name: AveragedModel(net, multi_avg_fn=mean_since(first_step(name)))
-                for name, net in vars(nets).items() if net is not None and run.options.average}
+
+    averages = {
+        name: AveragedModel(net, multi_avg_fn=mean_since(first_step(name)))
+        for name, net in vars(nets).items()
+        if net is not None and run.options.average
+    }
     run.track(**{f"average_{name}": average for name, average in averages.items()})
     return averages
 
@@ -384,10 +420,21 @@ def train(run, nets, data):
     opt, device = run.options, run.device
     for net in present(nets):
         net.to(device).train()
-    opt_d = make_optimiser(parameters(nets.disc), opt, opt.lr_discriminator) if nets.disc is not None else None
-    opt_ge = make_optimiser(parameters(nets.gen, nets.enc), opt, opt.lr) if nets.gen is not None else None
+    opt_d = (
+        make_optimiser(parameters(nets.disc), opt, opt.lr_discriminator)
+        if nets.disc is not None
+        else None
+    )
+    opt_ge = (
+        make_optimiser(parameters(nets.gen, nets.enc), opt, opt.lr)
+        if nets.gen is not None
+        else None
+    )
     rates = [(o, o.param_groups[0]["lr"]) for o in (opt_d, opt_ge) if o is not None]
-    run.track(**{name: net for name, net in vars(nets).items() if net is not None}, **{f"optimiser_{k}": o for k, (o, _) in enumerate(rates)})
+    run.track(
+        **{name: net for name, net in vars(nets).items() if net is not None},
+        **{f"optimiser_{k}": o for k, (o, _) in enumerate(rates)},
+    )
     averages = averages_of(run, nets)
     total = opt.epochs * math.ceil(len(data.y) / opt.batch_size)
 
@@ -395,21 +442,25 @@ def train(run, nets, data):
         for i in run.batches(torch.randperm(len(data.y)), opt.batch_size):
             for optimiser, rate in rates:
                 optimiser.param_groups[0]["lr"] = rate * schedule(run.step, total, opt)
-            if opt.skip_fade:                             # difference 2
+            if opt.skip_fade:  # difference 2
                 nets.disc.skip_share.fill_(max(0, 1 - run.step / (opt.skip_fade * total)))
             x = common.to_float(data.x[i]).flatten(1)
             with run.autocast():
                 if opt.model in JOINT:
-                    loss_d, loss_ge, cycle = joint_step(nets, opt_d, opt_ge, x, penalty_weight(run.step, opt), opt)
+                    loss_d, loss_ge, cycle = joint_step(
+                        nets, opt_d, opt_ge, x, penalty_weight(run.step, opt), opt
+                    )
                     run.log(discriminator=loss_d, inverse=loss_ge, cycle=cycle)
                 elif opt.model in PIXEL:
                     run.log(pixel=autoencoder_step(nets, opt_ge, x, opt))
                 else:
-                    loss_d, loss_g, regression = gan_step(nets, opt_d, opt_ge, x, penalty_weight(run.step, opt), opt)
+                    loss_d, loss_g, regression = gan_step(
+                        nets, opt_d, opt_ge, x, penalty_weight(run.step, opt), opt
+                    )
                     run.log(discriminator=loss_d, generator=loss_g, regression=regression)
             for name, average in averages.items():
                 average.update_parameters(getattr(nets, name))
-    for name, average in averages.items():                # difference 3: the networks from here on
+    for name, average in averages.items():  # difference 3: the networks from here on
         getattr(nets, name).load_state_dict(average.module.state_dict())
     settle(nets, data.x, opt)
     run.save()
@@ -428,9 +479,17 @@ def settle(nets, images, options, batch_size=500):
         if nets.enc is not None:
             common.settle_batch_norm(nets.enc, ((x,) for x in parts))
         if nets.gen is not None:
-            common.settle_batch_norm(nets.gen, ((code(x) if options.model in PIXEL else draw_prior(options, len(x), x.device),) for x in parts))
+            common.settle_batch_norm(
+                nets.gen,
+                (
+                    (code(x) if options.model in PIXEL else draw_prior(options, len(x), x.device),)
+                    for x in parts
+                ),
+            )
         if nets.disc is not None:
-            common.settle_batch_norm(nets.disc, ((x, code(x)) if options.model in JOINT else (x,) for x in parts))
+            common.settle_batch_norm(
+                nets.disc, ((x, code(x)) if options.model in JOINT else (x,) for x in parts)
+            )
 
 
 # ------------------------------------------------------------------------------------------------------ evaluation
@@ -447,20 +506,29 @@ def features(nets, x):
     net = nets.enc or nets.disc
     if net is None:
         return common.to_float(x).flatten(1)
-    return torch.cat([net.features(common.to_float(part.to(device_of(net)))) for part in x.split(1000)])
+    return torch.cat(
+        [net.features(common.to_float(part.to(device_of(net)))) for part in x.split(1000)]
+    )
 
 
 @torch.no_grad()
 def encode(nets, x, sample=False):
     """Codes [N, z_dim] of uint8 images [N, C, H, W]: E(x), the mean of q(z|x) where E is stochastic, or on request a sample of it."""
     assert x.dtype == torch.uint8, "encode takes uint8 images; common.to_float is done here"
-    return torch.cat([code_of(*nets.enc(common.to_float(part.to(device_of(nets.enc)))), sample) for part in x.split(1000)])
+    return torch.cat(
+        [
+            code_of(*nets.enc(common.to_float(part.to(device_of(nets.enc)))), sample)
+            for part in x.split(1000)
+        ]
+    )
 
 
 @torch.no_grad()
 def decode(nets, z):
     """Images [N, pixels] in [0, 1] of codes [N, z_dim]."""
-    return torch.cat([torch.sigmoid(nets.gen(part.to(device_of(nets.gen)))) for part in z.split(1000)])
+    return torch.cat(
+        [torch.sigmoid(nets.gen(part.to(device_of(nets.gen)))) for part in z.split(1000)]
+    )
 
 
 def image_quality(judge, images):
@@ -473,8 +541,11 @@ def image_quality(judge, images):
         p = torch.cat([judge(part).cpu().double().softmax(1) for part in images.split(1000)])
     named = torch.bincount(p.argmax(1), minlength=p.shape[1]) / len(p)
     entropy = lambda q: -(q * q.clamp(min=1e-12).log()).sum(-1)  # noqa: E731
-    return {"sample_confidence": p.amax(1).mean().item() * 100, "sample_classes": entropy(named).exp().item(),
-            "sample_quality": (entropy(p.mean(0)) - entropy(p).mean()).exp().item()}
+    return {
+        "sample_confidence": p.amax(1).mean().item() * 100,
+        "sample_classes": entropy(named).exp().item(),
+        "sample_quality": (entropy(p.mean(0)) - entropy(p).mean()).exp().item(),
+    }
 
 
 @torch.no_grad()
@@ -488,44 +559,108 @@ def table_scores(nets, options, judge, data, test):
     that has nothing to do with z about that and code_square together); code_square: mean square of E(x)'s numbers (code_prior_square: of
     the prior's); sample_*: see image_quality, for 10,000 images of the prior, or the test images themselves for the model `pixels`."""
     shape = test.x.shape[1:]
-    scores = {"nn_error_features": common.nn_error(features(nets, data.x), data.y, features(nets, test.x), test.y)}
+    scores = {
+        "nn_error_features": common.nn_error(
+            features(nets, data.x), data.y, features(nets, test.x), test.y
+        )
+    }
     x = common.to_float(test.x).flatten(1)
     if nets.enc is not None or options.model == "pixels":
-        z, z_ = (encode(nets, part.x) if nets.enc else common.to_float(part.x).flatten(1) for part in (data, test))
+        z, z_ = (
+            encode(nets, part.x) if nets.enc else common.to_float(part.x).flatten(1)
+            for part in (data, test)
+        )
         if nets.enc is not None:
             scores["nn_error_code"] = common.nn_error(z, data.y, z_, test.y)
         with torch.enable_grad():
-            scores["probe_error_code"] = common.probe(z, data.y, z_, test.y, hidden=0, epochs=1 if options.dry_run else 20).item()
+            scores["probe_error_code"] = common.probe(
+                z, data.y, z_, test.y, hidden=0, epochs=1 if options.dry_run else 20
+            ).item()
     if nets.enc is not None:
         again, prior = decode(nets, z_), draw_prior(options, 5000, x.device)
-        scores.update(reconstruction_mse=(again - x).square().mean().item(), reconstruction_l2=(again - x).norm(dim=1).mean().item(),
-                      reconstruction_l2_mismatched=(again - x.roll(1, 0)).norm(dim=1).mean().item(),
-                      code_square=z_.square().mean().item(), code_prior_square=prior.square().mean().item(),
-                      code_mse=(code_of(*nets.enc(decode(nets, prior)), sample=False) - prior).square().mean().item(),
-                      reconstruction_digit=(judge.classify(again.view(-1, *shape)) == test.y).float().mean().item() * 100)
-    samples = x if nets.gen is None else decode(nets, draw_prior(options, 300 if options.dry_run else 10_000, x.device))
+        scores.update(
+            reconstruction_mse=(again - x).square().mean().item(),
+            reconstruction_l2=(again - x).norm(dim=1).mean().item(),
+            reconstruction_l2_mismatched=(again - x.roll(1, 0)).norm(dim=1).mean().item(),
+            code_square=z_.square().mean().item(),
+            code_prior_square=prior.square().mean().item(),
+            code_mse=(code_of(*nets.enc(decode(nets, prior)), sample=False) - prior)
+            .square()
+            .mean()
+            .item(),
+            reconstruction_digit=(judge.classify(again.view(-1, *shape)) == test.y)
+            .float()
+            .mean()
+            .item()
+            * 100,
+        )
+    samples = (
+        x
+        if nets.gen is None
+        else decode(nets, draw_prior(options, 300 if options.dry_run else 10_000, x.device))
+    )
     return {**scores, **image_quality(judge, samples.view(-1, *shape))}
 
 
-PAPER_TABLE1 = {"bigan": 97.39, "gan": 97.30, "lr": 97.44, "jlr": 97.13, "ae-l2": 97.58, "ae-l1": 97.63}
+PAPER_TABLE1 = {
+    "bigan": 97.39,
+    "gan": 97.30,
+    "lr": 97.44,
+    "jlr": 97.13,
+    "ae-l2": 97.58,
+    "ae-l1": 97.63,
+}
 
 
 def table_rows(scores, options, chance):
     """Rows of the printed table of one run: words, metric, the paper's value, what to compare with."""
     paper = PAPER_TABLE1.get(options.model) if options.dataset == "mnist" else None
-    pixels = "pixels 3.09" if options.dataset == "mnist" and not (options.validation or options.dry_run) else ""
-    rows = [("error of 1-NN, last hidden layer, %", "nn_error_features", f"{100 - paper:.2f}" if paper else "-", pixels),
-            ("error of 1-NN, code, %", "nn_error_code", "-", ""),
-            ("error of a linear probe, code, %", "probe_error_code", "-", f"commonest label {chance:.1f}"),
-            ("reconstruction MSE", "reconstruction_mse", "-", ""),
-            ("length of x - G(E(x)), mean", "reconstruction_l2", "-", f"another x: {scores.get('reconstruction_l2_mismatched', 0):.2f}"),
-            ("G(E(x)) shows x's class, %", "reconstruction_digit", "-", "100 at best"),
-            ("E(G(z)) against z, MSE", "code_mse", "-", f"0 would have {scores.get('code_prior_square', 0):.2f}, "
-             f"an unrelated code about {scores.get('code_prior_square', 0) + scores.get('code_square', 0):.2f}"),
-            ("mean square of E(x)", "code_square", "-",
-             "held near 1 by batch norm" if options.model in ("ali", "alice") else f"the prior's {scores.get('code_prior_square', 0):.2f}"),
-            ("samples: judge's confidence, %", "sample_confidence", "-", ""), ("samples: classes in effect", "sample_classes", "-", "10 at best"),
-            ("samples: inception score of the judge", "sample_quality", "-", "10 at best")]
+    pixels = (
+        "pixels 3.09"
+        if options.dataset == "mnist" and not (options.validation or options.dry_run)
+        else ""
+    )
+    rows = [
+        (
+            "error of 1-NN, last hidden layer, %",
+            "nn_error_features",
+            f"{100 - paper:.2f}" if paper else "-",
+            pixels,
+        ),
+        ("error of 1-NN, code, %", "nn_error_code", "-", ""),
+        (
+            "error of a linear probe, code, %",
+            "probe_error_code",
+            "-",
+            f"commonest label {chance:.1f}",
+        ),
+        ("reconstruction MSE", "reconstruction_mse", "-", ""),
+        (
+            "length of x - G(E(x)), mean",
+            "reconstruction_l2",
+            "-",
+            f"another x: {scores.get('reconstruction_l2_mismatched', 0):.2f}",
+        ),
+        ("G(E(x)) shows x's class, %", "reconstruction_digit", "-", "100 at best"),
+        (
+            "E(G(z)) against z, MSE",
+            "code_mse",
+            "-",
+            f"0 would have {scores.get('code_prior_square', 0):.2f}, "
+            f"an unrelated code about {scores.get('code_prior_square', 0) + scores.get('code_square', 0):.2f}",
+        ),
+        (
+            "mean square of E(x)",
+            "code_square",
+            "-",
+            "held near 1 by batch norm"
+            if options.model in ("ali", "alice")
+            else f"the prior's {scores.get('code_prior_square', 0):.2f}",
+        ),
+        ("samples: judge's confidence, %", "sample_confidence", "-", ""),
+        ("samples: classes in effect", "sample_classes", "-", "10 at best"),
+        ("samples: inception score of the judge", "sample_quality", "-", "10 at best"),
+    ]
     return [row for row in rows if row[1] in scores]
 
 
@@ -539,27 +674,44 @@ def tinted(images, wrong):
 def figure_reconstructions(nets, judge, test, path, pairs=8):
     """BiGAN's Figure 2, ALI's reconstructions: test images, a class a row, each with G(E(x)) right of it; red where the judge reads another class."""
     chosen = torch.cat([(test.y == label).nonzero()[:pairs, 0] for label in range(10)])
-    x, again = common.to_float(test.x[chosen]), decode(nets, encode(nets, test.x[chosen])).view(-1, *test.x.shape[1:])
+    x, again = (
+        common.to_float(test.x[chosen]),
+        decode(nets, encode(nets, test.x[chosen])).view(-1, *test.x.shape[1:]),
+    )
     wrong = judge.classify(again) != test.y[chosen]
     both = torch.stack([tinted(x, torch.zeros_like(wrong)), tinted(again, wrong)], 1).flatten(0, 1)
-    common.figure_grid(path, both, 2 * pairs, f"x and G(E(x)) in turn; red: {int(wrong.sum())} of {len(wrong)} changed their class")
+    common.figure_grid(
+        path,
+        both,
+        2 * pairs,
+        f"x and G(E(x)) in turn; red: {int(wrong.sum())} of {len(wrong)} changed their class",
+    )
 
 
 def figure_samples(nets, options, test, path):
     """G(z), z from the prior."""
     images = decode(nets, draw_prior(options, 160, test.x.device))
-    common.figure_grid(path, images.view(-1, *test.x.shape[1:]), 16, "Samples G(z), z from the prior")
+    common.figure_grid(
+        path, images.view(-1, *test.x.shape[1:]), 16, "Samples G(z), z from the prior"
+    )
 
 
 def figure_interpolation(nets, test, path, rows=8, columns=12):
     """ALI's interpolations: images along the straight line between the codes of two test images, which stand at both ends."""
-    ends = test.x[:2 * rows]
+    ends = test.x[: 2 * rows]
     a, b = encode(nets, ends).view(rows, 2, -1).unbind(1)
     t = torch.linspace(0, 1, columns, device=a.device)[:, None]
-    images = decode(nets, torch.cat([p + t * (q - p) for p, q in zip(a, b)])).view(rows, columns, *ends.shape[1:])
+    images = decode(nets, torch.cat([p + t * (q - p) for p, q in zip(a, b)])).view(
+        rows, columns, *ends.shape[1:]
+    )
     x = common.to_float(ends).view(rows, 2, *ends.shape[1:])
-    common.figure_grid(path, torch.cat([x[:, :1], images, x[:, 1:]], 1).flatten(0, 1), columns + 2,
-                       "Between two test images: G of the straight line between their codes", after_column=[0, columns])
+    common.figure_grid(
+        path,
+        torch.cat([x[:, :1], images, x[:, 1:]], 1).flatten(0, 1),
+        columns + 2,
+        "Between two test images: G of the straight line between their codes",
+        after_column=[0, columns],
+    )
 
 
 def evaluate(run, nets, data, test):
@@ -574,10 +726,18 @@ def evaluate(run, nets, data, test):
         figure_reconstructions(nets, judge, test, at("reconstructions"))
         figure_interpolation(nets, test, at("interpolation"))
     if run.history:
-        panels = [("the game", ("discriminator", "inverse", "generator"), "nats"), ("latent regressor", ("regression",), "nats"),
-                  ("errors", ("cycle", "pixel"), "summed over pixels and code")]
-        drawn = [(words, [name for name in names if run.history[0].get(name)], unit) for words, names, unit in panels]
-        common.figure_curves(at("losses"), run.history, [panel for panel in drawn if panel[1]], "Training losses")
+        panels = [
+            ("the game", ("discriminator", "inverse", "generator"), "nats"),
+            ("latent regressor", ("regression",), "nats"),
+            ("errors", ("cycle", "pixel"), "summed over pixels and code"),
+        ]
+        drawn = [
+            (words, [name for name in names if run.history[0].get(name)], unit)
+            for words, names, unit in panels
+        ]
+        common.figure_curves(
+            at("losses"), run.history, [panel for panel in drawn if panel[1]], "Training losses"
+        )
     return scores, table_rows(scores, opt, common.chance_error(data.y, test.y).item())
 
 
@@ -588,8 +748,15 @@ def load(run_dir, device="cpu"):
     options = SimpleNamespace(**common.read_config(run_dir)["settings"])
     saved = common.read_checkpoint(run_dir, "bigan", device, finished=True)
     state = saved["states"]
-    with common.same_version(run_dir), common.own_random_numbers():          # initial weights, which are overwritten
-        nets = build_grid(options) if options.dataset == "grid" else build(options, state["gen"]["out.weight"].shape[0] if "gen" in state else 784)
+    with (
+        common.same_version(run_dir),
+        common.own_random_numbers(),
+    ):  # initial weights, which are overwritten
+        nets = (
+            build_grid(options)
+            if options.dataset == "grid"
+            else build(options, state["gen"]["out.weight"].shape[0] if "gen" in state else 784)
+        )
         for name, net in vars(nets).items():
             if net is not None:
                 net.load_state_dict(state[name])
@@ -605,7 +772,11 @@ def load(run_dir, device="cpu"):
 def mlp(inputs, hidden, layers, outputs):
     """`layers` hidden layers with batch norm and ReLU, then a linear one: [B, inputs] -> [B, outputs]."""
     sizes = [inputs, *[hidden] * layers]
-    body = [part for a, b in zip(sizes, sizes[1:]) for part in (nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU())]
+    body = [
+        part
+        for a, b in zip(sizes, sizes[1:])
+        for part in (nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU())
+    ]
     return nn.Sequential(*body, nn.Linear(hidden, outputs))
 
 
@@ -641,7 +812,7 @@ GRID_STD = 0.05
 
 def grid_means(device="cpu"):
     """Centres [25, 2] of the mixture: a 5 x 5 grid from -4 to 4."""
-    along = torch.arange(-4., 5., 2., device=device)
+    along = torch.arange(-4.0, 5.0, 2.0, device=device)
     return torch.cartesian_prod(along, along)
 
 
@@ -659,7 +830,11 @@ def mode_scores(samples):
     (98.9 for the data)."""
     distance, nearest = torch.cdist(samples, grid_means(samples.device)).min(1)
     good = distance < 3 * GRID_STD
-    return {"modes_hit": float(len(nearest.unique())), "modes_good": float(len(nearest[good].unique())), "samples_good": good.float().mean().item() * 100}
+    return {
+        "modes_hit": float(len(nearest.unique())),
+        "modes_good": float(len(nearest[good].unique())),
+        "samples_good": good.float().mean().item() * 100,
+    }
 
 
 def build_grid(options):
@@ -669,29 +844,51 @@ def build_grid(options):
     o, layers = options, options.generator_layers
     encoder, generator = lambda: ToyEncoder(2, o.hidden), lambda: mlp(2, o.hidden, layers, 2)  # noqa: E731
     disc = lambda inputs: MaxoutDiscriminator(inputs, o.maxout, o.pieces)  # noqa: E731
-    nets = SimpleNamespace(ali_enc=encoder(), ali_gen=generator(), ali_disc=disc(4), gan_gen=generator(), gan_disc=disc(2))
+    nets = SimpleNamespace(
+        ali_enc=encoder(),
+        ali_gen=generator(),
+        ali_disc=disc(4),
+        gan_gen=generator(),
+        gan_disc=disc(2),
+    )
     if not o.random_setting:
-        vars(nets).update(inverse_enc=encoder(), posthoc_enc=encoder(), posthoc_disc=disc(4), vae_enc=mlp(2, o.hidden, 2, 4), vae_gen=generator())
+        vars(nets).update(
+            inverse_enc=encoder(),
+            posthoc_enc=encoder(),
+            posthoc_disc=disc(4),
+            vae_enc=mlp(2, o.hidden, 2, 4),
+            vae_gen=generator(),
+        )
     if o.init_std:
         gaussian_weights(vars(nets).values(), o.init_std)
     return nets
 
 
-def toy_joint_step(enc, gen, disc, optimiser_d, optimiser_ge, x, z, weight=0.):
+def toy_joint_step(enc, gen, disc, optimiser_d, optimiser_ge, x, z, weight=0.0):
     """ALI on the plane, as joint_step. optimiser_ge may hold E alone: then G stays as it is, inference learned post hoc. Returns both losses."""
     real, made = torch.cat([x, enc(x)], 1), torch.cat([gen(z), z], 1)
     logits = disc(real), disc(made)
     loss_d, loss_ge = discriminator_loss(*logits), inverse_loss(*logits)
-    step_together(optimiser_d, optimiser_ge, loss_d + (weight * penalty(disc, (real,), (made,)) if weight else 0.), loss_ge)
+    step_together(
+        optimiser_d,
+        optimiser_ge,
+        loss_d + (weight * penalty(disc, (real,), (made,)) if weight else 0.0),
+        loss_ge,
+    )
     return loss_d, loss_ge
 
 
-def toy_gan_step(gen, disc, optimiser_d, optimiser_g, x, z, weight=0.):
+def toy_gan_step(gen, disc, optimiser_d, optimiser_g, x, z, weight=0.0):
     """The GAN that is given an encoder afterwards. Returns both losses."""
     made = gen(z)
     logits = disc(x), disc(made)
     loss_d, loss_g = discriminator_loss(*logits), generator_loss(logits[1])
-    step_together(optimiser_d, optimiser_g, loss_d + (weight * penalty(disc, (x,), (made,)) if weight else 0.), loss_g)
+    step_together(
+        optimiser_d,
+        optimiser_g,
+        loss_d + (weight * penalty(disc, (x,), (made,)) if weight else 0.0),
+        loss_g,
+    )
     return loss_d, loss_g
 
 
@@ -706,7 +903,7 @@ def toy_vae_step(enc, gen, optimiser, x, std):
     """E, G: minimise  |x - G(z)|^2 / (2 std^2) + KL(q(z|x) || N(0, I)),  z ~ q(z|x). Returns the loss in nats, without the Gaussian's constant."""
     mu, log_sigma = enc(x).chunk(2, 1)
     kl = 0.5 * (mu.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma).sum(1).mean()
-    return descend(optimiser, pixel_loss(gen(sample_code(mu, log_sigma)), x) / (2 * std ** 2) + kl)
+    return descend(optimiser, pixel_loss(gen(sample_code(mu, log_sigma)), x) / (2 * std**2) + kl)
 
 
 def train_grid(run, nets, x_train):
@@ -717,13 +914,23 @@ def train_grid(run, nets, x_train):
     for net in vars(nets).values():
         net.to(device).train()
     posthoc_epochs = 0 if opt.random_setting else max(1, opt.epochs // 5)
-    optimisers = {"ali_d": parameters(nets.ali_disc), "ali_ge": parameters(nets.ali_gen, nets.ali_enc), "gan_d": parameters(nets.gan_disc),
-                  "gan_g": parameters(nets.gan_gen)}
+    optimisers = {
+        "ali_d": parameters(nets.ali_disc),
+        "ali_ge": parameters(nets.ali_gen, nets.ali_enc),
+        "gan_d": parameters(nets.gan_disc),
+        "gan_g": parameters(nets.gan_gen),
+    }
     if posthoc_epochs:
-        optimisers.update(inverse=parameters(nets.inverse_enc), posthoc_d=parameters(nets.posthoc_disc), posthoc_e=parameters(nets.posthoc_enc),
-                          vae=parameters(nets.vae_enc, nets.vae_gen))
+        optimisers.update(
+            inverse=parameters(nets.inverse_enc),
+            posthoc_d=parameters(nets.posthoc_disc),
+            posthoc_e=parameters(nets.posthoc_enc),
+            vae=parameters(nets.vae_enc, nets.vae_gen),
+        )
     rate = lambda name: opt.lr_discriminator if name.endswith("_d") else opt.lr  # noqa: E731
-    optimisers = {name: make_optimiser(params, opt, rate(name)) for name, params in optimisers.items()}
+    optimisers = {
+        name: make_optimiser(params, opt, rate(name)) for name, params in optimisers.items()
+    }
     run.track(**vars(nets), **{f"optimiser_{name}": o for name, o in optimisers.items()})
     by = SimpleNamespace(**optimisers)
     phase2_names = [name for name in vars(nets) if name.startswith(("inverse", "posthoc"))]
@@ -731,11 +938,18 @@ def train_grid(run, nets, x_train):
     per_epoch = math.ceil(len(x_train) / opt.batch_size)
     phase2_start = (opt.epochs - posthoc_epochs) * per_epoch
     # nothing is read from a D
-    averages = averages_of(run, SimpleNamespace(**{name: net for name, net in vars(nets).items() if not name.endswith("disc")}),
-                           lambda name: phase2_start if name in phase2_names else 0)
+    averages = averages_of(
+        run,
+        SimpleNamespace(
+            **{name: net for name, net in vars(nets).items() if not name.endswith("disc")}
+        ),
+        lambda name: phase2_start if name in phase2_names else 0,
+    )
     zero = torch.zeros((), device=device)
 
-    def conclude(names):                                  # these networks are finished: the average of the weights, and its statistics
+    def conclude(
+        names,
+    ):  # these networks are finished: the average of the weights, and its statistics
         for name in names:
             if name in averages:
                 getattr(nets, name).load_state_dict(averages[name].module.state_dict())
@@ -745,23 +959,49 @@ def train_grid(run, nets, x_train):
         for i in run.batches(torch.randperm(len(x_train)), opt.batch_size):
             x, z = x_train[i], torch.randn(len(i), 2, device=device)
             in_phase2 = run.step >= phase2_start
-            share = schedule(run.step - phase2_start, posthoc_epochs * per_epoch, opt) if in_phase2 else schedule(run.step, phase2_start, opt)
+            share = (
+                schedule(run.step - phase2_start, posthoc_epochs * per_epoch, opt)
+                if in_phase2
+                else schedule(run.step, phase2_start, opt)
+            )
             for name, optimiser in optimisers.items():
                 optimiser.param_groups[0]["lr"] = rate(name) * share
             weight = penalty_weight(run.step, opt)
             ali_d = ali_ge = gan_d = gan_g = vae = inverse = posthoc_d = posthoc_e = zero
             if not in_phase2:
-                ali_d, ali_ge = toy_joint_step(nets.ali_enc, nets.ali_gen, nets.ali_disc, by.ali_d, by.ali_ge, x, z, weight)
-                gan_d, gan_g = toy_gan_step(nets.gan_gen, nets.gan_disc, by.gan_d, by.gan_g, x, z, weight)
+                ali_d, ali_ge = toy_joint_step(
+                    nets.ali_enc, nets.ali_gen, nets.ali_disc, by.ali_d, by.ali_ge, x, z, weight
+                )
+                gan_d, gan_g = toy_gan_step(
+                    nets.gan_gen, nets.gan_disc, by.gan_d, by.gan_g, x, z, weight
+                )
                 if posthoc_epochs:
                     vae = toy_vae_step(nets.vae_enc, nets.vae_gen, by.vae, x, opt.vae_std)
             else:
                 nets.gan_gen.eval()
                 inverse = toy_inverse_step(nets.inverse_enc, nets.gan_gen, by.inverse, z)
-                posthoc_d, posthoc_e = toy_joint_step(nets.posthoc_enc, nets.gan_gen, nets.posthoc_disc, by.posthoc_d, by.posthoc_e, x, z, weight)
+                posthoc_d, posthoc_e = toy_joint_step(
+                    nets.posthoc_enc,
+                    nets.gan_gen,
+                    nets.posthoc_disc,
+                    by.posthoc_d,
+                    by.posthoc_e,
+                    x,
+                    z,
+                    weight,
+                )
             for name in averages.keys() & (phase2_names if in_phase2 else phase1_names):
                 averages[name].update_parameters(getattr(nets, name))
-            run.log(ali_d=ali_d, ali_ge=ali_ge, gan_d=gan_d, gan_g=gan_g, vae=vae, learned_inverse=inverse, posthoc_d=posthoc_d, posthoc_e=posthoc_e)
+            run.log(
+                ali_d=ali_d,
+                ali_ge=ali_ge,
+                gan_d=gan_d,
+                gan_g=gan_g,
+                vae=vae,
+                learned_inverse=inverse,
+                posthoc_d=posthoc_d,
+                posthoc_e=posthoc_e,
+            )
         if run.step == phase2_start:
             conclude(phase1_names)
     if posthoc_epochs:
@@ -774,20 +1014,29 @@ def train_grid(run, nets, x_train):
 @torch.no_grad()
 def settle_grid(nets, x_train, names, batches=20, size=1000):
     """As `settle`, for the toy networks named: from data, or from the prior for a generator (the VAE's: from codes)."""
-    parts = x_train[:batches * size].split(size)
-    inputs = {"vae_gen": lambda x: sample_code(*nets.vae_enc(x).chunk(2, 1)), "gen": lambda x: torch.randn(len(x), 2, device=x.device), "enc": lambda x: x}
+    parts = x_train[: batches * size].split(size)
+    inputs = {
+        "vae_gen": lambda x: sample_code(*nets.vae_enc(x).chunk(2, 1)),
+        "gen": lambda x: torch.randn(len(x), 2, device=x.device),
+        "enc": lambda x: x,
+    }
     with common.own_random_numbers():
         for name in names:
             make = inputs.get(name) or inputs.get(name.split("_")[1])
-            common.settle_batch_norm(getattr(nets, name), ((make(x),) for x in parts) if make else ())
+            common.settle_batch_norm(
+                getattr(nets, name), ((make(x),) for x in parts) if make else ()
+            )
 
 
 def grid_models(nets):
     """The four columns of ALI's figure: for each, E (points -> a sample of q(z|x)) and G."""
     columns = {"ali": (nets.ali_enc, nets.ali_gen)}
-    if hasattr(nets, "vae_enc"):                          # not with --random-setting
-        columns.update(inverse=(nets.inverse_enc, nets.gan_gen), posthoc=(nets.posthoc_enc, nets.gan_gen),
-                       vae=(lambda x: sample_code(*nets.vae_enc(x).chunk(2, 1)), nets.vae_gen))
+    if hasattr(nets, "vae_enc"):  # not with --random-setting
+        columns.update(
+            inverse=(nets.inverse_enc, nets.gan_gen),
+            posthoc=(nets.posthoc_enc, nets.gan_gen),
+            vae=(lambda x: sample_code(*nets.vae_enc(x).chunk(2, 1)), nets.vae_gen),
+        )
     return columns
 
 
@@ -799,13 +1048,24 @@ def grid_scores(nets, n=10_000):
     device = device_of(nets.ali_gen)
     x, y = draw_grid(n, device)
     scores = {}
-    generators = {"ali": nets.ali_gen, "gan": nets.gan_gen, **({"vae": nets.vae_gen} if hasattr(nets, "vae_gen") else {})}
+    generators = {
+        "ali": nets.ali_gen,
+        "gan": nets.gan_gen,
+        **({"vae": nets.vae_gen} if hasattr(nets, "vae_gen") else {}),
+    }
     for name, gen in generators.items():
-        scores.update({f"{name}_{key}": value for key, value in mode_scores(gen(torch.randn(n, 2, device=device))).items()})
+        scores.update(
+            {
+                f"{name}_{key}": value
+                for key, value in mode_scores(gen(torch.randn(n, 2, device=device))).items()
+            }
+        )
     for name, (enc, gen) in grid_models(nets).items():
         again = gen(enc(x))
         scores[f"{name}_reconstruction_mse"] = (again - x).square().sum(1).mean().item()
-        scores[f"{name}_reconstruction_mode"] = (torch.cdist(again, grid_means(device)).argmin(1) == y).float().mean().item() * 100
+        scores[f"{name}_reconstruction_mode"] = (
+            torch.cdist(again, grid_means(device)).argmin(1) == y
+        ).float().mean().item() * 100
     return scores
 
 
@@ -816,93 +1076,240 @@ def figure_mixture(nets, path, n=2500):
     x, y = draw_grid(n, device)
     z = torch.randn(n, 2, device=device)
     columns = {}
-    titles = {"ali": "ALI", "inverse": "GAN, learned inverse", "posthoc": "GAN, post-hoc ALI", "vae": "VAE"}
+    titles = {
+        "ali": "ALI",
+        "inverse": "GAN, learned inverse",
+        "posthoc": "GAN, post-hoc ALI",
+        "vae": "VAE",
+    }
     for name, (enc, gen) in grid_models(nets).items():
         codes, samples = enc(x), gen(z)
         made = torch.cdist(samples, grid_means(device)).argmin(1)
         columns[titles[name]] = [(x, y), (codes, y), (gen(codes), y), (z, made), (samples, made)]
-    common.figure_scatters(path, columns, ["test examples x", "codes z ~ q(z|x)", "reconstructions G(z)", "prior samples z", "samples G(z)"], [6, 4, 6, 4, 6])
+    common.figure_scatters(
+        path,
+        columns,
+        [
+            "test examples x",
+            "codes z ~ q(z|x)",
+            "reconstructions G(z)",
+            "prior samples z",
+            "samples G(z)",
+        ],
+        [6, 4, 6, 4, 6],
+    )
 
 
 def evaluate_grid(run, nets):
     """Scores and figure of the mixture. Returns the flat metrics and the rows of the printed table."""
     scores = grid_scores(nets, 1000 if run.options.dry_run else 10_000)
-    paper = {"ali_modes_hit": "13.4 +- 5.8 (10 settings)", "gan_modes_hit": "10.4 +- 9.2 (10 settings)"} if run.options.random_setting else \
-        {"ali_modes_hit": "25 (best of 10)", "gan_modes_hit": "22 (best of 10)"}
-    words = {"modes_hit": "modes hit (nearest to any sample)", "modes_good": "modes with a sample within 3 s.d.", "samples_good": "samples within 3 s.d., %",
-             "reconstruction_mse": "reconstruction, squared distance", "reconstruction_mode": "reconstruction in x's mode, %"}
-    best = {"modes_hit": "25 at best", "modes_good": "25 at best", "samples_good": "98.9 for the data", "reconstruction_mode": "100 at best, 4 by chance"}
+    paper = (
+        {"ali_modes_hit": "13.4 +- 5.8 (10 settings)", "gan_modes_hit": "10.4 +- 9.2 (10 settings)"}
+        if run.options.random_setting
+        else {"ali_modes_hit": "25 (best of 10)", "gan_modes_hit": "22 (best of 10)"}
+    )
+    words = {
+        "modes_hit": "modes hit (nearest to any sample)",
+        "modes_good": "modes with a sample within 3 s.d.",
+        "samples_good": "samples within 3 s.d., %",
+        "reconstruction_mse": "reconstruction, squared distance",
+        "reconstruction_mode": "reconstruction in x's mode, %",
+    }
+    best = {
+        "modes_hit": "25 at best",
+        "modes_good": "25 at best",
+        "samples_good": "98.9 for the data",
+        "reconstruction_mode": "100 at best, 4 by chance",
+    }
     rows = []
     for name in scores:
         model, score = name.split("_", 1)
         rows.append((f"{model}: {words[score]}", name, paper.get(name, "-"), best.get(score, "")))
     if not run.options.random_setting:
         figure_mixture(nets, run.folder / "grid.png")
-    history = [row for row in run.history if row["ali_d"]]                   # without the epochs of the GAN's encoders
-    common.figure_curves(run.folder / "losses.png", history, [("joint and GAN", ("ali_d", "ali_ge", "gan_d", "gan_g"), "nats")], "Training losses")
+    history = [
+        row for row in run.history if row["ali_d"]
+    ]  # without the epochs of the GAN's encoders
+    common.figure_curves(
+        run.folder / "losses.png",
+        history,
+        [("joint and GAN", ("ali_d", "ali_ge", "gan_d", "gan_g"), "nats")],
+        "Training losses",
+    )
     return scores, rows
 
 
 # ------------------------------------------------------------------------------------------------------------ main
 
-OURS = dict(lr=5e-4, lr_discriminator=5e-4, beta1=0.5, weight_decay=2.5e-5, schedule="linear", hidden=1024, penalty=0.5, average=0.999)
+OURS = dict(
+    lr=5e-4,
+    lr_discriminator=5e-4,
+    beta1=0.5,
+    weight_decay=2.5e-5,
+    schedule="linear",
+    hidden=1024,
+    penalty=0.5,
+    average=0.999,
+)
 OURS_IMAGES = dict(epochs=30, batch_size=128, z_dim=50, regressor_weight=0.25, bilinear=0)
-PAPER_IMAGES = dict(epochs=400, batch_size=128, lr=2e-4, lr_discriminator=2e-4, schedule="exponential", penalty=0.0, average=0.0)
-OURS_GAN = dict(lr=2e-4, lr_discriminator=2e-4, penalty=0.0)                 # of gan, lr, jlr (difference 2)
+PAPER_IMAGES = dict(
+    epochs=400,
+    batch_size=128,
+    lr=2e-4,
+    lr_discriminator=2e-4,
+    schedule="exponential",
+    penalty=0.0,
+    average=0.0,
+)
+OURS_GAN = dict(lr=2e-4, lr_discriminator=2e-4, penalty=0.0)  # of gan, lr, jlr (difference 2)
 # Grid: the last fifth of the epochs trains the GAN's encoders: 21 + 5, in the paper's recipe 200 (ALI's code) + 50.
-OURS_GRID = dict(epochs=26, batch_size=256, hidden=256, generator_layers=4, maxout=128, pieces=2, init_std=0.0, weight_decay=0.0, lr=5e-4,
-                 lr_discriminator=1e-3, beta1=0.0, penalty=0.015, average=0.998, vae_std=0.1)
-PAPER_GRID = dict(epochs=250, batch_size=100, hidden=400, generator_layers=4, maxout=200, pieces=5, init_std=0.02, lr=1e-4, lr_discriminator=1e-4, beta1=0.2,
-                  schedule="constant", penalty=0.0, average=0.0)
+OURS_GRID = dict(
+    epochs=26,
+    batch_size=256,
+    hidden=256,
+    generator_layers=4,
+    maxout=128,
+    pieces=2,
+    init_std=0.0,
+    weight_decay=0.0,
+    lr=5e-4,
+    lr_discriminator=1e-3,
+    beta1=0.0,
+    penalty=0.015,
+    average=0.998,
+    vae_std=0.1,
+)
+PAPER_GRID = dict(
+    epochs=250,
+    batch_size=100,
+    hidden=400,
+    generator_layers=4,
+    maxout=200,
+    pieces=5,
+    init_std=0.02,
+    lr=1e-4,
+    lr_discriminator=1e-4,
+    beta1=0.2,
+    schedule="constant",
+    penalty=0.0,
+    average=0.0,
+)
 # Flags of some models alone.
-FLAGS_OF = {"cycle_weight": JOINT, "bilinear": JOINT, "regressor_weight": ("jlr",), "skip": (*JOINT, "gan", *LATENT),
-            "skip_fade": ("bigan", "gan", *LATENT),
-            "penalty": (*JOINT, "gan", *LATENT), "lr_discriminator": (*JOINT, "gan", *LATENT)}
+FLAGS_OF = {
+    "cycle_weight": JOINT,
+    "bilinear": JOINT,
+    "regressor_weight": ("jlr",),
+    "skip": (*JOINT, "gan", *LATENT),
+    "skip_fade": ("bigan", "gan", *LATENT),
+    "penalty": (*JOINT, "gan", *LATENT),
+    "lr_discriminator": (*JOINT, "gan", *LATENT),
+}
 
 
 def make_parser():
-    def told(name):                                       # the defaults in words
-        kinds = {"images": {**OURS, **OURS_IMAGES}, "gan, lr and jlr": OURS_GAN, "--recipe paper": {**OURS, **OURS_IMAGES, **PAPER_IMAGES},
-                 "grid": {**OURS, **OURS_GRID}, "grid --recipe paper": {**OURS, **OURS_GRID, **PAPER_GRID}}
-        same = {"--recipe paper": "images", "grid --recipe paper": "grid"}   # said only where they differ
-        return "; None is " + ", ".join(f"{values[name]} ({kind})" for kind, values in kinds.items()
-                                        if name in values and values[name] != kinds.get(same.get(kind), {}).get(name))
+    def told(name):  # the defaults in words
+        kinds = {
+            "images": {**OURS, **OURS_IMAGES},
+            "gan, lr and jlr": OURS_GAN,
+            "--recipe paper": {**OURS, **OURS_IMAGES, **PAPER_IMAGES},
+            "grid": {**OURS, **OURS_GRID},
+            "grid --recipe paper": {**OURS, **OURS_GRID, **PAPER_GRID},
+        }
+        same = {
+            "--recipe paper": "images",
+            "grid --recipe paper": "grid",
+        }  # said only where they differ
+        return "; None is " + ", ".join(
+            f"{values[name]} ({kind})"
+            for kind, values in kinds.items()
+            if name in values and values[name] != kinds.get(same.get(kind), {}).get(name)
+        )
 
     cli = common.Parser(__doc__.split("\n\n")[0], epochs=None, batch_size=None)
     for action in cli._actions:
         if action.dest in ("epochs", "batch_size"):
             action.help += told(action.dest)
         if action.dest == "dataset":
-            action.help = "grid, ALI's 25 Gaussians, or one of mnist (which needs no network), " + ", ".join(common.TORCHVISION)
+            action.help = (
+                "grid, ALI's 25 Gaussians, or one of mnist (which needs no network), "
+                + ", ".join(common.TORCHVISION)
+            )
 
     def add(flag, words, **more):
         name = flag[2:].replace("-", "_")
         if name in {**OURS, **OURS_IMAGES, **OURS_GRID}:
             words += told(name)
         cli.add_argument(flag, default=more.pop("default", None), help=words, **more)
-    add("--model", "a method of Table 1, ALI, ALICE, or a baseline that the table lacks: pixels and untrained, for which flags of the training do nothing",
-        choices=MODELS, default="bigan")
-    add("--table", "train what is missing of Table 1 (with this seed and the flags beside it) and print the whole", choices=(1,), type=int)
-    add("--recipe", "paper: the released code's epochs, rates, schedule, sizes, the published D, without penalty and average; flags beside it "
+
+    add(
+        "--model",
+        "a method of Table 1, ALI, ALICE, or a baseline that the table lacks: pixels and untrained, for which flags of the training do nothing",
+        choices=MODELS,
+        default="bigan",
+    )
+    add(
+        "--table",
+        "train what is missing of Table 1 (with this seed and the flags beside it) and print the whole",
+        choices=(1,),
+        type=int,
+    )
+    add(
+        "--recipe",
+        "paper: the released code's epochs, rates, schedule, sizes, the published D, without penalty and average; flags beside it "
         "still count",
-        choices=("ours", "paper"), default="ours")
-    add("--random-setting", "with --dataset grid: ALI and the GAN alone, 12 epochs (200 with --recipe paper), with lr, beta1 and --init-std drawn by the seed "
-        "(10^-4 to 10^-3, 0.2 to 0.8, 0.01 to 0.1); --lr in place of the drawn one is D's, too", action="store_true", default=False)
-    add("--cycle-weight", "lambda of ALICE's cycle terms; also for bigan and ali; None is 0.05 for alice, 0 for the others", type=common.weight)
-    add("--bilinear", "joint models: size of a product of image and code in D, by which G(E(x)) keeps more digits (see Discriminator)", type=common.whole)
-    add("--skip", "1: D's logit sees the first hidden layer too, against collapse (difference 2); None is 1, 0 for ali and alice, with "
-        "--bilinear and with --recipe paper", choices=(0, 1), type=int)
-    add("--skip-fade", "share of the run in which the map of --skip fades to nothing; 0: it stays; None is 0.5 for bigan, 0 for the others",
-        type=common.fraction)
-    add("--regressor-weight", "of the latent regressor's loss for G in jlr; 1 is degenerate, the authors say", type=common.weight)
+        choices=("ours", "paper"),
+        default="ours",
+    )
+    add(
+        "--random-setting",
+        "with --dataset grid: ALI and the GAN alone, 12 epochs (200 with --recipe paper), with lr, beta1 and --init-std drawn by the seed "
+        "(10^-4 to 10^-3, 0.2 to 0.8, 0.01 to 0.1); --lr in place of the drawn one is D's, too",
+        action="store_true",
+        default=False,
+    )
+    add(
+        "--cycle-weight",
+        "lambda of ALICE's cycle terms; also for bigan and ali; None is 0.05 for alice, 0 for the others",
+        type=common.weight,
+    )
+    add(
+        "--bilinear",
+        "joint models: size of a product of image and code in D, by which G(E(x)) keeps more digits (see Discriminator)",
+        type=common.whole,
+    )
+    add(
+        "--skip",
+        "1: D's logit sees the first hidden layer too, against collapse (difference 2); None is 1, 0 for ali and alice, with "
+        "--bilinear and with --recipe paper",
+        choices=(0, 1),
+        type=int,
+    )
+    add(
+        "--skip-fade",
+        "share of the run in which the map of --skip fades to nothing; 0: it stays; None is 0.5 for bigan, 0 for the others",
+        type=common.fraction,
+    )
+    add(
+        "--regressor-weight",
+        "of the latent regressor's loss for G in jlr; 1 is degenerate, the authors say",
+        type=common.weight,
+    )
     add("--lr", "Adam's rate of G and E", type=common.positive)
     add("--lr-discriminator", "Adam's rate of D", type=common.positive)
     add("--beta1", "Adam's", type=common.below_one)
     add("--weight-decay", "L2 penalty of all weights, in the gradient", type=common.weight)
     add("--penalty", "gamma of D's gradient penalty (difference 2)", type=common.weight)
-    add("--average", "decay of the running average of the weights that is scored (difference 3); 0: the last weights", type=common.below_one)
-    add("--schedule", "linear: 100 steps up, constant for half the run, then straight down to 1 %%; exponential: constant for half the run, then "
-        "down to 1 %%; constant", choices=("linear", "exponential", "constant"))
+    add(
+        "--average",
+        "decay of the running average of the weights that is scored (difference 3); 0: the last weights",
+        type=common.below_one,
+    )
+    add(
+        "--schedule",
+        "linear: 100 steps up, constant for half the run, then straight down to 1 %%; exponential: constant for half the run, then "
+        "down to 1 %%; constant",
+        choices=("linear", "exponential", "constant"),
+    )
     add("--z-dim", "size of the code", type=common.count)
     add("--hidden", "units of a hidden layer", type=common.count)
     add("--generator-layers", "grid: hidden layers of G", type=common.count)
@@ -918,26 +1325,53 @@ def resolve(options):
     o = options
     grid = o.dataset == "grid"
     if o.dataset == "sprites":
-        raise common.UserError("the test identities of sprites are in no training image, so that 1-NN means nothing: choose another --dataset for bigan.py")
+        raise common.UserError(
+            "the test identities of sprites are in no training image, so that 1-NN means nothing: choose another --dataset for bigan.py"
+        )
     if o.random_setting and not grid:
         raise common.UserError("--random-setting needs --dataset grid")
-    if grid and (o.model != "bigan" or o.cycle_weight or o.validation or o.precision == "bf16" or o.data is not None):
-        raise common.UserError("--dataset grid trains all its models side by side, on points drawn afresh, in fp32: "
-                               "leave --model, --cycle-weight, --validation, --precision and --data out")
+    if grid and (
+        o.model != "bigan"
+        or o.cycle_weight
+        or o.validation
+        or o.precision == "bf16"
+        or o.data is not None
+    ):
+        raise common.UserError(
+            "--dataset grid trains all its models side by side, on points drawn afresh, in fp32: "
+            "leave --model, --cycle-weight, --validation, --precision and --data out"
+        )
     if grid:
-        o.precision = "fp32"                              # bf16 would round a coordinate of 4 to steps of 0.03, and the Gaussians are 0.05 wide
-    for name in ("z_dim", "regressor_weight", "bilinear", "skip", "skip_fade") if grid else ("maxout", "pieces", "generator_layers", "init_std", "vae_std"):
+        o.precision = "fp32"  # bf16 would round a coordinate of 4 to steps of 0.03, and the Gaussians are 0.05 wide
+    for name in (
+        ("z_dim", "regressor_weight", "bilinear", "skip", "skip_fade")
+        if grid
+        else ("maxout", "pieces", "generator_layers", "init_std", "vae_std")
+    ):
         if getattr(o, name) is not None:
-            raise common.UserError(f"--{name.replace('_', '-')} does not go with --dataset {o.dataset}")
+            raise common.UserError(
+                f"--{name.replace('_', '-')} does not go with --dataset {o.dataset}"
+            )
     for name, models in FLAGS_OF.items():
         if getattr(o, name) is not None and o.model not in models:
             raise common.UserError(f"--{name.replace('_', '-')} is for --model {', '.join(models)}")
     if o.random_setting and o.vae_std is not None:
         raise common.UserError("--vae-std does not go with --random-setting, which trains no VAE")
-    skip = int(o.model in ("bigan", "gan", *LATENT) and not (grid or o.bilinear or o.recipe == "paper")) if o.skip is None else o.skip
+    skip = (
+        int(
+            o.model in ("bigan", "gan", *LATENT) and not (grid or o.bilinear or o.recipe == "paper")
+        )
+        if o.skip is None
+        else o.skip
+    )
     common.refuse_idle(o, ((not skip, ("skip_fade",), "without --skip 1"),))
-    defaults = {**OURS, **(OURS_GRID if grid else OURS_IMAGES), "cycle_weight": 0.05 if o.model == "alice" else 0.0,
-                "skip": skip, "skip_fade": 0.5 if o.model == "bigan" and skip else 0.0}
+    defaults = {
+        **OURS,
+        **(OURS_GRID if grid else OURS_IMAGES),
+        "cycle_weight": 0.05 if o.model == "alice" else 0.0,
+        "skip": skip,
+        "skip_fade": 0.5 if o.model == "bigan" and skip else 0.0,
+    }
     if o.model in ("gan", *LATENT):
         defaults.update(OURS_GAN)
     if o.recipe == "paper":
@@ -945,8 +1379,14 @@ def resolve(options):
     if o.random_setting:
         rng = torch.Generator().manual_seed(o.seed)
         lr, beta1, std = torch.rand(3, generator=rng).tolist()
-        lr, beta1, init_std = 1e-4 * 10 ** lr, 0.2 + 0.6 * beta1, 0.01 * 10 ** std
-        defaults.update(epochs=200 if o.recipe == "paper" else 12, lr=lr, lr_discriminator=o.lr or lr, beta1=beta1, init_std=init_std)
+        lr, beta1, init_std = 1e-4 * 10**lr, 0.2 + 0.6 * beta1, 0.01 * 10**std
+        defaults.update(
+            epochs=200 if o.recipe == "paper" else 12,
+            lr=lr,
+            lr_discriminator=o.lr or lr,
+            beta1=beta1,
+            init_std=init_std,
+        )
     for name, value in defaults.items():
         if getattr(o, name) is None:
             setattr(o, name, value)
@@ -955,9 +1395,13 @@ def resolve(options):
     if o.dry_run:
         o.epochs = min(o.epochs, 2)
     if grid and o.epochs < 2 and not o.random_setting:
-        raise common.UserError("--dataset grid needs --epochs of at least 2: the GAN's encoders are trained after the GAN")
+        raise common.UserError(
+            "--dataset grid needs --epochs of at least 2: the GAN's encoders are trained after the GAN"
+        )
     if o.batch_size < 3:
-        raise common.UserError("--batch-size must be at least 3, so that every batch has two images, which batch norm needs")
+        raise common.UserError(
+            "--batch-size must be at least 3, so that every batch has two images, which batch norm needs"
+        )
     return o
 
 
@@ -966,17 +1410,25 @@ def run_name(options):
     o = options
     if o.dataset == "grid":
         return "grid-random" if o.random_setting else "grid"
-    return "-".join([o.model, *(["bilinear"] if o.bilinear else []), *([o.dataset] if o.dataset != "mnist" else [])])
+    return "-".join(
+        [
+            o.model,
+            *(["bilinear"] if o.bilinear else []),
+            *([o.dataset] if o.dataset != "mnist" else []),
+        ]
+    )
 
 
 def train_and_score(options):
     """One run of the images; returns its metrics."""
     data, test = common.load_dataset(options.dataset, options.data, options.validation)
     if options.dry_run:
-        data, test = (part.take(torch.arange(len(part.y)) < n) for part, n in ((data, 1200), (test, 500)))
+        data, test = (
+            part.take(torch.arange(len(part.y)) < n) for part, n in ((data, 1200), (test, 500))
+        )
     run = common.Run("bigan", options, run_name(options))
     data, test = data.to(run.device), test.to(run.device)
-    common.check_judge(options, run.device)               # what is wrong with it should not show after training
+    common.check_judge(options, run.device)  # what is wrong with it should not show after training
     nets = build(options, data.x[0].numel())
     train(run, nets, data)
     return run.finish(*evaluate(run, nets, data, test))
@@ -985,7 +1437,9 @@ def train_and_score(options):
 def train_and_score_grid(options):
     run = common.Run("bigan", options, run_name(options))
     nets = build_grid(options)
-    x_train, _ = draw_grid(2000 if options.dry_run else 100_000)              # on the CPU: the same points for every device
+    x_train, _ = draw_grid(
+        2000 if options.dry_run else 100_000
+    )  # on the CPU: the same points for every device
     train_grid(run, nets, x_train.to(run.device))
     run.finish(*evaluate_grid(run, nets))
 
@@ -995,11 +1449,26 @@ def table(options):
     if options.dataset == "grid":
         raise common.UserError("--table is of the images: --dataset grid does not go with it")
     if options.out is not None or options.model != "bigan":
-        raise common.UserError("--table makes a folder for each model in runs/bigan: leave --out and --model out")
+        raise common.UserError(
+            "--table makes a folder for each model in runs/bigan: leave --out and --model out"
+        )
     lines, todo = [], {}
-    for model in ("pixels", "untrained", *PAPER_TABLE1, "ali", "alice"):     # all before the first is trained: a mistake shows at once
-        own = {name: getattr(options, name) if model in models else None for name, models in {**FLAGS_OF, "cycle_weight": ("alice",)}.items()}
-        todo[model] = resolve(SimpleNamespace(**{**vars(options), **own, "model": model, "table": None, "resume": False}))
+    for model in (
+        "pixels",
+        "untrained",
+        *PAPER_TABLE1,
+        "ali",
+        "alice",
+    ):  # all before the first is trained: a mistake shows at once
+        own = {
+            name: getattr(options, name) if model in models else None
+            for name, models in {**FLAGS_OF, "cycle_weight": ("alice",)}.items()
+        }
+        todo[model] = resolve(
+            SimpleNamespace(
+                **{**vars(options), **own, "model": model, "table": None, "resume": False}
+            )
+        )
     for model, mine in todo.items():
         folder = common.find_run("bigan", mine, run_name(mine))
         if folder is not None and (folder / "metrics.json").exists():
@@ -1008,13 +1477,36 @@ def table(options):
             mine.out, mine.resume = folder and str(folder), folder is not None
             metrics = train_and_score(mine)
         lines.append((model, metrics))
-    names = [("nn_error_features", "1-NN hidden"), ("nn_error_code", "1-NN code"), ("probe_error_code", "probe code"), ("reconstruction_l2", "L2"),
-             ("reconstruction_digit", "digit kept"), ("sample_quality", "samples")]
-    print("errors in %; L2: mean length of x - G(E(x)); digit kept: %; samples: the judge's inception score")
-    print("".join(word.ljust(13) for word in ["model", "paper: 1-NN", *(words for _, words in names)]))
+    names = [
+        ("nn_error_features", "1-NN hidden"),
+        ("nn_error_code", "1-NN code"),
+        ("probe_error_code", "probe code"),
+        ("reconstruction_l2", "L2"),
+        ("reconstruction_digit", "digit kept"),
+        ("sample_quality", "samples"),
+    ]
+    print(
+        "errors in %; L2: mean length of x - G(E(x)); digit kept: %; samples: the judge's inception score"
+    )
+    print(
+        "".join(word.ljust(13) for word in ["model", "paper: 1-NN", *(words for _, words in names)])
+    )
     for model, metrics in lines:
-        paper = f"{100 - PAPER_TABLE1[model]:.2f}" if model in PAPER_TABLE1 and options.dataset == "mnist" and not options.validation else "-"
-        print("".join(cell.ljust(13) for cell in [model, paper, *(f"{metrics[name]:.2f}" if name in metrics else "-" for name, _ in names)]).rstrip())
+        paper = (
+            f"{100 - PAPER_TABLE1[model]:.2f}"
+            if model in PAPER_TABLE1 and options.dataset == "mnist" and not options.validation
+            else "-"
+        )
+        print(
+            "".join(
+                cell.ljust(13)
+                for cell in [
+                    model,
+                    paper,
+                    *(f"{metrics[name]:.2f}" if name in metrics else "-" for name, _ in names),
+                ]
+            ).rstrip()
+        )
 
 
 def main(options):

@@ -73,12 +73,14 @@ Where the released code does otherwise, and what went wrong elsewhere
  - The released grids are drawn with the batch statistics of 128 images; here with settled ones (settle), in evaluation mode.
  - Setting lambda to 0 gives no baseline: Q stays untrained, and L_I of an untrained Q is below 0.
 """
+
 import json
 import math
 from contextlib import nullcontext
 from types import SimpleNamespace
 
-import common                                             # before torch: it sets what torch reads at import
+from experiments import before as common  # before torch: it sets what torch reads at import
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -92,9 +94,16 @@ class Trunk(nn.Module):
     def __init__(self, channels=1, size=28, slope=0.1):
         super().__init__()
         self.net = nn.Sequential(
-            nn.Conv2d(channels, 64, 4, 2, 1), nn.LeakyReLU(slope),
-            nn.Conv2d(64, 128, 4, 2, 1), nn.BatchNorm2d(128), nn.LeakyReLU(slope), nn.Flatten(),
-            nn.Linear(128 * (size // 4) ** 2, 1024), nn.BatchNorm1d(1024), nn.LeakyReLU(slope))
+            nn.Conv2d(channels, 64, 4, 2, 1),
+            nn.LeakyReLU(slope),
+            nn.Conv2d(64, 128, 4, 2, 1),
+            nn.BatchNorm2d(128),
+            nn.LeakyReLU(slope),
+            nn.Flatten(),
+            nn.Linear(128 * (size // 4) ** 2, 1024),
+            nn.BatchNorm1d(1024),
+            nn.LeakyReLU(slope),
+        )
 
     def forward(self, x):
         return self.net(x)
@@ -107,7 +116,11 @@ class QHead(nn.Module):
     def __init__(self, categories=10, continuous=2, learned_std=False, slope=0.1):
         super().__init__()
         self.hidden = nn.Sequential(nn.Linear(1024, 128), nn.BatchNorm1d(128), nn.LeakyReLU(slope))
-        self.sizes = [categories, continuous, continuous if learned_std else 0]       # of the parts of the output
+        self.sizes = [
+            categories,
+            continuous,
+            continuous if learned_std else 0,
+        ]  # of the parts of the output
         self.out = nn.Linear(128, sum(self.sizes))
 
     def forward(self, features):
@@ -124,9 +137,20 @@ class Generator(nn.Module):
     def __init__(self, inputs=74, channels=1, size=28):
         super().__init__()
         self.side = size // 4
-        self.dense = nn.Sequential(nn.Linear(inputs, 1024), nn.BatchNorm1d(1024), nn.ReLU(),
-                                   nn.Linear(1024, 128 * self.side ** 2), nn.BatchNorm1d(128 * self.side ** 2), nn.ReLU())
-        self.up = nn.Sequential(nn.ConvTranspose2d(128, 64, 4, 2, 1), nn.BatchNorm2d(64), nn.ReLU(), nn.ConvTranspose2d(64, channels, 4, 2, 1))
+        self.dense = nn.Sequential(
+            nn.Linear(inputs, 1024),
+            nn.BatchNorm1d(1024),
+            nn.ReLU(),
+            nn.Linear(1024, 128 * self.side**2),
+            nn.BatchNorm1d(128 * self.side**2),
+            nn.ReLU(),
+        )
+        self.up = nn.Sequential(
+            nn.ConvTranspose2d(128, 64, 4, 2, 1),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.ConvTranspose2d(64, channels, 4, 2, 1),
+        )
 
     def forward(self, z_and_c):
         return self.up(self.dense(z_and_c).unflatten(1, (128, self.side, self.side))).float()
@@ -157,7 +181,11 @@ def continuous_loss(mean, code, log_std=None):
     With deviations of 1 it is half the squared error and log(2 pi) / 2 = 0.919 a code, as in the released code; with learned ones it has no
     lower end."""
     log_std = torch.zeros_like(mean) if log_std is None else log_std
-    return (0.5 * ((code - mean) / log_std.exp()).square() + log_std + 0.5 * math.log(2 * math.pi)).sum(1).mean()
+    return (
+        (0.5 * ((code - mean) / log_std.exp()).square() + log_std + 0.5 * math.log(2 * math.pi))
+        .sum(1)
+        .mean()
+    )
 
 
 def mutual_information(logits, category):
@@ -173,15 +201,20 @@ def mutual_information(logits, category):
 def build(options):
     """The networks of a GAN: trunk, head (of D), q, gen."""
     o = options
-    return SimpleNamespace(trunk=initialise(Trunk(slope=o.slope)), head=initialise(nn.Linear(1024, 1)),
-                           q=initialise(QHead(o.categories, o.continuous, o.learned_std, o.slope)),
-                           gen=initialise(Generator(o.noise + o.categories + o.continuous)))
+    return SimpleNamespace(
+        trunk=initialise(Trunk(slope=o.slope)),
+        head=initialise(nn.Linear(1024, 1)),
+        q=initialise(QHead(o.categories, o.continuous, o.learned_std, o.slope)),
+        gen=initialise(Generator(o.noise + o.categories + o.continuous)),
+    )
 
 
 def initialise(net):
     """Weights N(0, 0.02^2), batch norm's gains N(1, 0.02^2), biases 0 (released code, which truncates those of convolutions)."""
     for layer in (m for m in net.modules() if hasattr(m, "weight")):
-        nn.init.normal_(layer.weight, 1. if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) else 0., 0.02)
+        nn.init.normal_(
+            layer.weight, 1.0 if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) else 0.0, 0.02
+        )
         nn.init.zeros_(layer.bias)
     return net
 
@@ -191,7 +224,9 @@ def draw_prior(options, n, device="cpu", far=0):
     [n + far, continuous] and [n + far, noise], uniform in [-1, 1], but the continuous codes of the last `far` in [-2, 2]."""
     o = options
     category = torch.randint(o.categories, (n + far,), device=device) if o.categories else None
-    continuous, noise = (2 * torch.rand(n + far, size, device=device) - 1 for size in (o.continuous, o.noise))
+    continuous, noise = (
+        2 * torch.rand(n + far, size, device=device) - 1 for size in (o.continuous, o.noise)
+    )
     continuous[n:] *= 2
     return category, continuous, noise
 
@@ -208,13 +243,27 @@ def warp(x, amount=1.0, lean=1.0):
 
     Zeros (black) come in at the border."""
     n, device = len(x), x.device
-    angle, shear, wide, high = (amount * c * (2 * torch.rand(n, device=device) - 1) for c in (0.15, 0.3, 0.15, 0.15))
+    angle, shear, wide, high = (
+        amount * c * (2 * torch.rand(n, device=device) - 1) for c in (0.15, 0.3, 0.15, 0.15)
+    )
     angle, shear = lean * angle, lean * shear
     cos, sin, wide, high = angle.cos(), angle.sin(), 1 + wide, 1 + high
-    linear = torch.stack([torch.stack([cos * wide, (shear - sin) * wide], 1), torch.stack([sin * high, cos * high], 1)], 1)
+    linear = torch.stack(
+        [
+            torch.stack([cos * wide, (shear - sin) * wide], 1),
+            torch.stack([sin * high, cos * high], 1),
+        ],
+        1,
+    )
     shift = amount / 7 * (2 * torch.rand(n, 2, 1, device=device) - 1)
-    with torch.autocast(device.type, enabled=False):      # bf16 would round the grid to a tenth of a pixel
-        return F.grid_sample(x.float(), F.affine_grid(torch.cat([linear, shift], 2), x.shape, align_corners=False), align_corners=False)
+    with torch.autocast(
+        device.type, enabled=False
+    ):  # bf16 would round the grid to a tenth of a pixel
+        return F.grid_sample(
+            x.float(),
+            F.affine_grid(torch.cat([linear, shift], 2), x.shape, align_corners=False),
+            align_corners=False,
+        )
 
 
 def d_logits(nets, features):
@@ -235,16 +284,27 @@ def information_losses(nets, generated, features, code, options):
     if options.warp:
         lean = torch.arange(len(generated), device=features.device) % 2
         logits, mean, log_std = nets.q(detach(nets.trunk(warp(generated, options.warp, lean))))
-        read = [(slice(0, n, 2), slice(0, 1)), (slice(1, n, 2), slice(1, None))]               # images, and the continuous codes read from them
+        read = [
+            (slice(0, n, 2), slice(0, 1)),
+            (slice(1, n, 2), slice(1, None)),
+        ]  # images, and the continuous codes read from them
     else:
         logits, mean, log_std = nets.q(detach(features))
         read = [(slice(None), slice(None))]
     loss_category = loss_continuous = features.new_zeros((), dtype=torch.float32)
     if category is not None:
-        loss_category = category_loss(logits, category[:len(logits)])                          # with warps the far images count, too
+        loss_category = category_loss(
+            logits, category[: len(logits)]
+        )  # with warps the far images count, too
     if options.continuous:
-        loss_continuous = sum(continuous_loss(mean[images, codes], continuous[images, codes], None if log_std is None else log_std[images, codes])
-                              for images, codes in read)
+        loss_continuous = sum(
+            continuous_loss(
+                mean[images, codes],
+                continuous[images, codes],
+                None if log_std is None else log_std[images, codes],
+            )
+            for images, codes in read
+        )
     return loss_category, loss_continuous
 
 
@@ -262,12 +322,12 @@ def discriminator_step(nets, optimiser, x, generated, code, weights, options):
     with batch norm's statistics of its own. weights: the two lambdas, of the category and of the continuous codes. --baseline: the last
     term reaches Q alone. Returns D's loss, the continuous codes' loss, L_I of the images as they are, and the category's loss, which is of the
     images that Q reads."""
-    features = nets.trunk(generated[:len(x)])
+    features = nets.trunk(generated[: len(x)])
     loss_d = discriminator_loss(d_logits(nets, nets.trunk(x)), d_logits(nets, features))
     loss_category, loss_continuous = information_losses(nets, generated, features, code, options)
     lower_bound = loss_category.new_zeros(())
-    if code[0] is not None:                               # Figure 1's curve, of the images as they are
-        lower_bound = mutual_information(nets.q(features.detach())[0].detach(), code[0][:len(x)])
+    if code[0] is not None:  # Figure 1's curve, of the images as they are
+        lower_bound = mutual_information(nets.q(features.detach())[0].detach(), code[0][: len(x)])
     descend_own(optimiser, loss_d + weights[0] * loss_category + weights[1] * loss_continuous)
     return loss_d, loss_continuous, lower_bound, loss_category
 
@@ -279,19 +339,23 @@ def generator_step(nets, optimiser, generated, n, code, weights, options):
     features = nets.trunk(generated[:n])
     loss_g = total = generator_loss(d_logits(nets, features))
     if not options.baseline:
-        loss_category, loss_continuous = information_losses(nets, generated, features, code, options)
+        loss_category, loss_continuous = information_losses(
+            nets, generated, features, code, options
+        )
         total = loss_g + weights[0] * loss_category + weights[1] * loss_continuous
     descend_own(optimiser, total)
     return loss_g
 
 
 def make_optimiser(params, options, lr):
-    return torch.optim.Adam(params, lr, betas=(options.beta1, 0.999), fused=params[0].device.type != "mps")
+    return torch.optim.Adam(
+        params, lr, betas=(options.beta1, 0.999), fused=params[0].device.type != "mps"
+    )
 
 
 def schedule(done, options):
     """Share of the full rate when a share `done` of the updates is done. linear: constant for the first half, then straight down to 1 %."""
-    return min(1., max(0.01, 2 * (1 - done))) if options.schedule == "linear" else 1.
+    return min(1.0, max(0.01, 2 * (1 - done))) if options.schedule == "linear" else 1.0
 
 
 class Game:
@@ -301,13 +365,22 @@ class Game:
         for net in vars(nets).values():
             net.to(device).train()
         self.nets, self.options = nets, options
-        self.optimiser_d = make_optimiser([p for net in (nets.trunk, nets.head, nets.q) for p in net.parameters()], options, options.lr_discriminator)
+        self.optimiser_d = make_optimiser(
+            [p for net in (nets.trunk, nets.head, nets.q) for p in net.parameters()],
+            options,
+            options.lr_discriminator,
+        )
         self.optimiser_g = make_optimiser(list(nets.gen.parameters()), options, options.lr)
-        self.curve = nn.Module()                          # a module only so that checkpoints hold its buffer
+        self.curve = nn.Module()  # a module only so that checkpoints hold its buffer
         self.curve.register_buffer("nats", torch.zeros(updates, device=device))
 
     def parts(self):
-        return {**vars(self.nets), "optimiser_d": self.optimiser_d, "optimiser_g": self.optimiser_g, "curve": self.curve}
+        return {
+            **vars(self.nets),
+            "optimiser_d": self.optimiser_d,
+            "optimiser_g": self.optimiser_g,
+            "curve": self.curve,
+        }
 
 
 def update(game, x, step, autocast=nullcontext):
@@ -318,12 +391,17 @@ def update(game, x, step, autocast=nullcontext):
     nets, opt, done = game.nets, game.options, step / len(game.curve.nats)
     for optimiser, rate in ((game.optimiser_d, opt.lr_discriminator), (game.optimiser_g, opt.lr)):
         optimiser.param_groups[0]["lr"] = rate * schedule(done, opt)
-    weights = opt.category_weight, opt.continuous_weight if done >= opt.continuous_start else 0.           # difference 2
-    code = draw_prior(opt, len(x), x.device, round(opt.far * len(x)))                         # difference 3
+    weights = (
+        opt.category_weight,
+        opt.continuous_weight if done >= opt.continuous_start else 0.0,
+    )  # difference 2
+    code = draw_prior(opt, len(x), x.device, round(opt.far * len(x)))  # difference 3
     with autocast():
         generated = torch.sigmoid(nets.gen(generator_input(opt, *code)))
     with autocast():
-        loss_d, loss_continuous, lower_bound, loss_category = discriminator_step(nets, game.optimiser_d, x, generated.detach(), code, weights, opt)
+        loss_d, loss_continuous, lower_bound, loss_category = discriminator_step(
+            nets, game.optimiser_d, x, generated.detach(), code, weights, opt
+        )
     with autocast():
         loss_g = generator_step(nets, game.optimiser_g, generated, len(x), code, weights, opt)
     game.curve.nats[step] = lower_bound
@@ -339,17 +417,30 @@ def train(run, nets, baseline, data):
     game, beside = Game(nets, opt, run.device, opt.epochs * updates), None
     run.track(**game.parts())
     if baseline is not None:
-        beside = Game(baseline, SimpleNamespace(**{**vars(opt), **BASELINE}), run.device, opt.baseline_epochs * updates)
+        beside = Game(
+            baseline,
+            SimpleNamespace(**{**vars(opt), **BASELINE}),
+            run.device,
+            opt.baseline_epochs * updates,
+        )
         run.track(**{f"baseline_{name}": part for name, part in beside.parts().items()})
     autocast = lambda: run.autocast(cached=True)  # noqa: E731
 
     for epoch in run.epochs():
         for i in run.batches(torch.randperm(len(data.y)), opt.batch_size):
             x = common.to_float(data.x[i])
-            loss_d, loss_g, loss_continuous, lower_bound, loss_category = update(game, x, run.step, autocast)
+            loss_d, loss_g, loss_continuous, lower_bound, loss_category = update(
+                game, x, run.step, autocast
+            )
             if beside is not None and run.step < len(beside.curve.nats):
                 update(beside, x, run.step, autocast)
-            run.log(discriminator=loss_d, generator=loss_g, continuous=loss_continuous, mutual_information=lower_bound, category=loss_category)
+            run.log(
+                discriminator=loss_d,
+                generator=loss_g,
+                continuous=loss_continuous,
+                mutual_information=lower_bound,
+                category=loss_category,
+            )
     for one in (game, beside):
         if one is not None:
             settle(one.nets, data.x, one.options)
@@ -366,8 +457,20 @@ def settle(nets, images, options, batch_size=500):
     So Q's statistics are not those of generated images, which it then reads a little worse."""
     parts = common.settling_parts(images, batch_size)
     with common.own_random_numbers():
-        common.settle_batch_norm(nets.gen, ((generator_input(options, *draw_prior(options, len(part), images.device, round(options.far * len(part)))),)
-                                            for part in parts))
+        common.settle_batch_norm(
+            nets.gen,
+            (
+                (
+                    generator_input(
+                        options,
+                        *draw_prior(
+                            options, len(part), images.device, round(options.far * len(part))
+                        ),
+                    ),
+                )
+                for part in parts
+            ),
+        )
     common.settle_batch_norm(nets.trunk, ((part,) for part in parts))
     common.settle_batch_norm(nets.q, ((nets.trunk(part),) for part in parts))
     nets.head.eval()
@@ -386,8 +489,12 @@ def generate(nets, options, category, continuous, noise):
 @torch.no_grad()
 def features(nets, x):
     """The trunk's features [N, 1024] of uint8 images [N, C, H, W]."""
-    assert x.dtype == torch.uint8, "features and encode take uint8 images: (x * 255).round().to(torch.uint8)"
-    return torch.cat([nets.trunk(common.to_float(part.to(nets.head.weight.device))) for part in x.split(1000)])
+    assert x.dtype == torch.uint8, (
+        "features and encode take uint8 images: (x * 255).round().to(torch.uint8)"
+    )
+    return torch.cat(
+        [nets.trunk(common.to_float(part.to(nets.head.weight.device))) for part in x.split(1000)]
+    )
 
 
 @torch.no_grad()
@@ -402,22 +509,27 @@ def image_moments(images):
     slant: mu_11 / mu_02 of the ink, the tangent of the angle by which the strokes lean to the right; width: twice the ink over the length
     of all edges (the total variation), for a long even stroke its width in pixels, or about 2 where that is less."""
     ink = images[:, 0]
-    y, x = torch.meshgrid(*(torch.arange(n, device=ink.device, dtype=ink.dtype) for n in ink.shape[1:]), indexing="ij")
+    y, x = torch.meshgrid(
+        *(torch.arange(n, device=ink.device, dtype=ink.dtype) for n in ink.shape[1:]), indexing="ij"
+    )
     mass = ink.sum((1, 2)).clamp(min=1e-6)
 
     def mean(f):
         return (ink * f).sum((1, 2)) / mass
+
     dx, dy = x - mean(x)[:, None, None], y - mean(y)[:, None, None]
     padded = F.pad(ink, (1, 1, 1, 1))
     gx, gy = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
     edges = (gx.square() + gy.square()).sqrt().sum((1, 2)) / 2
-    return -mean(dx * dy) / mean(dy * dy).clamp(min=1e-6), 2 * mass / edges.clamp(min=1e-6)          # y points down
+    return -mean(dx * dy) / mean(dy * dy).clamp(min=1e-6), 2 * mass / edges.clamp(
+        min=1e-6
+    )  # y points down
 
 
 def within_group_r2(code, measure, group):
     """Share of the variance of `measure` within groups that straight lines in `code`, one a group, explain. Float [N], [N], int64 [N]."""
     code, measure, group = code.cpu().double(), measure.cpu().double(), group.cpu()
-    left = total = 0.
+    left = total = 0.0
     for k in group.unique():
         c, m = code[group == k], measure[group == k]
         c, m = c - c.mean(), m - m.mean()
@@ -428,13 +540,20 @@ def within_group_r2(code, measure, group):
 
 def within_group_variance(images, group):
     """Mean over groups of the variance of images [N, ...] within each of them, summed over the pixels. group int64 [N]."""
-    return sum(images[group == k].var(0, unbiased=False).sum().item() for k in group.unique()) / len(group.unique())
+    return sum(
+        images[group == k].var(0, unbiased=False).sum().item() for k in group.unique()
+    ) / len(group.unique())
 
 
 def sweep(options, which, reach, columns, category, continuous, noise):
     """A code (draw_prior) of which each row is repeated `columns` times, with continuous code `which` going from -reach to reach."""
-    category, continuous, noise = (None if part is None else part.repeat_interleave(columns, 0) for part in (category, continuous, noise))
-    continuous[:, which] = torch.linspace(-reach, reach, columns, device=noise.device).repeat(len(noise) // columns)
+    category, continuous, noise = (
+        None if part is None else part.repeat_interleave(columns, 0)
+        for part in (category, continuous, noise)
+    )
+    continuous[:, which] = torch.linspace(-reach, reach, columns, device=noise.device).repeat(
+        len(noise) // columns
+    )
     return category, continuous, noise
 
 
@@ -449,19 +568,36 @@ def code_scores(nets, options, judge, test, n=10_000):
     sweeps of each code; identity_leak_inside: the same from -1 to 1, the prior's range."""
     device = nets.head.weight.device
     code = category, continuous, _ = draw_prior(options, n, device)
-    images, scores, group = generate(nets, options, *code), {}, torch.zeros(n, dtype=torch.long, device=device) if category is None else category
+    images, scores, group = (
+        generate(nets, options, *code),
+        {},
+        torch.zeros(n, dtype=torch.long, device=device) if category is None else category,
+    )
     if category is not None:
         shown = [judge.classify(images[category == k]) for k in category.unique()]
         commonest = [torch.bincount(digits).argmax() for digits in shown]
-        scores["generated_purity"] = sum((digits == digit).float().mean().item() for digits, digit in zip(shown, commonest)) / len(shown) * 100
+        scores["generated_purity"] = (
+            sum((digits == digit).float().mean().item() for digits, digit in zip(shown, commonest))
+            / len(shown)
+            * 100
+        )
         scores["generated_digits"] = len(torch.stack(commonest).unique())
-        scores["generated_diversity"] = within_group_variance(images, category) / within_group_variance(common.to_float(test.x), test.y)
+        scores["generated_diversity"] = within_group_variance(
+            images, category
+        ) / within_group_variance(common.to_float(test.x), test.y)
     if options.continuous:
         for word, measure in zip(("slant", "width"), image_moments(images)):
-            scores[f"{word}_r2"] = max(within_group_r2(continuous[:, j], measure, group) for j in range(options.continuous))
+            scores[f"{word}_r2"] = max(
+                within_group_r2(continuous[:, j], measure, group) for j in range(options.continuous)
+            )
         for name, reach in (("identity_leak", 2), ("identity_leak_inside", 1)):
-            sweeps = [sweep(options, j, reach, 10, *draw_prior(options, n // 10, device)) for j in range(options.continuous)]
-            digits = torch.cat([judge.classify(generate(nets, options, *code)).view(-1, 10) for code in sweeps])
+            sweeps = [
+                sweep(options, j, reach, 10, *draw_prior(options, n // 10, device))
+                for j in range(options.continuous)
+            ]
+            digits = torch.cat(
+                [judge.classify(generate(nets, options, *code)).view(-1, 10) for code in sweeps]
+            )
             scores[name] = (digits != digits[:, :1]).any(1).float().mean().item() * 100
     return scores
 
@@ -476,10 +612,19 @@ def cluster_scores(logits, test_logits, data, test, tries=5):
     x, test_x = (common.to_float(part.x).flatten(1) for part in (data, test))
     centres = common.k_means(x, min(logits.shape[1], len(x)), tries=tries)
     scores = {}
-    for prefix, answers, test_answers in (("", logits, test_logits), ("kmeans_", -torch.cdist(x, centres), -torch.cdist(test_x, centres))):
-        scores[f"{prefix}cluster_error"] = common.cluster_error(test_answers, test.y, common.match_clusters(answers, data.y))
-        scores[f"{prefix}cluster_error_majority"] = common.cluster_error(test_answers, test.y, common.name_clusters(answers, data.y, "majority"))
-        scores[f"{prefix}nmi"] = common.normalized_mutual_information(test_answers.argmax(1), test.y)
+    for prefix, answers, test_answers in (
+        ("", logits, test_logits),
+        ("kmeans_", -torch.cdist(x, centres), -torch.cdist(test_x, centres)),
+    ):
+        scores[f"{prefix}cluster_error"] = common.cluster_error(
+            test_answers, test.y, common.match_clusters(answers, data.y)
+        )
+        scores[f"{prefix}cluster_error_majority"] = common.cluster_error(
+            test_answers, test.y, common.name_clusters(answers, data.y, "majority")
+        )
+        scores[f"{prefix}nmi"] = common.normalized_mutual_information(
+            test_answers.argmax(1), test.y
+        )
     return scores
 
 
@@ -493,14 +638,26 @@ def probe_scores(nets, trunk, data, test, dry=False):
     common.settle_batch_norm(untrained, ((part,) for part in common.settling_parts(data.x)))
     blank = SimpleNamespace(trunk=untrained, head=nets.head)
     with torch.no_grad():
-        layers = {"trunk": trunk, "q_hidden": [nets.q.hidden(h) for h in trunk],
-                  "untrained": [features(blank, part.x) for part in (data, test)], "pixels": [common.to_float(part.x).flatten(1) for part in (data, test)]}
+        layers = {
+            "trunk": trunk,
+            "q_hidden": [nets.q.hidden(h) for h in trunk],
+            "untrained": [features(blank, part.x) for part in (data, test)],
+            "pixels": [common.to_float(part.x).flatten(1) for part in (data, test)],
+        }
     scores = {}
     for name, (codes, test_codes) in layers.items():
         for labels in sorted({n for n in (100, 1000, len(data.y)) if n <= len(data.y)}):
             chosen = balanced(data.y, labels)
-            scores[f"probe_error_{name}_{'all' if labels == len(data.y) else labels}"] = common.probe(
-                codes[chosen], data.y[chosen], test_codes, test.y, hidden=0, epochs=1 if dry else max(20, 200_000 // labels)).item()
+            scores[f"probe_error_{name}_{'all' if labels == len(data.y) else labels}"] = (
+                common.probe(
+                    codes[chosen],
+                    data.y[chosen],
+                    test_codes,
+                    test.y,
+                    hidden=0,
+                    epochs=1 if dry else max(20, 200_000 // labels),
+                ).item()
+            )
     return scores
 
 
@@ -510,7 +667,14 @@ def balanced(y, count):
         return torch.arange(len(y), device=y.device)
     rng = torch.Generator().manual_seed(0)
     of_class = [(y == k).nonzero()[:, 0] for k in y.unique()]
-    return torch.cat([index[torch.randperm(len(index), generator=rng)[:count // len(of_class)].to(index.device)] for index in of_class])
+    return torch.cat(
+        [
+            index[
+                torch.randperm(len(index), generator=rng)[: count // len(of_class)].to(index.device)
+            ]
+            for index in of_class
+        ]
+    )
 
 
 def moving_mean(curve, n):
@@ -521,7 +685,10 @@ def moving_mean(curve, n):
 def curve_scores(curve, options):
     """Of L_I in nats of each update [updates]: its mean over the last 100, log K beside it, and, where K is 10, the first update at which
     the mean of 20 reaches 2.25 nats, if any does ("steps_to_2.25"; log 10 is 2.30)."""
-    scores = {"mutual_information": curve[-100:].mean().item(), "log_k": math.log(options.categories)}
+    scores = {
+        "mutual_information": curve[-100:].mean().item(),
+        "log_k": math.log(options.categories),
+    }
     reached = (moving_mean(curve, 20) >= 2.25).nonzero()
     if options.categories == 10 and len(reached):
         scores["steps_to_2.25"] = reached[0].item() + min(20, len(curve))
@@ -540,7 +707,10 @@ def display_order(logits, y):
 def figure_categories(nets, options, path, order, words, rows=5):
     """Figure 2(a), 2(b): a category a column, in `order` [K]; noise and continuous codes are fixed along a row."""
     device = nets.head.weight.device
-    _, continuous, noise = (None if part is None else part.repeat_interleave(len(order), 0) for part in draw_prior(options, rows, device))
+    _, continuous, noise = (
+        None if part is None else part.repeat_interleave(len(order), 0)
+        for part in draw_prior(options, rows, device)
+    )
     images = generate(nets, options, order.to(device).repeat(rows), continuous, noise)
     common.figure_grid(path, images, len(order), words, "the category c1", "other codes and noise")
 
@@ -550,10 +720,24 @@ def figure_sweep(nets, options, path, which, order=None, columns=11):
     [K] (None: five rows)."""
     device = nets.head.weight.device
     _, continuous, noise = draw_prior(options, 5 if order is None else len(order), device)
-    code = sweep(options, which, options.sweep, columns, None if order is None else order.to(device), continuous, noise)
+    code = sweep(
+        options,
+        which,
+        options.sweep,
+        columns,
+        None if order is None else order.to(device),
+        continuous,
+        noise,
+    )
     name = f"c{which + (1 if order is None else 2)}"
-    common.figure_grid(path, generate(nets, options, *code), columns, f"Continuous code {name} from {-options.sweep:g} to {options.sweep:g} (Fig. 2c, d)", name,
-                       "other codes and noise" if order is None else "a category a row")
+    common.figure_grid(
+        path,
+        generate(nets, options, *code),
+        columns,
+        f"Continuous code {name} from {-options.sweep:g} to {options.sweep:g} (Fig. 2c, d)",
+        name,
+        "other codes and noise" if order is None else "a category a row",
+    )
 
 
 def figure_information(curves, options, path):
@@ -564,11 +748,18 @@ def figure_information(curves, options, path):
         mean = moving_mean(curve.cpu(), 10)
         axes.plot(torch.arange(len(mean)) + min(10, len(curve)), mean, label=words)
     ceiling = math.log(options.categories)
-    axes.axhline(ceiling, color=".5", linestyle=":", label=f"log {options.categories} = {ceiling:.2f}")
-    axes.set(xlabel="update", ylabel="L_I of the category, nats", title="Lower bound on the mutual information (Fig. 1)",
-             xlim=(0, min(1500, max(map(len, curves.values())))), ylim=(-.2, 1.1 * ceiling))
+    axes.axhline(
+        ceiling, color=".5", linestyle=":", label=f"log {options.categories} = {ceiling:.2f}"
+    )
+    axes.set(
+        xlabel="update",
+        ylabel="L_I of the category, nats",
+        title="Lower bound on the mutual information (Fig. 1)",
+        xlim=(0, min(1500, max(map(len, curves.values())))),
+        ylim=(-0.2, 1.1 * ceiling),
+    )
     axes.legend(fontsize=8)
-    axes.grid(alpha=.3)
+    axes.grid(alpha=0.3)
     figure.tight_layout()
     common.save_figure(figure, path)
 
@@ -584,19 +775,37 @@ def evaluate(run, nets, baseline, data, test, curves):
         with torch.no_grad():
             logits, test_logits = (nets.q(h)[0] for h in trunk)
         order = display_order(logits, data.y)
-        scores.update(**curve_scores(curves[0], opt), **cluster_scores(logits, test_logits, data, test, 1 if opt.dry_run else 5))
-        words = "Regular GAN: nothing rewards c1 (Fig. 2b)" if opt.baseline else "InfoGAN: a category a column (Fig. 2a)"
+        scores.update(
+            **curve_scores(curves[0], opt),
+            **cluster_scores(logits, test_logits, data, test, 1 if opt.dry_run else 5),
+        )
+        words = (
+            "Regular GAN: nothing rewards c1 (Fig. 2b)"
+            if opt.baseline
+            else "InfoGAN: a category a column (Fig. 2a)"
+        )
         figure_categories(nets, opt, at("categories"), order, words)
         names = ["regular GAN"] if opt.baseline else ["InfoGAN", "regular GAN"]
         figure_information(dict(zip(names, curves)), opt, at("information"))
         if baseline is not None:
-            scores["baseline_mutual_information"] = curve_scores(curves[1], opt)["mutual_information"]
-            figure_categories(baseline, opt, at("categories-baseline"), torch.arange(opt.categories), f"Regular GAN after {len(curves[1])} updates (Fig. 2b)")
+            scores["baseline_mutual_information"] = curve_scores(curves[1], opt)[
+                "mutual_information"
+            ]
+            figure_categories(
+                baseline,
+                opt,
+                at("categories-baseline"),
+                torch.arange(opt.categories),
+                f"Regular GAN after {len(curves[1])} updates (Fig. 2b)",
+            )
     for which in range(opt.continuous):
         figure_sweep(nets, opt, at(f"continuous-{which + 1}"), which, order)
     scores.update(probe_scores(nets, trunk, data, test, opt.dry_run))
-    panels = [("the game", ("discriminator", "generator"), "nats"), ("L_I of the category", ("mutual_information",), "nats"),
-              ("-log Q of the codes", ("category", "continuous"), "nats")]
+    panels = [
+        ("the game", ("discriminator", "generator"), "nats"),
+        ("L_I of the category", ("mutual_information",), "nats"),
+        ("-log Q of the codes", ("category", "continuous"), "nats"),
+    ]
     common.figure_curves(at("losses"), run.history, panels, "Training")
     return scores, table_rows(scores, opt)
 
@@ -605,22 +814,57 @@ def table_rows(scores, options):
     """Rows of the printed table: words, metric, the paper's value, what to compare with."""
     of = lambda name: f"{scores.get(name, math.nan):.4g}"  # noqa: E731
     papers = options.dataset == "mnist" and options.categories == 10
-    rows = [("L_I of the category, nats", "mutual_information", ("near 0" if options.baseline else "2.30") if papers else "-", f"log K {of('log_k')}"),
-            ("L_I of the regular GAN, nats", "baseline_mutual_information", "near 0" if papers else "-", ""),
-            ("updates until L_I is 2.25", "steps_to_2.25", "-", ""),
-            ("error, a category a digit, %", "cluster_error", "5" if papers and not options.baseline else "-", f"k-means {of('kmeans_cluster_error')}"),
-            ("error, category's commonest digit, %", "cluster_error_majority", "-", f"k-means {of('kmeans_cluster_error_majority')}"),
-            ("normalised mutual information", "nmi", "-", f"k-means {of('kmeans_nmi')}"),
-            ("generated: shows its category's digit, %", "generated_purity", "-", "100 at best"),
-            ("generated: different digits among categories", "generated_digits", "-", f"{min(10, options.categories)} at best"),
-            ("generated: variance within a category", "generated_diversity", "-", "1 for real digits"),
-            ("generated: slant by one code, R2", "slant_r2", "-", "1 at best"), ("generated: stroke width by one code, R2", "width_r2", "-", "1 at best"),
-            ("sweeps -2..2 that change the digit, %", "identity_leak", "-", "0 at best"),
-            ("sweeps -1..1 that change the digit, %", "identity_leak_inside", "-", "0 at best")]
+    rows = [
+        (
+            "L_I of the category, nats",
+            "mutual_information",
+            ("near 0" if options.baseline else "2.30") if papers else "-",
+            f"log K {of('log_k')}",
+        ),
+        (
+            "L_I of the regular GAN, nats",
+            "baseline_mutual_information",
+            "near 0" if papers else "-",
+            "",
+        ),
+        ("updates until L_I is 2.25", "steps_to_2.25", "-", ""),
+        (
+            "error, a category a digit, %",
+            "cluster_error",
+            "5" if papers and not options.baseline else "-",
+            f"k-means {of('kmeans_cluster_error')}",
+        ),
+        (
+            "error, category's commonest digit, %",
+            "cluster_error_majority",
+            "-",
+            f"k-means {of('kmeans_cluster_error_majority')}",
+        ),
+        ("normalised mutual information", "nmi", "-", f"k-means {of('kmeans_nmi')}"),
+        ("generated: shows its category's digit, %", "generated_purity", "-", "100 at best"),
+        (
+            "generated: different digits among categories",
+            "generated_digits",
+            "-",
+            f"{min(10, options.categories)} at best",
+        ),
+        ("generated: variance within a category", "generated_diversity", "-", "1 for real digits"),
+        ("generated: slant by one code, R2", "slant_r2", "-", "1 at best"),
+        ("generated: stroke width by one code, R2", "width_r2", "-", "1 at best"),
+        ("sweeps -2..2 that change the digit, %", "identity_leak", "-", "0 at best"),
+        ("sweeps -1..1 that change the digit, %", "identity_leak_inside", "-", "0 at best"),
+    ]
     for labels, words in ((100, "100 labels"), (1000, "1,000 labels"), ("all", "all labels")):
         beside = f"pixels {of(f'probe_error_pixels_{labels}')}, untrained trunk {of(f'probe_error_untrained_{labels}')}"
         for layer, name in (("trunk", "trunk"), ("q_hidden", "Q's hidden layer")):
-            rows.append((f"linear probe, {name}, {words}, %", f"probe_error_{layer}_{labels}", "-", beside if layer == "trunk" else ""))
+            rows.append(
+                (
+                    f"linear probe, {name}, {words}, %",
+                    f"probe_error_{layer}_{labels}",
+                    "-",
+                    beside if layer == "trunk" else "",
+                )
+            )
     return [row for row in rows if row[1] in scores]
 
 
@@ -631,7 +875,10 @@ def load(run_dir, device="cpu"):
     images = generate(nets, nets.options, *draw_prior(nets.options, 100))."""
     options = SimpleNamespace(**common.read_config(run_dir)["settings"])
     state = common.read_checkpoint(run_dir, "infogan", device, finished=True)["states"]
-    with common.same_version(run_dir), common.own_random_numbers():          # initial weights, which are overwritten
+    with (
+        common.same_version(run_dir),
+        common.own_random_numbers(),
+    ):  # initial weights, which are overwritten
         nets = build(options)
         for name, net in vars(nets).items():
             net.load_state_dict(state[name])
@@ -642,16 +889,31 @@ def load(run_dir, device="cpu"):
 
 # ------------------------------------------------------------------------------------------------------------ main
 
-OURS = dict(epochs=4, warp=1.0, far=0.5, category_weight=1.0, continuous_weight=4.0, continuous_start=0.4, schedule="linear", sweep=2.0)
-PAPER = dict(epochs=11, warp=0.0, far=0.0, continuous_weight=1.0, continuous_start=0.0, schedule="constant")      # 5,159 updates; the released code has 5,000
-BASELINE = dict(baseline=True, warp=0.0, far=0.0, continuous_weight=1.0, continuous_start=0.0)   # Q reads the images as they are, all codes from the start
+OURS = dict(
+    epochs=4,
+    warp=1.0,
+    far=0.5,
+    category_weight=1.0,
+    continuous_weight=4.0,
+    continuous_start=0.4,
+    schedule="linear",
+    sweep=2.0,
+)
+PAPER = dict(
+    epochs=11, warp=0.0, far=0.0, continuous_weight=1.0, continuous_start=0.0, schedule="constant"
+)  # 5,159 updates; the released code has 5,000
+BASELINE = dict(
+    baseline=True, warp=0.0, far=0.0, continuous_weight=1.0, continuous_start=0.0
+)  # Q reads the images as they are, all codes from the start
 LEAK_CATEGORIES = (0, 2, 5, 10, 20, 30, 50)
 
 
 def make_parser():
-    def told(name):                                       # the defaults in words
+    def told(name):  # the defaults in words
         kinds = (("", OURS), (" with --recipe paper", PAPER), (" with --baseline", BASELINE))
-        return "; None is " + ", ".join(f"{kind[name]}{words}" for words, kind in kinds if name in kind)
+        return "; None is " + ", ".join(
+            f"{kind[name]}{words}" for words, kind in kinds if name in kind
+        )
 
     cli = common.Parser(__doc__.split("\n\n")[0], epochs=None, batch_size=128)
     for action in cli._actions:
@@ -662,34 +924,92 @@ def make_parser():
 
     def add(flag, words, **more):
         name = flag[2:].replace("-", "_")
-        cli.add_argument(flag, default=more.pop("default", None), help=words + (told(name) if name in OURS else ""), **more)
+        cli.add_argument(
+            flag,
+            default=more.pop("default", None),
+            help=words + (told(name) if name in OURS else ""),
+            **more,
+        )
+
     add("--categories", "K, values of the categorical code; 0: none", type=common.whole, default=10)
-    add("--continuous", "number of continuous codes, uniform in [-1, 1]", type=common.whole, default=2)
-    add("--noise", "size of the incompressible noise z, uniform in [-1, 1] too", type=common.whole, default=62)
-    add("--learned-std", "Q learns the deviations of the continuous codes (the paper's appendix); else they are 1 (the released code); not tuned, the one "
-        "early try collapsed", action="store_true", default=False)
-    add("--baseline", "the regular GAN of Figure 1: Q is trained on detached features, and neither G nor the trunk learns from it", action="store_true",
-        default=False)
-    add("--baseline-epochs", "epochs in which a regular GAN is trained beside InfoGAN, for Figures 1 and 2(b); it takes part of the time and of the random "
-        "numbers; None is 2, 0 where K is not 10; at most --epochs, 0 with --baseline or without a category", type=common.whole)
-    add("--table", f"leak: train K = {', '.join(map(str, LEAK_CATEGORIES))} and the regular GAN (with this seed and the flags beside it) and print them side "
-        "by side", choices=("leak",))
-    add("--recipe", "paper: about the released code's length, its rates and weights, and none of differences 1 to 4; flags beside it still count",
-        choices=("ours", "paper"), default="ours")
+    add(
+        "--continuous",
+        "number of continuous codes, uniform in [-1, 1]",
+        type=common.whole,
+        default=2,
+    )
+    add(
+        "--noise",
+        "size of the incompressible noise z, uniform in [-1, 1] too",
+        type=common.whole,
+        default=62,
+    )
+    add(
+        "--learned-std",
+        "Q learns the deviations of the continuous codes (the paper's appendix); else they are 1 (the released code); not tuned, the one "
+        "early try collapsed",
+        action="store_true",
+        default=False,
+    )
+    add(
+        "--baseline",
+        "the regular GAN of Figure 1: Q is trained on detached features, and neither G nor the trunk learns from it",
+        action="store_true",
+        default=False,
+    )
+    add(
+        "--baseline-epochs",
+        "epochs in which a regular GAN is trained beside InfoGAN, for Figures 1 and 2(b); it takes part of the time and of the random "
+        "numbers; None is 2, 0 where K is not 10; at most --epochs, 0 with --baseline or without a category",
+        type=common.whole,
+    )
+    add(
+        "--table",
+        f"leak: train K = {', '.join(map(str, LEAK_CATEGORIES))} and the regular GAN (with this seed and the flags beside it) and print them side "
+        "by side",
+        choices=("leak",),
+    )
+    add(
+        "--recipe",
+        "paper: about the released code's length, its rates and weights, and none of differences 1 to 4; flags beside it still count",
+        choices=("ours", "paper"),
+        default="ours",
+    )
     add("--category-weight", "lambda of the category", type=common.weight)
     add("--continuous-weight", "lambda of the continuous codes (difference 2)", type=common.weight)
-    add("--continuous-start", "share of the updates after which the continuous codes are rewarded (difference 2); None is 0 without a category",
-        type=common.fraction)
-    add("--warp", "size of the random affine maps under which the category must be readable (difference 1); 1 is up to 9 degrees, 15 %%, a shear of 0.3 "
-        "and 2 pixels, 0 none, as without a category", type=common.weight)
-    add("--far", "images of continuous codes in [-2, 2] whose category Q must read too, as a share of the batch (difference 3); 0 without warps or "
-        "continuous codes", type=common.fraction)
+    add(
+        "--continuous-start",
+        "share of the updates after which the continuous codes are rewarded (difference 2); None is 0 without a category",
+        type=common.fraction,
+    )
+    add(
+        "--warp",
+        "size of the random affine maps under which the category must be readable (difference 1); 1 is up to 9 degrees, 15 %%, a shear of 0.3 "
+        "and 2 pixels, 0 none, as without a category",
+        type=common.weight,
+    )
+    add(
+        "--far",
+        "images of continuous codes in [-2, 2] whose category Q must read too, as a share of the batch (difference 3); 0 without warps or "
+        "continuous codes",
+        type=common.fraction,
+    )
     add("--lr", "Adam's rate of G", type=common.positive, default=1e-3)
     add("--lr-discriminator", "Adam's rate of D and Q", type=common.positive, default=2e-4)
-    add("--schedule", "linear: rates are constant for half the run, then fall straight to 1 %%; constant (difference 4)", choices=("linear", "constant"))
+    add(
+        "--schedule",
+        "linear: rates are constant for half the run, then fall straight to 1 %%; constant (difference 4)",
+        choices=("linear", "constant"),
+    )
     add("--beta1", "Adam's beta1", type=common.below_one, default=0.5)
-    add("--slope", "of the leaky ReLUs; the released code has 0.01", type=common.weight, default=0.1)
-    add("--sweep", "the figures sweep continuous codes from minus this to this; the paper has 2, the released code 1", type=common.positive)
+    add(
+        "--slope", "of the leaky ReLUs; the released code has 0.01", type=common.weight, default=0.1
+    )
+    add(
+        "--sweep",
+        "the figures sweep continuous codes from minus this to this; the paper has 2, the released code 1",
+        type=common.positive,
+    )
     return cli
 
 
@@ -697,15 +1017,25 @@ def resolve(options):
     """Fill in what depends on the recipe; refuse what cannot be."""
     o = options
     if o.dataset not in ("mnist", "fashion", "kmnist"):
-        raise common.UserError(f"--dataset {o.dataset} does not go with infogan.py, whose networks and scores are for grey images of 28 x 28: "
-                               "choose mnist, fashion or kmnist")
+        raise common.UserError(
+            f"--dataset {o.dataset} does not go with infogan.py, whose networks and scores are for grey images of 28 x 28: "
+            "choose mnist, fashion or kmnist"
+        )
     if o.categories == 1 or not o.categories + o.continuous:
-        raise common.UserError("--categories must be 0 or at least 2, and 0 needs --continuous of at least 1: a code needs information")
+        raise common.UserError(
+            "--categories must be 0 or at least 2, and 0 needs --continuous of at least 1: a code needs information"
+        )
     if o.batch_size < 3:
-        raise common.UserError("--batch-size must be at least 3, so that every batch has two images, which batch norm needs")
-    defaults = {**OURS, **(PAPER if o.recipe == "paper" else {}), **(BASELINE if o.baseline else {})}
+        raise common.UserError(
+            "--batch-size must be at least 3, so that every batch has two images, which batch norm needs"
+        )
+    defaults = {
+        **OURS,
+        **(PAPER if o.recipe == "paper" else {}),
+        **(BASELINE if o.baseline else {}),
+    }
     if not o.categories:
-        defaults.update(continuous_start=0.0)             # there is no category to wait for
+        defaults.update(continuous_start=0.0)  # there is no category to wait for
         o.warp = 0.0
     for name, value in defaults.items():
         if getattr(o, name) is None:
@@ -724,19 +1054,41 @@ def resolve(options):
 def refuse_idle(options):
     """A flag that would do nothing is a mistake: `UserError`. options: not resolved, since --table gives its rows the flags beside it."""
     o = options
-    defaults = {**OURS, **(PAPER if o.recipe == "paper" else {}), **(BASELINE if o.baseline else {})}
+    defaults = {
+        **OURS,
+        **(PAPER if o.recipe == "paper" else {}),
+        **(BASELINE if o.baseline else {}),
+    }
     warps = defaults["warp"] if o.warp is None else o.warp
-    common.refuse_idle(o, ((not o.categories, ("category_weight", "warp", "far", "baseline_epochs"), "with --categories 0"),
-                           (not o.continuous, ("continuous_weight", "continuous_start", "far", "sweep", "learned_std"), "with --continuous 0"),
-                           (o.continuous_weight == 0, ("continuous_start",), "with --continuous-weight 0"),
-                           (o.baseline, ("baseline_epochs",), "with --baseline"), (not warps, ("far",), "with --warp 0, which --recipe paper and --baseline have")))
+    common.refuse_idle(
+        o,
+        (
+            (
+                not o.categories,
+                ("category_weight", "warp", "far", "baseline_epochs"),
+                "with --categories 0",
+            ),
+            (
+                not o.continuous,
+                ("continuous_weight", "continuous_start", "far", "sweep", "learned_std"),
+                "with --continuous 0",
+            ),
+            (o.continuous_weight == 0, ("continuous_start",), "with --continuous-weight 0"),
+            (o.baseline, ("baseline_epochs",), "with --baseline"),
+            (not warps, ("far",), "with --warp 0, which --recipe paper and --baseline have"),
+        ),
+    )
 
 
 def run_name(options):
     """Name of a run's folder: mnist, baseline, mnist-k20, mnist-paper, fashion, ..."""
     o = options
-    parts = [o.dataset if o.dataset != "mnist" or not o.baseline else "", "baseline" if o.baseline else "", f"k{o.categories}" if o.categories != 10 else "",
-             "paper" if o.recipe == "paper" else ""]
+    parts = [
+        o.dataset if o.dataset != "mnist" or not o.baseline else "",
+        "baseline" if o.baseline else "",
+        f"k{o.categories}" if o.categories != 10 else "",
+        "paper" if o.recipe == "paper" else "",
+    ]
     return "-".join(filter(None, parts))
 
 
@@ -744,10 +1096,12 @@ def train_and_score(options):
     """One run; returns its metrics."""
     data, test = common.load_dataset(options.dataset, options.data, options.validation)
     if options.dry_run:
-        data, test = (part.take(torch.arange(len(part.y)) < n) for part, n in ((data, 300), (test, 200)))
+        data, test = (
+            part.take(torch.arange(len(part.y)) < n) for part, n in ((data, 300), (test, 200))
+        )
     run = common.Run("infogan", options, run_name(options))
     data, test = data.to(run.device), test.to(run.device)
-    common.check_judge(options, run.device)               # what is wrong with it should not show after training
+    common.check_judge(options, run.device)  # what is wrong with it should not show after training
     nets = build(options)
     baseline = build(options) if options.baseline_epochs else None
     curves = train(run, nets, baseline, data)
@@ -757,12 +1111,17 @@ def train_and_score(options):
 def table(options):
     """How much does K give away? Finished runs in runs/infogan with these settings count, the others are trained now."""
     if options.out is not None or options.baseline or options.categories != 10:
-        raise common.UserError("--table makes a folder for each K in runs/infogan: leave --out, --baseline and --categories out")
+        raise common.UserError(
+            "--table makes a folder for each K in runs/infogan: leave --out, --baseline and --categories out"
+        )
     if not options.continuous:
         raise common.UserError("--table has a row of K = 0, which needs --continuous of at least 1")
     settings = {f"K = {k}": {"categories": k} for k in LEAK_CATEGORIES}
     settings = {"regular GAN": {"baseline": True}, **settings}
-    settings = {words: resolve(SimpleNamespace(**{**vars(options), "table": None, "resume": False, **own})) for words, own in settings.items()}
+    settings = {
+        words: resolve(SimpleNamespace(**{**vars(options), "table": None, "resume": False, **own}))
+        for words, own in settings.items()
+    }
     results = {}
     for words, mine in settings.items():
         folder = common.find_run("infogan", mine, run_name(mine))
@@ -771,19 +1130,47 @@ def table(options):
         else:
             mine.out, mine.resume = folder and str(folder), folder is not None
             results[words] = train_and_score(mine)
-    for words in ("untrained", "pixels"):                 # their probes, put under the trunk's columns
-        results[words] = {name.replace(f"_{words}_", "_trunk_"): value for name, value in results["regular GAN"].items() if f"_{words}_" in name}
-    columns = [("cluster_error", "one to one"), ("cluster_error_majority", "majority"), ("kmeans_cluster_error_majority", "k-means"), ("nmi", "nmi"),
-               ("kmeans_nmi", "k-means"), ("probe_error_trunk_100", "trunk, 100"), ("probe_error_trunk_1000", "1,000"), ("probe_error_trunk_all", "all"),
-               ("probe_error_q_hidden_100", "Q, 100"), ("probe_error_q_hidden_1000", "1,000"), ("probe_error_q_hidden_all", "all")]
-    print("errors in %; one to one, majority: of the categories as a classifier, and of k-means on pixels with as many clusters; nmi: normalised mutual\n"
-          "information with the digit; trunk, Q: a linear probe on the trunk and on Q's hidden layer with 100, 1,000 and all labels.\n"
-          + ("no row is trained with warps" if not settings["K = 10"].warp else
-             "K = 0 is trained without warps: part of its distance is that" if settings["regular GAN"].warp else
-             "K = 0 and the regular GAN are trained without warps: part of their distance is that"))
+    for words in ("untrained", "pixels"):  # their probes, put under the trunk's columns
+        results[words] = {
+            name.replace(f"_{words}_", "_trunk_"): value
+            for name, value in results["regular GAN"].items()
+            if f"_{words}_" in name
+        }
+    columns = [
+        ("cluster_error", "one to one"),
+        ("cluster_error_majority", "majority"),
+        ("kmeans_cluster_error_majority", "k-means"),
+        ("nmi", "nmi"),
+        ("kmeans_nmi", "k-means"),
+        ("probe_error_trunk_100", "trunk, 100"),
+        ("probe_error_trunk_1000", "1,000"),
+        ("probe_error_trunk_all", "all"),
+        ("probe_error_q_hidden_100", "Q, 100"),
+        ("probe_error_q_hidden_1000", "1,000"),
+        ("probe_error_q_hidden_all", "all"),
+    ]
+    print(
+        "errors in %; one to one, majority: of the categories as a classifier, and of k-means on pixels with as many clusters; nmi: normalised mutual\n"
+        "information with the digit; trunk, Q: a linear probe on the trunk and on Q's hidden layer with 100, 1,000 and all labels.\n"
+        + (
+            "no row is trained with warps"
+            if not settings["K = 10"].warp
+            else "K = 0 is trained without warps: part of its distance is that"
+            if settings["regular GAN"].warp
+            else "K = 0 and the regular GAN are trained without warps: part of their distance is that"
+        )
+    )
     print("".join(word.ljust(12) for word in ["", *(words for _, words in columns)]).rstrip())
     for words, metrics in results.items():
-        print("".join(cell.ljust(12) for cell in [words, *(f"{metrics[name]:.2f}" if name in metrics else "-" for name, _ in columns)]).rstrip())
+        print(
+            "".join(
+                cell.ljust(12)
+                for cell in [
+                    words,
+                    *(f"{metrics[name]:.2f}" if name in metrics else "-" for name, _ in columns),
+                ]
+            ).rstrip()
+        )
 
 
 def main(options):

@@ -1,4 +1,8 @@
-"""Tests run from anywhere: the scripts are imported from the folder above, and each test works in its own folder."""
+"""Tests run from anywhere: the scripts are imported from the folder above.
+
+Each test works in a folder of its own.
+"""
+
 import copy
 import functools
 import os
@@ -14,15 +18,39 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import common  # noqa: E402
+from experiments import before, scores  # noqa: E402
+
 import torch  # noqa: E402
 
 THREADS = torch.get_num_threads()
 
 
 # Of a script: how many kills, of which command.
-KILLS = {"mathieu": (3, ["mathieu.py", "--dry-run", "--device", "cpu", "--batch-size", "64", "--z-dim", "4"]),
-         "aae": (1, ["aae.py", "--dry-run", "--task", "semi", "--device", "cpu", "--batch-size", "32", "--hidden", "100"]),
-         "bigan": (1, ["bigan.py", "--dry-run", "--device", "cpu", "--batch-size", "32", "--dataset", "grid"])}            # killed between its two phases
+KILLS = {
+    "mathieu": (
+        3,
+        ["mathieu.py", "--dry-run", "--device", "cpu", "--batch-size", "64", "--z-dim", "4"],
+    ),
+    "aae": (
+        1,
+        [
+            "aae.py",
+            "--dry-run",
+            "--task",
+            "semi",
+            "--device",
+            "cpu",
+            "--batch-size",
+            "32",
+            "--hidden",
+            "100",
+        ],
+    ),
+    "bigan": (
+        1,
+        ["bigan.py", "--dry-run", "--device", "cpu", "--batch-size", "32", "--dataset", "grid"],
+    ),
+}  # killed between its two phases
 
 
 def pytest_collection_modifyitems(items):
@@ -32,59 +60,91 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def read_once():
-    """MNIST as embedded is read once and the whole set of sprites drawn once: every call gets a copy."""
+    """MNIST as embedded is read once, the sprites are drawn once: every call gets a copy."""
     real = common.load_dataset
     kept = functools.cache(real)
 
     def load_dataset(name, root=None, validation=False):
-        embedded = name in ("mnist", "sprites") and root in (None, ROOT / "data")
-        return copy.deepcopy(kept(name, validation=validation)) if embedded else real(name, root, validation)
-    common.load_dataset = load_dataset
+        embedded = name in ("mnist", "sprites") and root in (None, "", ROOT / "data")
+        if embedded:
+            return copy.deepcopy(kept(name, validation=validation))
+        return real(name, root, validation)
+
+    for module in (common, before, scores):  # wherever the name is bound
+        module.load_dataset = load_dataset
 
 
 @pytest.fixture(scope="session", autouse=True)
 def kills(request):
-    """kills.py of each script whose test was chosen, one after the other in the background, on one core."""
-    names = {item.path.stem.removeprefix("test_") for item in request.session.items if "survives_kills" in item.fixturenames}
+    """kills.py of each script whose test was chosen, one after the other, beside the tests."""
+    names = {
+        item.path.stem.removeprefix("test_")
+        for item in request.session.items
+        if "survives_kills" in item.fixturenames
+    }
     with ThreadPoolExecutor(1) as pool:
-        yield {name: pool.submit(subprocess.run, [sys.executable, str(ROOT / "tests/kills.py"), str(KILLS[name][0]), *KILLS[name][1]], capture_output=True, text=True,
-                                 env={**os.environ, "OMP_NUM_THREADS": "1"}) for name in sorted(names)}
+        yield {
+            name: pool.submit(
+                subprocess.run,
+                [
+                    sys.executable,
+                    str(ROOT / "tests/kills.py"),
+                    str(KILLS[name][0]),
+                    *KILLS[name][1],
+                ],
+                capture_output=True,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+            for name in sorted(names)
+        }
         pool.shutdown(cancel_futures=True)
 
 
 @pytest.fixture
 def survives_kills(kills):
-    """Checks that trainings of a script, killed and resumed, ended bit-identical to an undisturbed one."""
+    """Checks that a script's trainings, killed and resumed, ended as an undisturbed one."""
+
     def call(name):
         done = kills[name].result()
-        assert done.returncode == 0 and done.stdout.count("identical") == KILLS[name][0], done.stdout + done.stderr
-        assert "kill 1: after 1 epochs saved, resumed" in done.stdout, done.stdout             # of two: a training was resumed, not its evaluation alone
+        assert done.returncode == 0 and done.stdout.count("identical") == KILLS[name][0], (
+            done.stdout + done.stderr
+        )
+        # One epoch of two: a training was resumed, not its evaluation alone.
+        assert "kill 1: after 1 epochs saved, resumed" in done.stdout, done.stdout
+
     return call
 
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch, kills):
     monkeypatch.chdir(tmp_path)
-    if THREADS > 1:                                       # kills.py has a core to itself: threads that wait for it would be slower than one
-        torch.set_num_threads(THREADS - 1 if any(not run.done() for run in kills.values()) else THREADS)
+    if THREADS > 1:  # kills.py has a core to itself: a thread that waits for it slows the others
+        busy = any(not run.done() for run in kills.values())
+        torch.set_num_threads(THREADS - 1 if busy else THREADS)
 
 
 @pytest.fixture
 def complains(monkeypatch, capsys):
-    """Checks that a script refuses a dry run with these arguments: exit status 2, one line on stderr that has the words, nothing written."""
+    """Checks that a script refuses a dry run with these arguments: exit status 2, one line on
+    stderr that has the words, nothing written."""
+
     def call(script, arguments, words):
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", "--dry-run", *arguments])
         with pytest.raises(SystemExit) as stop:
-            common.run_main(script.main, script.make_parser())
+            before.run_main(script.main, script.make_parser())
         out, err = capsys.readouterr()
         assert stop.value.code == 2 and out == "" and err.count("\n") == 1 and words in err, err
         assert not list(Path(".").iterdir())
+
     return call
 
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Runs `python SCRIPT ARGUMENTS` in the test's folder, in this process, which spares seconds of imports; returns exit status and output."""
+    """Runs `python SCRIPT ARGUMENTS` in the test's folder and returns exit status and output. It
+    does so in this process, which spares seconds of imports."""
+
     def call(script, *arguments):
         monkeypatch.setattr(sys, "argv", [str(ROOT / script), *map(str, arguments)])
         capsys.readouterr()
@@ -93,5 +153,8 @@ def command(monkeypatch, capsys):
             runpy.run_path(str(ROOT / script), run_name="__main__")
         except SystemExit as stop:
             status = stop.code or 0
-        return SimpleNamespace(returncode=status, **dict(zip(("stdout", "stderr"), capsys.readouterr())))
+        return SimpleNamespace(
+            returncode=status, **dict(zip(("stdout", "stderr"), capsys.readouterr()))
+        )
+
     return call

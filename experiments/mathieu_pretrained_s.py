@@ -1,0 +1,82 @@
+"""Figure 10(a) of Mathieu et al.: s comes from a classifier, trained first, then frozen.
+
+    python -m experiments.mathieu_pretrained_s --epochs 4
+
+All else is mathieu.py's. How the paper trains its classifier it does not say; here: five epochs of
+one-vs-all cross-entropy at a rate of 1e-3, each s scaled to mean 0 and deviation 1 (as it comes, it
+drowns z in the decoder's sum).
+"""
+
+import common
+import mathieu
+from experiments import mathieu_scores
+from mathieu import evaluate, recipe  # experiments.score asks this module for both  # noqa: F401
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class FrozenS(nn.Module):
+    """An encoder whose s is a classifier's. Same inputs and outputs as `mathieu.Encoder`."""
+
+    def __init__(self, enc, classifier):
+        super().__init__()
+        self.enc, self.classifier = enc, classifier
+
+    def forward(self, x):
+        _, mu, logvar = self.enc(x)
+        s, _, _ = self.classifier(x)
+        return F.layer_norm(s, s.shape[1:]), mu, logvar
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.classifier.eval()  # frozen: its batch norm, too
+        return self
+
+
+def pretrain(encoder, data, settings, epochs=5):
+    """Train the s of an encoder to tell the labels of a Split, then freeze it."""
+    ids = data.one_hot_labels()
+    head = nn.Linear(settings.s_dim, ids.shape[1]).to(ids.device)
+    parameters = [*encoder.parameters(), *head.parameters()]
+    optimiser = torch.optim.Adam(parameters, 1e-3)
+    for _ in range(epochs):
+        order = torch.randperm(len(data.y)).to(ids.device)
+        for index in order.split(2 * settings.batch_size):
+            s, _, _ = encoder(common.to_float(data.x[index]))
+            logits = head(F.layer_norm(s, s.shape[1:])).float()
+            optimiser.zero_grad()
+            F.binary_cross_entropy_with_logits(logits, ids[index]).backward()
+            optimiser.step()
+    return encoder.requires_grad_(False)
+
+
+def build(settings):
+    """mathieu.py's networks, with FrozenS for an encoder, untrained."""
+    nets = mathieu.build(settings)
+    nets.enc = FrozenS(nets.enc, mathieu.build(settings).enc)
+    return nets
+
+
+def load(folder, device="cpu"):
+    """The trained networks of a run folder, in eval mode."""
+    return mathieu.load(folder, device, build)
+
+
+def main(settings):
+    data, test = common.load_data(settings)
+    mathieu_scores.load_judge(settings)
+    run = common.Run("mathieu_pretrained_s", settings)
+    nets = build(settings).to(run.device)
+    with run.autocast():
+        if not run.saved:
+            common.say("training the classifier")
+            pretrain(nets.enc.classifier, data, settings, 1 if settings.dry_run else 5)
+        nets.enc.classifier.requires_grad_(False)
+        mathieu.train(run, nets, data)
+    run.finish(*evaluate(nets, data, test, settings, run.folder))
+
+
+if __name__ == "__main__":
+    common.run_main(main, recipe)

@@ -1,0 +1,29 @@
+"""Scores a finished run again and draws its figures, without training.
+
+python -m experiments.score runs/mathieu/mnist-seed0
+"""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import common
+
+
+def main(folder, device="auto"):
+    """Prints the table; the new scores replace those of the same name in metrics.json."""
+    folder = Path(folder)
+    name = common.read_config(folder)["script"]
+    script = importlib.import_module(name if name == "mathieu" else f"experiments.{name}")
+    settings = common.parse(script.recipe, ["--resume", str(folder), "--device", device])
+    nets = script.load(folder, common.choose_device(settings.device))
+    data, test = common.load_data(settings)
+    metrics, table = script.evaluate(nets, data, test, settings, folder)
+    old = json.loads((folder / "metrics.json").read_text())
+    common.write_atomic(folder / "metrics.json", json.dumps({**old, **metrics}, indent=1).encode())
+    common.print_table(table, metrics)
+
+
+if __name__ == "__main__":
+    common.exit_on_mistake(lambda: main(*sys.argv[1:]))

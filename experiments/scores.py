@@ -1,0 +1,518 @@
+"""What measures a trained model: probes, neighbours, clusters, the Parzen window, the digit judge.
+
+    python -m experiments.scores --train-judge       # makes data/judge-mnist.pt, in one minute
+
+All are functions of arrays. Those that draw random numbers have a seed of their own.
+"""
+
+import argparse
+import copy
+import io
+import math
+import sys
+from pathlib import Path
+
+from common import HERE, UserError, load_dataset, to_float, write_atomic
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+# --------------------------------------------------------------------------------------------
+# Probes
+
+
+def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, seed=0, groups=None):
+    """Test error in percent of a small network that reads labels from codes: a tensor [A].
+
+    It is the protocol of Mathieu et al.'s Table 1, with early stopping.
+
+    train, test: codes float [N, d]. Both are standardised by the training codes' mean and
+    deviation, and cut off at 10 deviations from the mean.
+    train_y, test_y: labels int64 [N], or A attributes [N, A], a softmax each. Targets float [N, A]
+    take the squared error, and R2 of each is returned instead, at most 1.
+    hidden: units of the hidden ReLU layer; 0 for a linear probe.
+    noise: (train, test), standard deviations [N, d] of a Gaussian. It is added afresh each time a
+    code is used, to probe samples of a posterior.
+    groups: int64 [N], where the test set has other groups (the characters of sprites).
+    A random tenth of the training codes, or of the groups, picks the epoch.
+    """
+    if not torch.isfinite(train).all():
+        raise UserError("the codes are not finite: the training broke")
+    rng = torch.Generator().manual_seed(seed)
+    used, held = hold_out_a_tenth(len(train), groups, rng)
+    std, test_std = (None, None) if noise is None else noise
+    mean, variance = train.mean(0), train.var(0)
+    if noise is not None:
+        variance = variance + std.square().mean(0)
+    scale = variance.sqrt()
+    scale = torch.where(scale > 1e-5 * scale.max(), scale, math.inf)  # constant: says nothing
+
+    def sample(codes, std, index):
+        codes = codes[index]
+        if std is not None:
+            codes = codes + std[index] * torch.randn(codes.shape, generator=rng).to(codes)
+        # A dimension that is nearly always 0 is hundreds of its deviations away when it is not.
+        return ((codes - mean) / scale).clamp(-10, 10)
+
+    train_y, test_y = as_columns(train_y), as_columns(test_y)
+    regression = train_y.is_floating_point()
+    if regression:
+        sizes = [1] * train_y.shape[1]
+        center, spread = train_y.mean(0), train_y.std(0) + 1e-6
+        train_y = (train_y - center) / spread
+    else:
+        sizes = (train_y.amax(0) + 1).tolist()
+    net = probe_network(train.shape[1], hidden, sum(sizes), seed).to(train.device)
+
+    def loss_of(index):
+        output, y = net(sample(train, std, index)), train_y[index]
+        if regression:
+            return (output - y).square().mean()
+        parts = output.split(sizes, 1)
+        return sum(F.cross_entropy(part, y[:, k]) for k, part in enumerate(parts))
+
+    fit(net, loss_of, used.to(train.device), held.to(train.device), epochs, rng)
+    with torch.no_grad():
+        output = net(sample(test, test_std, slice(None)))
+    if regression:
+        residual = (output * spread + center - test_y).square().mean(0)
+        return 1 - residual / test_y.var(0, unbiased=False)
+    return percent_wrong([part.argmax(1) for part in output.split(sizes, 1)], test_y)
+
+
+def probe_network(inputs, hidden, outputs, seed):
+    """One hidden ReLU layer, or none: [N, inputs] -> [N, outputs]. Its weights are of this seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if not hidden:
+            return nn.Sequential(nn.Linear(inputs, outputs))
+        return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+def fit(net, loss_of, used, held, epochs, rng):
+    """Train on the rows `used`, and keep the weights of the epoch with the least loss on `held`.
+
+    loss_of: from an index of rows to the network's loss on them.
+    """
+    optimiser = torch.optim.Adam(net.parameters(), lr=2e-3, fused=used.device.type != "mps")
+    least, best = math.inf, None
+    for _ in range(epochs):
+        order = torch.randperm(len(used), generator=rng).to(used.device)
+        for index in used[order].split(500):
+            optimiser.zero_grad()
+            loss_of(index).backward()
+            optimiser.step()
+        with torch.no_grad():
+            loss = loss_of(held).item()
+        if loss < least:
+            least, best = loss, copy.deepcopy(net.state_dict())
+    net.load_state_dict(best)
+
+
+def hold_out_a_tenth(count, groups, rng):
+    """Two disjoint indices int64 of `count` rows: most of them, and a random tenth.
+
+    groups: int64 [count], or None; with groups the tenth is of whole groups.
+    """
+    order = torch.randperm(count, generator=rng)
+    if groups is None:
+        held_out = max(1, count // 10)
+        return order[held_out:], order[:held_out]
+    names = groups.unique()
+    chosen = torch.randperm(len(names), generator=rng)[: len(names) // 10]
+    held = torch.isin(groups, names[chosen.to(names.device)])
+    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+
+
+def chance_error(train_y, test_y):
+    """Test error in percent of always answering the commonest training label: a tensor [A].
+
+    train_y, test_y: labels int64 [N], or A attributes [N, A].
+    """
+    train_y = as_columns(train_y)
+    commonest = [torch.bincount(column).argmax() for column in train_y.unbind(1)]
+    return percent_wrong(commonest, as_columns(test_y))
+
+
+def as_columns(y):
+    """[N] -> [N, 1]; [N, A] stays."""
+    return y[:, None] if y.dim() == 1 else y
+
+
+def percent_wrong(answers, y):
+    """Error in percent for each column of y [N, A], whose answers are [N] or a single number."""
+    return torch.stack([(y[:, k] != a).float().mean() * 100 for k, a in enumerate(answers)])
+
+
+# --------------------------------------------------------------------------------------------
+# Neighbours
+
+
+def nearest(queries, references, k=1, exclude_self=False):
+    """Index int64 [N, k] of the k nearest rows of `references` [M, d] to each query [N, d].
+
+    The distance is Euclidean, and the nearest comes first. With k = 1 it is the first of several
+    that are equally near. exclude_self: the queries are the references, and no row is its own
+    neighbour.
+    """
+    found = []
+    for start in range(0, len(queries), 1000):
+        distance = torch.cdist(queries[start : start + 1000].float(), references.float())
+        if exclude_self:
+            row = torch.arange(len(distance), device=distance.device)
+            distance[row, row + start] = math.inf
+        if k == 1:
+            found.append(distance.argmin(1, keepdim=True))
+        else:
+            found.append(distance.topk(k, largest=False).indices)
+    return torch.cat(found)
+
+
+def nn_error(references, reference_y, queries, query_y):
+    """Error in percent of 1-NN: each query [N, d] takes the label of its nearest reference [M, d].
+
+    reference_y int64 [M], query_y int64 [N].
+    """
+    answer = reference_y[nearest(queries, references)[:, 0]]
+    return (answer != query_y).float().mean().item() * 100
+
+
+# --------------------------------------------------------------------------------------------
+# Clusters
+
+
+def name_clusters(scores, y, rule="exemplar"):
+    """Class int64 [K] of each of K clusters, from labelled examples.
+
+    scores: log q(cluster|x) float [N, K]; y: class of each example, int64 [N].
+    rule "exemplar": the class of the one example that the cluster is surest of (Makhzani et al.).
+    rule "majority": the commonest class among the examples for which the cluster is the likeliest.
+    A cluster without examples takes its exemplar's class.
+    """
+    exemplar = y[scores.argmax(0)]
+    if rule == "exemplar":
+        return exemplar
+    votes = count_pairs(scores.argmax(1), y, scores.shape[1], int(y.max()) + 1)
+    return torch.where(votes.sum(1) > 0, votes.argmax(1), exemplar)
+
+
+def cluster_error(scores, y, names):
+    """Error in percent when every example takes the class of its likeliest cluster.
+
+    scores: float [N, K]; y: int64 [N]; names: class of each cluster, int64 [K].
+    """
+    return (names[scores.argmax(1)] != y).float().mean().item() * 100
+
+
+def match_clusters(scores, y):
+    """Class int64 [K] of each of K clusters, no class for two: the matching with most right.
+
+    A cluster that is left over has -1. scores: float [N, K], the largest says the cluster;
+    y: int64 [N].
+    """
+    clusters, classes = scores.shape[1], int(y.max()) + 1
+    votes = count_pairs(scores.argmax(1).cpu(), y.cpu(), clusters, classes)
+    size = max(clusters, classes)
+    cost = torch.zeros(size, size)
+    cost[:clusters, :classes] = -votes
+    column = assign(cost)[:clusters]
+    return torch.where(column < classes, column, torch.full_like(column, -1)).to(y.device)
+
+
+def count_pairs(a, b, rows, columns):
+    """How often a [N] is i where b [N] is j: float [rows, columns]."""
+    table = torch.zeros(rows, columns, device=b.device)
+    return table.index_put_((a, b), torch.ones(len(b), device=b.device), accumulate=True)
+
+
+def assign(cost):
+    """Column int64 [n] of each row of `cost` [n, n], each column once, of least total cost.
+
+    The Hungarian method by shortest augmenting paths, O(n^3).
+    """
+    cost = cost.double().tolist()
+    n = len(cost)
+    u, v = [0.0] * (n + 1), [0.0] * (n + 1)  # potentials of rows and columns
+    row_of = [0] * (n + 1)  # the row in each column; both count from 1, and 0 is none
+    for i in range(1, n + 1):
+        row_of[0] = i
+        j = 0
+        best = [math.inf] * (n + 1)
+        back = [0] * (n + 1)
+        seen = [False] * (n + 1)
+        while row_of[j]:
+            seen[j] = True
+            row = row_of[j]
+            delta = math.inf
+            following = 0
+            for k in range(1, n + 1):
+                if seen[k]:
+                    continue
+                reduced = cost[row - 1][k - 1] - u[row] - v[k]
+                if reduced < best[k]:
+                    best[k], back[k] = reduced, j
+                if best[k] < delta:
+                    delta, following = best[k], k
+            for k in range(n + 1):
+                if seen[k]:
+                    u[row_of[k]] += delta
+                    v[k] -= delta
+                else:
+                    best[k] -= delta
+            j = following
+        while j:  # each column on the path takes the row of the one before it
+            row_of[j] = row_of[back[j]]
+            j = back[j]
+    column = [0] * n
+    for k in range(1, n + 1):
+        column[row_of[k] - 1] = k - 1
+    return torch.tensor(column)
+
+
+def normalized_mutual_information(a, b):
+    """Mutual information of two labellings int64 [N] over the mean of their entropies.
+
+    0 for independent ones, 1 for the same but for the names.
+    """
+    joint = torch.zeros(int(a.max()) + 1, int(b.max()) + 1, dtype=torch.float64)
+    ones = torch.ones(len(a), dtype=torch.float64)
+    joint = joint.index_put_((a.cpu(), b.cpu()), ones, accumulate=True) / len(a)
+    h_a, h_b, h = entropy(joint.sum(1)), entropy(joint.sum(0)), entropy(joint)
+    if h_a + h_b <= 0:
+        return 1.0
+    return ((h_a + h_b - h) / ((h_a + h_b) / 2)).item()
+
+
+def entropy(p):
+    """- sum p log p of probabilities of any shape, in nats."""
+    p = p[p > 0]
+    return -(p * p.log()).sum()
+
+
+def k_means(x, k, seed=0, tries=5, iterations=100):
+    """Centres [k, d] of k-means on x [N, d]: Lloyd's algorithm from k-means++ seeds.
+
+    Of several tries the one with the least total squared distance.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    best, least = None, math.inf
+    for _ in range(tries):
+        centres = seed_centres(x, k, rng)
+        member = None
+        for _ in range(iterations):
+            previous = member
+            distance, member = nearest_centre(x, centres)
+            if previous is not None and torch.equal(previous, member):
+                break
+            number = torch.bincount(member, minlength=k)[:, None]
+            total = torch.zeros_like(centres).index_add_(0, member, x)
+            centres = torch.where(number > 0, total / number.clamp(min=1), centres)
+        if distance.square().sum() < least:
+            best, least = centres, distance.square().sum()
+    return best
+
+
+def seed_centres(x, k, rng):
+    """Rows of x as the first centres [k, d], by k-means++: far from the others is likelier."""
+    centres = x[torch.randint(len(x), (1,), generator=rng).to(x.device)]
+    distance = (x - centres).square().sum(1)
+    for _ in range(k - 1):
+        chosen = torch.multinomial(distance.cpu().double(), 1, generator=rng).to(x.device)
+        centres = torch.cat([centres, x[chosen]])
+        distance = torch.minimum(distance, (x - x[chosen]).square().sum(1))
+    return centres
+
+
+def nearest_centre(x, centres):
+    """Distance [N] of each row of x [N, d] to the nearest centre, and its number int64 [N]."""
+    distance, number = [], []
+    for part in x.split(5000):
+        least = torch.cdist(part, centres).min(1)
+        distance.append(least.values)
+        number.append(least.indices)
+    return torch.cat(distance), torch.cat(number)
+
+
+# --------------------------------------------------------------------------------------------
+# Likelihood
+
+
+def parzen_log_likelihood(x, samples, sigmas):
+    """Log density in nats of each x under a Parzen window, for each width: [len(sigmas), N].
+
+    log p(x) = log 1/M sum_j N(x; sample_j, sigma^2 I), in blocks, so M may be a million.
+    x [N, d], samples [M, d] in the same units as sigmas.
+    """
+    sigmas = torch.as_tensor(sigmas, dtype=x.dtype, device=x.device)
+    center = x.mean(0)  # smaller numbers, smaller rounding errors
+    x = x - center
+    total = torch.full((len(sigmas), len(x)), -math.inf, dtype=x.dtype, device=x.device)
+    for part in samples.split(2000):  # small blocks stay in the processor's cache
+        part = part.to(x) - center
+        norms = part.square().sum(1)
+        for begin in range(0, len(x), 500):
+            block = slice(begin, begin + 500)
+            rows = x[block]
+            distance = norms + rows.square().sum(1, keepdim=True)  # squared
+            distance = torch.addmm(distance, rows, part.t(), alpha=-2)
+            least = distance.amin(1, keepdim=True)
+            for k, sigma in enumerate(sigmas.tolist()):
+                precision = 0.5 / sigma**2
+                mass = ((least - distance) * precision).exp_().sum(1).log()
+                mass = mass - least[:, 0] * precision
+                total[k, block] = torch.logaddexp(total[k, block], mass)
+    log_volume = x.shape[1] * (sigmas.log() + 0.5 * math.log(2 * math.pi))
+    return total - math.log(len(samples)) - log_volume[:, None]
+
+
+# --------------------------------------------------------------------------------------------
+# The judge
+
+
+class Judge(nn.Module):
+    """Says which class an image shows. It is trained once, and never together with a model.
+
+    Images float [N, channels, H, W] in [0, 1], grey ones of 28 x 28 or colour ones of 32 x 32
+    -> logits [N, classes].
+    """
+
+    def __init__(self, channels=1, classes=10):
+        super().__init__()
+        layers, inputs = [], channels
+        for width in (32, 64, 64):
+            layers += [
+                nn.Conv2d(inputs, width, kernel_size=3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
+            inputs = width
+        # From 4 x 4 to 3 x 3. AdaptiveAvgPool2d(3) is its equal, but fails on Apple's GPUs.
+        to_3 = nn.AvgPool2d(kernel_size=2, stride=1) if channels == 3 else nn.Identity()
+        self.net = nn.Sequential(
+            *layers,
+            to_3,
+            nn.Flatten(),
+            nn.Dropout(0.3),
+            nn.Linear(9 * 64, 128),
+            nn.ReLU(),
+            nn.Linear(128, classes),
+        )
+
+    def forward(self, x):
+        return self.net(x)
+
+    @torch.no_grad()
+    def classify(self, images):
+        """Class int64 [N] of float images in [0, 1]."""
+        return torch.cat([self(part).argmax(1) for part in images.split(1000)])
+
+
+def train_judge(train, epochs=8, batch_size=250, seed=0):
+    """A `Judge` of a `Split`, in eval mode. Its images are shifted by up to 2 pixels.
+
+    About a minute on two cores. Weights and dropout come from torch's global generator.
+    """
+    judge = new_judge(train).to(train.x.device)
+    optimiser = torch.optim.AdamW(judge.parameters(), weight_decay=1e-2)
+    steps = epochs * math.ceil(len(train.y) / batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=5e-3, total_steps=steps)
+    rng = torch.Generator().manual_seed(seed)
+    h, w = train.x.shape[2:]
+    judge.train()
+    for _ in tqdm(range(epochs), desc="judge", disable=None):
+        for index in torch.randperm(len(train.y), generator=rng).split(batch_size):
+            dy, dx = torch.randint(0, 5, (2,), generator=rng).tolist()
+            x = F.pad(to_float(train.x[index]), (2, 2, 2, 2))[:, :, dy : dy + h, dx : dx + w]
+            optimiser.zero_grad()
+            F.cross_entropy(judge(x.contiguous()), train.y[index]).backward()
+            optimiser.step()
+            schedule.step()
+    return judge.eval()
+
+
+def new_judge(train):
+    """An untrained `Judge` for the images and classes of a `Split`."""
+    return Judge(channels=train.x.shape[1], classes=int(train.y.max()) + 1)
+
+
+def save_judge(judge, path):
+    """Write a judge's shape and weights; `UserError` where the folder is not writable."""
+    state = {
+        "channels": judge.net[0].in_channels,
+        "classes": judge.net[-1].out_features,
+        "net": judge.state_dict(),
+    }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(Path(path), buffer.getvalue())
+
+
+def read_judge(path, device="cpu"):
+    """The `Judge` in a file, in eval mode. A missing file is the caller's business."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        judge = Judge(state["channels"], state["classes"])
+        judge.load_state_dict(state["net"])
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise UserError(f"cannot read '{path}' ({error.strerror}): choose another --data")
+    except Exception as error:  # zip, pickle and shape errors of a damaged file
+        raise UserError(
+            f"'{path}' is damaged ({type(error).__name__}): delete it to have it made anew "
+            "(for MNIST, git checkout data)"
+        )
+    return judge.to(device).eval()
+
+
+def load_judge(name, root=None, device="cpu", quick=False):
+    """The `Judge` of a data set, in eval mode, from judge-NAME.pt in `root` or in data/.
+
+    One that is absent is trained and written into `root`; MNIST's is committed. It is trained on
+    all training images, so with --validation it has seen the held-out ones.
+    quick: for a dry run; one that is absent stays untrained.
+    """
+    root = Path(root or HERE / "data")
+    for folder in (root, HERE / "data"):
+        try:
+            return read_judge(folder / f"judge-{name}.pt", device)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    train = load_dataset(name, root)[0]
+    if quick:
+        return new_judge(train).to(device).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        judge = train_judge(train.to(device))
+    path = root / f"judge-{name}.pt"
+    try:
+        save_judge(judge, path)
+    except UserError as error:
+        raise UserError(f"{error}: choose another --data")
+    return read_judge(path, device)  # draws what whoever finds the file draws
+
+
+def main(words=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.scores", description="Makes the digit judge of the scores."
+    )
+    help_text = "train it on MNIST and write data/judge-mnist.pt"
+    parser.add_argument("--train-judge", action="store_true", required=True, help=help_text)
+    parser.parse_args(words)
+    try:
+        torch.manual_seed(0)
+        train, test = load_dataset("mnist")
+        judge = train_judge(train)
+        save_judge(judge, HERE / "data" / "judge-mnist.pt")
+    except UserError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        sys.exit(2)
+    right = (judge.classify(to_float(test.x)) == test.y).float().mean() * 100
+    print(f"judge-mnist.pt: {right:.2f} % of the test images")
+
+
+if __name__ == "__main__":
+    main()

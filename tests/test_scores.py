@@ -1,0 +1,341 @@
+"""The scores, against independent answers and against models that must fail them."""
+
+import itertools
+import math
+
+import common
+from experiments import scores
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def blobs(n, gap, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, 3, (n,), generator=rng)
+    return torch.randn(n, 4, generator=rng) + gap * torch.eye(3, 4)[y], y
+
+
+def test_probe_reads_what_is_there_and_nothing_else():
+    train, test = blobs(3000, 8.0), blobs(2000, 8.0, seed=1)
+    assert scores.probe(*train, *test, epochs=3).item() < 0.5
+    train, test = blobs(3000, 0.0), blobs(2000, 0.0, seed=1)
+    assert 62 < scores.probe(*train, *test, epochs=3).item() < 71  # chance is 66.7
+
+
+def test_probe_is_nonlinear_where_it_should_be():
+    x = torch.rand(4000, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    y = (x.prod(1) > 0).long()  # exclusive or
+    assert scores.probe(x[:3000], y[:3000], x[3000:], y[3000:]).item() < 5
+    assert scores.probe(x[:3000], y[:3000], x[3000:], y[3000:], hidden=0).item() > 35
+
+
+def test_probe_on_samples_meets_the_bayes_error():
+    y = torch.arange(10000) % 2  # codes at -1 and 1 with noise 1: error is Phi(-1) = 15.87 %
+    codes, std = (y * 2.0 - 1)[:, None], torch.ones(10000, 1)
+    error = scores.probe(codes, y, codes, y, noise=(std, std), epochs=5).item()
+    assert abs(error - 15.87) < 1.2
+    assert scores.probe(codes, y, codes, y, epochs=2).item() == 0
+
+
+def test_probe_of_attributes_and_of_targets():
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 3, generator=rng)
+    y = torch.stack([(x[:, 0] > 0).long(), torch.randint(0, 4, (4000,), generator=rng)], 1)
+    errors = scores.probe(x[:3000], y[:3000], x[3000:], y[3000:], epochs=10)
+    assert errors.shape == (2,) and errors[0] < 4 and 68 < errors[1] < 82
+    targets = torch.stack([x[:, 0] * x[:, 1], torch.randn(4000, generator=rng)], 1)
+    r2 = scores.probe(x[:3000], targets[:3000], x[3000:], targets[3000:])
+    assert r2[0] > 0.9 and abs(r2[1]) < 0.1
+
+
+def test_probe_of_a_handful():
+    train, test = blobs(6, 8.0), blobs(100, 8.0, seed=1)
+    assert 0 <= scores.probe(*train, *test, epochs=1).item() <= 100
+
+
+def test_probe_bears_a_dimension_that_is_nearly_always_zero():
+    rng = torch.Generator().manual_seed(0)
+    target, extra = torch.rand(6000, 1, generator=rng) * 2 - 1, torch.zeros(6000, 1)
+    extra[7], extra[5000:5020] = 0.01, 1.0  # in training's deviations: up to thousands
+    x = torch.cat([target, extra], 1)
+    assert scores.probe(x[:5000], target[:5000], x[5000:], target[5000:]).item() > 0.9
+
+
+def test_probe_stops_before_it_learns_characters_by_heart():
+    """A group's offset says nothing of other groups: held-out groups show it, rows do not."""
+    rng = torch.Generator().manual_seed(0)
+    group = torch.arange(9000) % 300
+    name, offset = torch.randn(300, 20, generator=rng), torch.randn(300, 1, generator=rng)
+    seen = torch.randn(9000, 1, generator=rng)
+    x, target = torch.cat([seen, name[group]], 1), seen + offset[group]
+    train, test = group < 200, group >= 200
+    by_row, by_group = (
+        scores.probe(x[train], target[train], x[test], target[test], groups=groups).item()
+        for groups in (None, group[train])
+    )
+    assert by_group > by_row + 0.1
+
+
+def test_probe_repeats_and_leaves_the_generator_alone():
+    train, test = blobs(1000, 2.0), blobs(500, 2.0, seed=1)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    first = scores.probe(*train, *test, epochs=2)
+    assert torch.equal(first, scores.probe(*train, *test, epochs=2))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_probe_refuses_codes_that_are_not_finite():
+    train, test = blobs(100, 2.0), blobs(100, 2.0)
+    train[0][3, 1] = math.inf
+    with pytest.raises(common.UserError, match="not finite"):
+        scores.probe(*train, *test)
+
+
+def test_chance_error():
+    train, test = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 2, 2])
+    assert scores.chance_error(train, test).tolist() == [80.0]
+
+
+def test_nearest_against_brute_force():
+    rng = torch.Generator().manual_seed(0)
+    a, b = torch.randn(30, 5, generator=rng), torch.randn(40, 5, generator=rng)
+    found = scores.nearest(a, b, 3)
+    for i in range(30):
+        distance = [sum((a[i, d] - b[j, d]).item() ** 2 for d in range(5)) for j in range(40)]
+        assert found[i].tolist() == sorted(range(40), key=distance.__getitem__)[:3]
+    many = torch.randn(1500, 3, generator=rng)  # more than one block
+    itself = torch.arange(1500)[:, None]
+    assert (scores.nearest(many, many, 2, exclude_self=True) != itself).all()
+    assert torch.equal(scores.nearest(many, many, 1), itself)
+
+
+def test_nn_error_against_a_loop():
+    rng = torch.Generator().manual_seed(0)
+    a, b = torch.randn(30, 5, generator=rng), torch.randn(40, 5, generator=rng)
+    y, y_ = torch.arange(30) % 4, torch.arange(40) % 4
+    wrong = sum(
+        y[min(range(30), key=lambda j: (a[j] - q).norm().item())] != k for q, k in zip(b, y_)
+    )
+    assert scores.nn_error(a, y, b, y_) == pytest.approx(100 * wrong.item() / 40)
+
+
+def test_clusters_are_named_by_both_rules():
+    torch.manual_seed(0)
+    logits, y = torch.randn(60, 7), torch.randint(0, 4, (60,))
+    likeliest = logits.argmax(1).tolist()
+    for rule in ("exemplar", "majority"):
+        names = []
+        for k in range(7):
+            members = [n for n in range(60) if likeliest[n] == k]
+            surest = max(range(60), key=lambda n: logits[n, k].item())
+            votes = [sum(y[n] == c for n in members) for c in range(4)]
+            by_vote = rule == "majority" and members
+            names.append(votes.index(max(votes)) if by_vote else y[surest].item())
+        assert scores.name_clusters(logits, y, rule).tolist() == names
+        wrong = sum(names[likeliest[n]] != y[n].item() for n in range(60))
+        error = scores.cluster_error(logits, y, torch.tensor(names))
+        assert error == pytest.approx(100 * wrong / 60)
+
+
+def test_the_two_rules_differ_where_the_surest_example_is_an_exception():
+    logits = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.99, 0.01], [0.1, 0.9]]).log()
+    y = torch.tensor([3, 3, 5, 1])
+    for rule, names, error in (("exemplar", [5, 1], 50), ("majority", [3, 1], 25)):
+        assert scores.name_clusters(logits, y, rule).tolist() == names
+        assert scores.cluster_error(logits, y, torch.tensor(names)) == error
+
+
+def test_the_exemplar_names_a_cluster_that_is_empty():
+    logits = torch.tensor([[0.9, 0.1], [0.8, 0.2]]).log()
+    assert scores.name_clusters(logits, torch.tensor([2, 4]), "majority").tolist()[1] == 4
+
+
+@pytest.mark.parametrize("k, classes", [(4, 4), (3, 5), (6, 4), (1, 3)])
+def test_matching_against_every_permutation(k, classes):
+    torch.manual_seed(k)
+    for _ in range(5):
+        logits, y = torch.randn(80, k), torch.randint(classes, (80,))
+        y[:classes] = torch.arange(classes)
+        names = scores.match_clusters(logits, y)
+        member = logits.argmax(1)
+        padded = [*range(classes), *[-1] * max(0, k - 1)]
+        choices = torch.tensor(sorted(set(itertools.permutations(padded, k))))
+        best = int((choices[:, member] == y).sum(1).max())
+        assert int((names[member] == y).sum()) == best
+        used = names[names >= 0].tolist()
+        assert len(used) == len(set(used)) == min(k, classes)  # none twice, none left out
+        assert scores.cluster_error(logits, y, names) == pytest.approx(100 * (80 - best) / 80)
+
+
+def test_assignment_of_negative_and_equal_costs():
+    torch.manual_seed(0)
+    for n in (1, 2, 5, 6):
+        for cost in (torch.randn(n, n), torch.randint(-2, 3, (n, n)).float(), torch.zeros(n, n)):
+            column = scores.assign(cost)
+            orders = torch.tensor(list(itertools.permutations(range(n))))
+            least = cost[torch.arange(n), orders].sum(1).min().item()
+            assert sorted(column.tolist()) == list(range(n))
+            assert cost[range(n), column].sum().item() == pytest.approx(least, abs=1e-5)
+
+
+def test_a_head_that_always_answers_one_category_scores_as_it_deserves():
+    y = torch.arange(10).repeat(30)
+    collapsed = F.one_hot(torch.full((300,), 3), 10).float()
+    for names in (
+        scores.match_clusters(collapsed, y),
+        scores.name_clusters(collapsed, y, "majority"),
+    ):
+        assert scores.cluster_error(collapsed, y, names) == pytest.approx(90)
+    shared = scores.normalized_mutual_information(collapsed.argmax(1), y)
+    assert shared == pytest.approx(0, abs=1e-9)
+    merged = F.one_hot(torch.where(y == 9, 4, y), 10).float()  # 4 and 9 in one
+    assert scores.cluster_error(merged, y, scores.match_clusters(merged, y)) == pytest.approx(10)
+
+
+def test_normalized_mutual_information_against_its_definition():
+    torch.manual_seed(0)
+    a, b = torch.randint(4, (300,)), torch.randint(3, (300,))
+    b = torch.where(torch.rand(300) < 0.5, a.clamp(max=2), b)
+    pa = [(a == i).double().mean().item() for i in range(4)]
+    pb = [(b == j).double().mean().item() for j in range(3)]
+    shared = 0.0
+    for i, j in itertools.product(range(4), range(3)):
+        p = ((a == i) & (b == j)).double().mean().item()
+        shared += p * math.log(p / pa[i] / pb[j]) if p else 0.0
+    entropies = -sum(p * math.log(p) for p in pa + pb)
+    assert scores.normalized_mutual_information(a, b) == pytest.approx(2 * shared / entropies)
+    renamed = (a + 2) % 4
+    assert scores.normalized_mutual_information(a, renamed) == pytest.approx(1)
+    assert scores.normalized_mutual_information(a * 0, a * 0) == 1
+
+
+def test_k_means_finds_blobs():
+    torch.manual_seed(0)
+    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
+    y = torch.arange(4).repeat(50)
+    x = centres[y] + torch.randn(200, 2)
+    found = scores.k_means(x, 4)
+    order = torch.cdist(centres, found).argmin(1)
+    means = torch.stack([x[y == k].mean(0) for k in range(4)])
+    assert sorted(order.tolist()) == [0, 1, 2, 3]
+    assert torch.allclose(found[order], means, atol=1e-4)
+
+
+def test_k_means_ends_where_no_point_moves():
+    torch.manual_seed(0)
+    x = torch.rand(500, 5)
+    found = scores.k_means(x, 7)
+    member = torch.cdist(x, found).argmin(1)
+    means = torch.stack([x[member == k].mean(0) for k in range(7)])
+    assert torch.allclose(found, means, atol=1e-5)
+    assert torch.equal(found, scores.k_means(x, 7))
+    assert not torch.equal(found, scores.k_means(x, 7, seed=1))
+    losses = []
+    for tries in (1, 2, 4, 8):
+        distance = torch.cdist(x, scores.k_means(x, 7, tries=tries)).min(1).values
+        losses.append(distance.square().sum().item())
+    assert losses == sorted(losses, reverse=True) and losses[3] < losses[0]
+
+
+def test_parzen_against_a_naive_double_loop():
+    torch.manual_seed(0)
+    x, samples = torch.rand(5, 3).double(), torch.rand(11, 3).double()
+    sigma = 0.3
+    truth = []
+    for p in x:
+        density = 0.0
+        for q in samples:
+            squared = (p - q).square().sum().item()
+            density += math.exp(-squared / 2 / sigma**2) / (2 * math.pi * sigma**2) ** 1.5 / 11
+        truth.append(math.log(density))
+    ours = scores.parzen_log_likelihood(x, samples, [0.1, sigma])
+    assert ours.shape == (2, 5)
+    assert torch.allclose(ours[1], torch.tensor(truth, dtype=torch.float64), rtol=1e-10)
+    assert torch.allclose(scores.parzen_log_likelihood(x, samples, [sigma, 0.1]), ours.flip(0))
+
+
+def test_parzen_in_blocks_of_float32():
+    torch.manual_seed(0)
+    x, samples = torch.rand(1500, 784), torch.rand(10_500, 784)  # several blocks of each
+    ours = scores.parzen_log_likelihood(x, samples, [0.2])[0, [0, 1200]]
+    rows = x[[0, 1200]].double()
+    squared = (rows[:, None] - samples.double()[None]).square().sum(2)
+    log_volume = 392 * math.log(2 * math.pi * 0.2**2)
+    truth = (-squared / 2 / 0.2**2).logsumexp(1) - math.log(10_500) - log_volume
+    assert torch.allclose(ours.double(), truth, atol=0.02)
+
+
+def test_parzen_of_a_gaussian_has_a_known_answer():
+    """Samples of N(0, s^2) under a window of width h estimate N(0, s^2 + h^2)."""
+    torch.manual_seed(0)
+    x, samples = torch.randn(50, 2).double(), 1.5 * torch.randn(200_000, 2).double()
+    truth = torch.distributions.Normal(0.0, math.hypot(1.5, 0.4)).log_prob(x).sum(1)
+    assert torch.allclose(scores.parzen_log_likelihood(x, samples, [0.4])[0], truth, atol=0.05)
+
+
+def test_judge_is_good_enough_to_judge():
+    judge, test = scores.load_judge("mnist"), common.load_dataset("mnist")[1]
+    right = (judge.classify(common.to_float(test.x)) == test.y).float().mean().item()
+    assert right >= 0.993 and not judge.training
+    assert (common.HERE / "data" / "judge-mnist.pt").stat().st_size < 1_000_000
+
+
+def test_judge_of_colour_images():
+    judge = scores.Judge(channels=3)
+    maps = torch.rand(2, 64, 4, 4)
+    assert torch.allclose(judge.net[12](maps), nn.AdaptiveAvgPool2d(3)(maps))
+    assert judge(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def small_judge(train):
+    return scores.Judge(1, 4)
+
+
+def few_images(monkeypatch):
+    """A data set of four images, and a judge that needs no training."""
+    data = common.Split(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.arange(4))
+    monkeypatch.setattr(scores, "load_dataset", lambda *_: (data, data))
+    monkeypatch.setattr(scores, "train_judge", small_judge)
+
+
+def test_whoever_trains_the_judge_goes_on_with_the_same_random_numbers(monkeypatch, tmp_path):
+    few_images(monkeypatch)
+    after = []
+    for _ in range(2):  # makes the file; finds it
+        torch.manual_seed(0)
+        scores.load_judge("fashion", tmp_path)
+        after.append(torch.rand(1).item())
+    assert after[0] == after[1] and (tmp_path / "judge-fashion.pt").exists()
+
+
+def test_a_dry_run_writes_no_judge(monkeypatch, tmp_path):
+    few_images(monkeypatch)
+    scores.load_judge("fashion", tmp_path, quick=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_judge_that_cannot_be_read_or_written_is_one_line(monkeypatch, tmp_path):
+    few_images(monkeypatch)
+    with pytest.raises(common.UserError, match="cannot write .*: choose another --data"):
+        scores.load_judge("fashion", tmp_path / "absent")
+    (tmp_path / "judge-fashion.pt").write_bytes(b"no judge")
+    with pytest.raises(common.UserError, match="judge-fashion.pt' is damaged"):
+        scores.load_judge("fashion", tmp_path)
+    (tmp_path / "judge-fashion.pt").unlink()
+    (tmp_path / "judge-fashion.pt").mkdir()
+    with pytest.raises(common.UserError, match="cannot read .*: choose another --data"):
+        scores.load_judge("fashion", tmp_path)
+
+
+def test_train_judge_learns_to_tell_two_patterns():
+    x = torch.zeros(200, 1, 28, 28, dtype=torch.uint8)
+    y = torch.arange(200) % 2
+    x[y == 0, :, 8:20, 8:12] = 255
+    x[y == 1, :, 8:12, 8:20] = 255
+    torch.manual_seed(0)
+    judge = scores.train_judge(common.Split(x, y), epochs=4, batch_size=20)
+    assert torch.equal(judge.classify(common.to_float(x)), y) and not judge.training
