@@ -190,6 +190,7 @@ Whole = Annotated[int, 0, 2**31]
 Weight = Annotated[float, 0, 1e9]
 Rate = Annotated[float, 1e-12, 1e3]
 Share = Annotated[float, 0, 1]
+Size = Annotated[float, 0, 1e3]
 
 
 @dataclasses.dataclass

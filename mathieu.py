@@ -2,32 +2,32 @@
 Mathieu, Zhao, Sprechmann, Ramesh, LeCun 2016, arXiv 1611.03383.
 
     python mathieu.py --epochs 50                        # MNIST
-    python mathieu.py --dataset sprites --epochs 50      # Table 1, on sprites that common.py paints
+    python mathieu.py --dataset sprites --epochs 50      # Table 1, on sprites of our own
 
 An encoder Enc splits an image x into two codes: s tells its class, z tells the rest. A decoder Dec
 makes an image from any z and any s. Two images of one class swap their s: Dec must still give back
-the image that z came from, so s holds what the class shares. Two images of different classes swap
-their s, too. No right answer is known then; a discriminator Disc is told the class and judges.
+the image that z came from, so s holds what the class shares. Two images of any class swap their s,
+too. No right answer is known then. A discriminator Disc is told the class of s and judges.
 
 Where the paper's things are
-    Eq. 5, its sum and terms    train; reconstruction_loss, kl_loss, adversarial_loss
-    Algorithm 1, Figure 1       train
-    Supplement, networks        Encoder, Decoder, Discriminator
-    Figures 2, 3, 5             figure_swap, figure_interpolation, figure_generation
-    Table 1, Figure 4           experiments/mathieu_scores.py
-    Figure 10(a)                experiments/mathieu_pretrained_s.py
+    Eq. 5, Algorithm 1, Figure 1    train, with a function for each term
+    Supplement, networks            Encoder, Decoder, Discriminator
+    Figures 2, 3, 5                 figure_swap, figure_interpolation, figure_generation
+    Table 1, Figure 4               experiments/mathieu_scores.py
+    Figure 10(a)                    experiments/mathieu_pretrained_s.py
 
-Differences             the paper                         here
-    optimiser           SGD, no values                    Adam; values and schedule are ours
-    channels            not given                         16, 32, 64 in all three networks
-    weights in eq. 5    lambda, not given; the others 1   a weight a term, in Settings
-    weight of the KL    constant                          grows for 60 % of the run
-    generator's loss    log(1 - Disc)                     -log Disc, as in the released code
-    Disc's fakes        swaps of a fresh pair             swaps of the same step; prior samples
-    x2                  any class, or another one         any class
-    sprites             672 characters, animated          672 other ones, in continuous poses
-Ours, off with --recipe paper: a wider prior in training, a dead zone for z, a discriminator of
-codes. The lines are marked "# ours"; the reasons stand in "Beyond the paper".
+Differences           the paper                            here
+    optimiser         SGD, no values                       Adam, as released; other rates
+    channels          not given                            16, 32, 64 in all three networks
+    weights           lambda, not given; the others 1      one for each term, in Settings
+    weight of KL      constant                             grows for 60 % of the run
+    generator's loss  log(1 - Disc)                        -log Disc, as released
+    Disc's fakes      swaps of a fresh pair                swaps of the same step; prior samples
+    prior samples     Algorithm 1; "unstable" in 4.2       stable here
+    x2                any class, also: another class       any class
+    sprites           672 characters, discrete poses       672 others, continuous poses
+Three additions are ours: prior_std, dead_zone, CodeDiscriminator. Their lines are marked "# ours".
+"Beyond the paper" says what they are for; --recipe paper turns them off.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ import math
 from typing import Literal
 
 import common
-from common import Count, Rate, Share, Weight
+from common import Count, Rate, Share, Size, Weight
 
 import torch
 import torch.nn.functional as F
@@ -43,14 +43,15 @@ from torch import nn
 
 
 # ---- Settings: each field is a flag, its comment the help ----------------------------------------
-# "released": the released code's value on MNIST, for squared errors summed over pixels in [0, 1].
+# "released": the default of the authors' code. Its losses are means over pixels in [-1, 1], ours
+# are sums over pixels in [0, 1], so its weights stand here times 784 / 4: 0.01 becomes 1.96.
 @dataclasses.dataclass
 class Settings(common.RunSettings):
-    recipe: Literal["ours", "paper"] = "ours"  # paper: all that is marked "ours" is off
+    recipe: Literal["ours", "paper"] = "ours"  # paper: the three additions are off
     batch_size: Count = 128  # pairs in a step (released: 16 triplets)
-    lr: Rate = 2e-3  # Adam's rate for Enc and Dec, and for CodeDiscriminator (released: 0.01)
+    lr: Rate = 2e-3  # Adam's rate, for Enc, Dec and CodeDiscriminator (released: 0.01)
     lr_disc: Rate = 1e-3  # Adam's rate for Disc (released: 0.01)
-    beta1: Share = 0.5  # Adam's beta1, everywhere
+    beta1: Share = 0.5  # Adam's beta1 (released: 0.5)
     z_dim: Count = 16  # numbers in z (paper: 16 on MNIST, 512 on sprites)
     s_dim: Count = 16  # numbers in s (paper: 16 on MNIST, 64 on sprites)
     own_weight: Weight = 0.2  # weight of |x1 - Dec(z1,s1)|^2 (released: 0.5)
@@ -59,9 +60,9 @@ class Settings(common.RunSettings):
     kl_weight: Weight = 2.4  # weight of the KL from 60 % of the run on
     swap_weight: Weight = 6.5  # lambda of eq. 5 for Dec(z1,s2) (released: 1.96)
     prior_weight: Weight = 6.5  # lambda of eq. 5 for Dec(z,s2), z from the prior (released: 0)
-    prior_std: Weight = 2.0  # ours: deviation of that z (paper: 1)
-    dead_zone: Weight = 0.25  # ours: width of the dead zone of z's means (paper: 0)
-    code_weight: Weight = 15.0  # ours: weight of Enc's game against CodeDiscriminator (paper: 0)
+    prior_std: Size = 2.0  # ours: standard deviation of that z (paper: 1)
+    dead_zone: Size = 0.25  # ours: means of z of at most this size become 0 (paper: 0)
+    code_weight: Weight = 15.0  # ours: weight of Enc's loss against CodeDiscriminator (paper: 0)
 
 
 MNIST = Settings()
@@ -102,7 +103,7 @@ def up(inputs, outputs, side):
 
 
 class Encoder(nn.Module):
-    """Enc(x) = (s, mu, logvar), q(z|x) = N(mu, exp(logvar)): the paper's q(z|x,s), since s = s(x).
+    """Enc(x) = (s, mu, logvar), q(z|x) = N(mu, exp(logvar)): the paper's q(z|x,s), as x gives s.
 
     x [B, C, H, W] in [0, 1] -> s [B, s_dim], mu and logvar [B, z_dim]."""
 
@@ -117,9 +118,9 @@ class Encoder(nn.Module):
 
     def forward(self, x):
         h = self.features(x)
-        s, mu, logvar = self.to_s(h), self.to_mu(h), self.to_logvar(h)
-        mu = F.softshrink(mu.float(), self.dead_zone)  # ours
-        return s.float(), mu, logvar.float()  # float: layers may compute in bf16, losses must not
+        s, mu, logvar = self.to_s(h).float(), self.to_mu(h).float(), self.to_logvar(h).float()
+        mu = F.softshrink(mu, self.dead_zone)  # ours
+        return s, mu, logvar  # float, because layers may compute in bf16 and losses must not
 
 
 class Decoder(nn.Module):
@@ -144,7 +145,7 @@ class Decoder(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """The logit [B] of Disc(x, id), the probability that x [B, C, H, W] is real and has label id.
+    """The logit [B] of Disc(x, id): is x [B, C, H, W] a real image that has the label id?
 
     id [B, labels] is one-hot, or for several attributes their one-hots side by side. At three
     resolutions id is looked up in a table of 4 x 4 maps, which are enlarged and added."""
@@ -161,7 +162,7 @@ class Discriminator(nn.Module):
     def forward(self, x, id):
         for conv, norm, table in zip(self.convs, self.norms, self.tables):
             x = conv(x)
-            maps = torch.einsum("bl,lchw->bchw", id, table)  # the look-up
+            maps = torch.einsum("bl,lchw->bchw", id, table)  # id's row, or the sum of its rows
             x = x + F.interpolate(maps, x.shape[2:])
             x = F.leaky_relu(norm(x), 0.2)
         return self.out(x.flatten(1)).float().squeeze(1)
@@ -174,8 +175,8 @@ def reparametrise(mu, logvar):
 
 
 def reconstruction_loss(image, x):
-    """|x - image|^2, summed over pixels. -log p(x|z,s) of eq. 5 is half of it plus a constant, for
-    pixels of unit variance. Both [B, C, H, W] in [0, 1]."""
+    """|x - image|^2, summed over pixels: -log p(x|z,s) of eq. 5 but for a factor and a constant.
+    Both [B, C, H, W] in [0, 1]."""
     return (image - x).square().flatten(1).sum(1).mean()
 
 
@@ -198,7 +199,7 @@ def discriminator_loss(logits_real, logits_fake):
 def update(optimiser, loss):
     """A step on `loss`. Its gradient reaches this optimiser's parameters and nothing else."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    loss.backward(inputs=[p for p in parameters if p.requires_grad])  # frozen ones are left out
+    loss.backward(inputs=[p for p in parameters if p.requires_grad])  # some may be frozen
     optimiser.step()
     optimiser.zero_grad()
 
@@ -209,10 +210,8 @@ def rate(progress):
 
 
 def train(run, nets, data):
-    """Algorithm 1. data: a `common.Split` of training images.
-
-    run keeps the books: `epochs` saves after each, `batches` cuts an index into steps, `progress`
-    goes from 0 to 1 in the run, `log` fills log.csv."""
+    """Algorithm 1. data: a `common.Split`. run: a `common.Run`, which keeps the books: `epochs`
+    saves after each, `batches` gives a step's rows, `progress` grows to 1, `log` fills log.csv."""
     o, ids = run.settings, data.one_hot_labels()
     nets.train()
     enc, dec, disc, code_disc = nets.enc, nets.dec, nets.disc, nets.code_disc
@@ -226,34 +225,34 @@ def train(run, nets, data):
         for pair in run.batches(common.pair_same_class(data.y), o.batch_size):
             opt_g.param_groups[0]["lr"] = o.lr * rate(run.progress)
             opt_d.param_groups[0]["lr"] = o.lr_disc * rate(run.progress)
-            opt_c.param_groups[0]["lr"] = o.lr * max(rate(run.progress), 0.3)  # ours: keeps up
+            opt_c.param_groups[0]["lr"] = o.lr * max(rate(run.progress), 0.3)  # ours
             grown = min(run.progress / 0.6, 1)
             kl_weight = o.kl_start + (o.kl_weight - o.kl_start) * grown
 
-            # x1 and x1p (the paper's x1') are two images with label id1. x2 is the x1 of the pair
-            # before, with label id2 and code s2. [B, C, H, W], [B, labels], [B, s_dim], [B, z_dim].
+            # x1 and x1p (the paper's x1') [B, C, H, W] have a class, id1 [B, labels]. x2 is the x1
+            # of the row above, of class id2. s1, s1p, s2 are [B, s_dim], z1 and z [B, z_dim].
             x1, x1p = common.to_float(data.x[pair[:, 0]]), common.to_float(data.x[pair[:, 1]])
             id1 = ids[pair[:, 0]]
             s1, mu1, logvar1 = enc(x1)
             s1p, _, _ = enc(x1p)
             x2, id2, s2 = x1.roll(1, 0), id1.roll(1, 0), s1.roll(1, 0)
             z1 = reparametrise(mu1, logvar1)
-            z = o.prior_std * torch.randn_like(z1)  # ours: with prior_std 1 z ~ N(0, I)
+            z = o.prior_std * torch.randn_like(z1)  # ours: the paper's z ~ N(0, I)
 
-            # One call decodes all four, so batch norm's running averages, used later, fit them all.
+            # One call for all four: batch norm's running averages must come from all of them.
             z_all, s_all = torch.cat([z1, z1, z1, z]), torch.cat([s1, s1p, s2, s2])
             x_own, x_same, x_swap, x_prior = dec(z_all, s_all).chunk(4)
 
             # Enc and Dec minimise, each term with its weight,
             #     |x1 - Dec(z1,s1)|^2 + |x1 - Dec(z1,s1')|^2 + KL(q(z|x1) || N(0,I))
             #     - log Disc(Dec(z1,s2), id2) - log Disc(Dec(z,s2), id2)
-            # Nothing is detached: the last two teach the encoder, too.
+            # (nothing is detached: the last two teach Enc, too)
             own = reconstruction_loss(x_own, x1)
             same = reconstruction_loss(x_same, x1)
             kl = kl_loss(mu1, logvar1)
             swap = adversarial_loss(disc(x_swap, id2))
             prior = adversarial_loss(disc(x_prior, id2))
-            hide = code_disc.loss(mu1, id2, id1)  # ours: CodeDiscriminator's loss, labels swapped
+            hide = code_disc.loss(mu1, id2, id1)  # ours: it shall take id2 for the label of mu1
             loss_g = o.own_weight * own + o.same_weight * same + kl_weight * kl
             loss_g = loss_g + o.swap_weight * swap + o.prior_weight * prior
             loss_g = loss_g + o.code_weight * hide  # ours
@@ -262,7 +261,7 @@ def train(run, nets, data):
             # Disc maximises  log Disc(x2, id2) + log(1 - Disc(Dec(z1,s2), id2))
             real = disc(x2, id2)
             loss_d = discriminator_loss(real, disc(x_swap.detach(), id2))
-            if o.prior_weight:  # and the same for Dec(z,s2), which Algorithm 1 does not show it
+            if o.prior_weight:  # half of it, half the same for Dec(z,s2): not in Algorithm 1
                 loss_d = (loss_d + discriminator_loss(real, disc(x_prior.detach(), id2))) / 2
             update(opt_d, loss_d)
 
@@ -309,21 +308,22 @@ def figure_generation(nets, test, path, count=10):
 
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
-# prior_std: images from the tails of the prior show the wrong class now and then. Training on z of
-# twice the deviation makes these cases frequent. Scores and figures draw z from N(0, I).
-# dead_zone: means of z within it are 0 and learn nothing, the others move towards 0 by its width.
-# Without it, dimensions that Dec ignores keep tiny means, and a classifier reads the class there.
-# CodeDiscriminator: Dec can ignore the class in z. This game makes Enc leave it out.
+# prior_std: a z far from 0 sometimes decodes to the wrong class. Such z are rare under N(0, I), so
+# Dec seldom learns from them. On MNIST we train on z of deviation 2, and score on N(0, I).
+# dead_zone: where Dec ignores a number of z, Enc still gives it a tiny mean, and a classifier reads
+# the class there. Means within the dead zone are 0 (and learn nothing); the others move towards 0.
+# CodeDiscriminator: all losses above let z keep a class that Dec ignores. So a network learns to
+# read the label from the mean of z, and Enc learns to mislead it.
 
 
 class CodeDiscriminator(nn.Module):
-    """For each label the logit [B, labels] of M(mu, id), the probability that mu [B, z_dim] is of
-    an image with that label. Dimensions are scaled first: a small one can give the class away."""
+    """M(mu, id): the probability that mu [B, z_dim] is of an image with the label id, and not of
+    one with another's label; 1/2 where mu tells nothing."""
 
     def __init__(self, z_dim=16, labels=10, hidden=256):
         super().__init__()
         self.net = nn.Sequential(
-            nn.BatchNorm1d(z_dim, affine=False),
+            nn.BatchNorm1d(z_dim, affine=False),  # a number that hardly varies may tell the class
             nn.Linear(z_dim, hidden),
             nn.LeakyReLU(0.2),
             nn.Linear(hidden, hidden),
@@ -332,17 +332,16 @@ class CodeDiscriminator(nn.Module):
         )
 
     def loss(self, mu, id, other):
-        """-log M(mu, id) - log(1 - M(mu, other)), labels one-hot [B, labels]; 2 log 2 at chance.
-        Of several attributes the logits add up."""
+        """-log M(mu, id) - log(1 - M(mu, other)); id, other [B, labels] as in `Discriminator`."""
         logits = self.net(mu).float()
         return discriminator_loss((logits * id).sum(1), (logits * other).sum(1))
 
 
 # ---- For notebooks, and the command line ---------------------------------------------------------
 def build(o):
-    """Untrained networks for settings o: enc, dec, disc, code_disc."""
+    """Untrained networks. A new data set: common.load_dataset, and here its size and labels."""
     channels, size = (1, 28) if o.dataset in common.GREY else (3, 32)
-    labels = 23 if o.dataset == "sprites" else 10  # 23: the values of seven attributes
+    labels = 23 if o.dataset == "sprites" else 10  # 23 = 7 + 2 + 4 + 3 + 2 + 2 + 3
     nets = nn.Module()
     nets.enc = Encoder(channels, size, o.z_dim, o.s_dim, o.dead_zone)
     nets.dec = Decoder(channels, size, o.z_dim, o.s_dim)
@@ -385,15 +384,16 @@ def evaluate(nets, data, test, settings, folder):
 
 
 def main(settings):
+    """Train, then score. To train only, end with run.finish({})."""
     from experiments import mathieu_scores
 
     data, test = common.load_data(settings)
-    mathieu_scores.load_judge(settings)  # fail now, not after the training, if it is missing
+    mathieu_scores.load_judge(settings)  # a damaged file shall show now, not after the training
     run = common.Run("mathieu", settings)
     nets = build(settings).to(run.device)
-    with run.autocast():  # bf16 where the processor has it
+    with run.autocast():  # bf16, where the processor has it
         train(run, nets, data)
-    run.finish(*evaluate(nets, data, test, settings, run.folder))  # without scores: run.finish({})
+    run.finish(*evaluate(nets, data, test, settings, run.folder))
 
 
 if __name__ == "__main__":

@@ -1743,8 +1743,7 @@ def test_help_tells_every_flag_with_its_default(command):
 
 
 def test_numbers_of_the_paper_from_memory_are_marked_as_such():
-    sys.path.insert(0, str(ROOT / "results"))
-    import reproduce
+    from experiments import reproduce
 
     told = set(re.findall(r"([0-9.]+)(?: ± [0-9.]+)? †", reproduce.aae_table()))  # in the README
     printed = set(
