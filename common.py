@@ -60,9 +60,13 @@ class Split(NamedTuple):
         return Split(*(None if t is None else t[index] for t in self))
 
     def one_hot_labels(self):
-        """The class one-hot, or the seven attributes one-hot side by side: float [N, labels]."""
-        columns = self.y[:, None] if self.attributes is None else self.attributes
-        return torch.cat([F.one_hot(c, int(c.max()) + 1) for c in columns.t()], 1).float()
+        """float [N, labels]: the class of ten, or the seven attributes side by side (23)."""
+        if self.attributes is None:
+            return F.one_hot(self.y, 10).float()
+        from data.sprites import ATTRIBUTE_SIZES
+
+        columns = zip(self.attributes.t(), ATTRIBUTE_SIZES)
+        return torch.cat([F.one_hot(column, size) for column, size in columns], 1).float()
 
 
 GREY = {"mnist": "MNIST", "fashion": "FashionMNIST", "kmnist": "KMNIST"}  # 28 x 28 pixels
@@ -328,7 +332,7 @@ def choose_precision(name, device):
     networks on a GPU wait for launches, of which bf16 has more)."""
     if name != "auto":
         return name
-    features = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    features = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     return "bf16" if features.get("avx512_bf16") or features.get("amx_tile") else "fp32"
 
 
@@ -342,7 +346,8 @@ def write_atomic(path, content):
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)  # what fitted must not keep a full disk full
+        with contextlib.suppress(OSError):
+            part.unlink()  # what fitted must not keep a full disk full
         raise UserError(f"cannot write '{path}' ({error.strerror}); what was saved before is kept")
 
 

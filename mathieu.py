@@ -61,7 +61,7 @@ class Settings(common.RunSettings):
     swap_weight: Weight = 6.5  # lambda of eq. 5 for Dec(z1,s2) (released: 1.96)
     prior_weight: Weight = 6.5  # lambda of eq. 5 for Dec(z,s2), z from the prior (released: 0)
     prior_std: Size = 2.0  # ours: standard deviation of that z (paper: 1)
-    dead_zone: Size = 0.25  # ours: means of z of at most this size become 0 (paper: 0)
+    dead_zone: Size = 0.5  # ours: means of z of at most this size become 0 (paper: 0)
     code_weight: Weight = 15.0  # ours: weight of Enc's loss against CodeDiscriminator (paper: 0)
 
 
@@ -76,7 +76,6 @@ SPRITES = Settings(
     prior_std=1.0,
     kl_start=0.05,
     code_weight=5.0,
-    dead_zone=0.5,
 )
 
 

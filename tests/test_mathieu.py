@@ -6,6 +6,7 @@ which gradient, scores that catch degenerate models, the command line.
 
 import copy
 import dataclasses
+import functools
 import gc
 import json
 import math
@@ -37,10 +38,13 @@ def settings(recipe="ours", **changes):
     return dataclasses.replace(plain, out="run", **changes)
 
 
-def images(count, classes=10):
-    """The first training images of the first classes."""
-    data = common.load_dataset("mnist")[0]
-    return data.take((data.y < classes).nonzero().flatten()[:count])
+def digits(count, test=False):
+    return common.load_dataset("mnist")[test].take(slice(count))
+
+
+def zeros_and_nines(count, test=False):
+    data = common.load_dataset("mnist")[test]
+    return data.take(((data.y == 0) | (data.y == 9)).nonzero().flatten()[:count])
 
 
 # ---- Losses --------------------------------------------------------------------------------------
@@ -94,7 +98,7 @@ def test_reparametrise_has_the_posterior_moments():
 
 def test_code_discriminator_loss_against_its_formula():
     torch.manual_seed(0)
-    critic, mu = mathieu.CodeDiscriminator(z_dim=3, labels=6).double(), torch.randn(5, 3).double()
+    critic, mu = mathieu.CodeDiscriminator(z_dim=3, labels=6), torch.randn(5, 3)
     own, other = torch.tensor([0, 2, 5, 1, 1]), torch.tensor([3, 0, 1, 4, 2])
     M = torch.sigmoid(critic.net(mu))
     truth = -torch.stack([M[n, own[n]].log() for n in range(5)]).mean()
@@ -195,8 +199,9 @@ def test_decoder_adds_its_branches():
 
 # ---- A step, by hand -----------------------------------------------------------------------------
 
-B = 8  # pairs: image k and image k + B share the label k
-STEP = {"epochs": 100, "batch_size": B, "lr": 0.003, "lr_disc": 0.002, "lr_code": 0.001}
+B = 8  # pairs: image k and image k + B share a label
+LABELS = torch.tensor([3, 1, 4, 0, 5, 9, 2, 6])
+STEP = {"epochs": 100, "batch_size": B, "lr": 0.003, "lr_disc": 0.002}
 
 
 class Enough(Exception):
@@ -233,7 +238,7 @@ def nets_of(o):
 
 
 def paired():
-    return images(2 * B)._replace(y=torch.arange(B).repeat(2))
+    return digits(2 * B)._replace(y=LABELS.repeat(2))
 
 
 def by_hand(o):
@@ -242,8 +247,7 @@ def by_hand(o):
     Returns the gradient of each player's loss by the name of the parameter, and the losses."""
     nets, x = nets_of(o), paired().x.float() / 255
     torch.manual_seed(5)
-    x1, x1p, id1 = x[:B], x[B:], torch.eye(10)[:B].clone()
-    id1 = F.one_hot(torch.arange(B), B).float() if nets.disc.tables[0].shape[0] == B else id1
+    x1, x1p, id1 = x[:B], x[B:], torch.eye(10)[LABELS]
     before = [(k - 1) % B for k in range(B)]  # x2 of a pair is x1 of the pair before it
     x2, id2 = x1[before], id1[before]
     s1, mu, logvar = nets.enc(x1)
@@ -307,12 +311,16 @@ def test_a_step_is_algorithm_1(monkeypatch, variant):
         mine = [names[p] for p in group["params"]]
         got.update(zip(mine, torch.autograd.grad(loss, group["params"], retain_graph=True)))
         order.append((mine, group["lr"], group["betas"]))
+        if len(order) > 1:  # what the discriminators see is detached
+            others = [nets.enc.to_mu.bias, nets.dec.from_s.bias]
+            reached = torch.autograd.grad(loss, others, retain_graph=True, allow_unused=True)
+            assert reached == (None, None)
 
     logged = one_step(monkeypatch, spy, o)
     truth, losses = by_hand(o)
     assert [{name.split(".")[0] for name in mine} for mine, _, _ in order] == list(PLAYERS)
     assert sorted(name for mine, _, _ in order for name in mine) == sorted(truth)  # nobody is left
-    assert [lr for _, lr, _ in order] == pytest.approx([0.0015, 0.001, 0.001])  # of step 1 of 100
+    assert [lr for _, lr, _ in order] == pytest.approx([0.0015, 0.001, 0.0015])  # of step 1 of 100
     assert [betas for _, _, betas in order] == [(0.4, 0.999)] * 3
     assert logged == pytest.approx({name: loss.item() for name, loss in losses.items()}, rel=1e-4)
     for name, gradient in got.items():
@@ -370,7 +378,7 @@ def test_rates_and_weights_along_a_run(monkeypatch):
     factors = [1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0.02]
     assert rates[0::3] == pytest.approx([0.003 * factor for factor in factors])
     assert rates[1::3] == pytest.approx([0.002 * factor for factor in factors])
-    assert rates[2::3] == [0.001] * 10
+    assert rates[2::3] == pytest.approx([0.003 * max(factor, 0.3) for factor in factors])
     assert kl_weights == pytest.approx([0.2 + min(1, k / 6) for k in range(1, 11)])
 
 
@@ -399,8 +407,8 @@ def test_the_papers_recipe_has_none_of_our_additions():
 
 
 def test_the_discriminators_are_told_the_class_or_seven_attributes():
-    digits = images(50)
-    assert torch.equal(digits.one_hot_labels(), F.one_hot(digits.y, 10).float())
+    numbers = digits(50)
+    assert torch.equal(numbers.one_hot_labels(), F.one_hot(numbers.y, 10).float())
     people = common.Split(*sprites("test", images_per_identity=2))
     ids, start = people.one_hot_labels(), 0
     assert ids.shape == (200, sum(ATTRIBUTE_SIZES)) and ids.dtype == torch.float32
@@ -424,7 +432,7 @@ def test_networks_are_built_as_the_settings_say():
 
 def test_encode_and_decode_are_the_networks_part_by_part():
     torch.manual_seed(0)
-    nets, x = mathieu.build(mathieu.MNIST).eval(), images(1500).x
+    nets, x = mathieu.build(mathieu.MNIST).eval(), digits(1500).x
     s, mu, sigma = mathieu.encode(nets, x)
     with torch.no_grad():
         s_last, mu_last, logvar_last = nets.enc(x[1200:].float() / 255)
@@ -437,10 +445,6 @@ def test_encode_and_decode_are_the_networks_part_by_part():
 
 
 # ---- Scores --------------------------------------------------------------------------------------
-
-
-def digits(count):
-    return common.load_dataset("mnist")[1].take(slice(count))
 
 
 def whole_image(x):
@@ -458,7 +462,7 @@ def shows_s(z, s):
 
 
 def test_swap_scores_catch_a_decoder_that_ignores_s():
-    test, judge = digits(2000), scores.load_judge("mnist")
+    test, judge = digits(400, test=True), scores.load_judge("mnist")
     codes = whole_image(test.x)
     ignores = mathieu_scores.swap_scores(codes, shows_z, test, judge)
     assert ignores["swap_accuracy"] < 1 and ignores["swap_accuracy_mean"] < 1
@@ -469,7 +473,7 @@ def test_swap_scores_catch_a_decoder_that_ignores_s():
 
 
 def test_swap_scores_draw_z_from_the_posterior_and_from_the_prior():
-    test, seen = digits(500), []
+    test, seen = digits(500, test=True), []
 
     def decode(z, s):
         seen.append((z, s))
@@ -484,11 +488,10 @@ def test_swap_scores_draw_z_from_the_posterior_and_from_the_prior():
 
 def test_probes_and_retrieval_read_the_right_code():
     torch.manual_seed(0)
-    train, test = images(2000), digits(1000)
-    judge = scores.load_judge("mnist")
+    train, test = digits(2000), digits(1000, test=True)
     codes = []
     for part in (train, test):  # s tells the class, mu tells nothing
-        s = judge(common.to_float(part.x)).detach()
+        s = F.one_hot(part.y, 10) + 0.1 * torch.randn(len(part.y), 10)
         codes.append((s, torch.randn(len(s), 16), torch.full((len(s), 16), 0.5)))
     found = mathieu_scores.probe_scores(codes[0], train, codes[1], test, epochs=3)
     assert found["s_error"] < 3 and found["z_mean_error"] > 80 and found["z_sample_error"] > 80
@@ -526,10 +529,10 @@ def test_probes_of_sprites_are_a_mean_over_seven_attributes_and_read_the_pose():
 
 
 def test_reconstruction_scores_against_closed_forms():
-    torch.manual_seed(0)
-    test = digits(300)
-    mu, sigma = torch.rand(2, 300, 4)
-    codes = torch.zeros(300, 2), mu, sigma + 0.1
+    torch.manual_seed(1)
+    test = digits(3000, test=True)
+    mu, sigma = torch.rand(2, 3000, 4)
+    codes = torch.zeros(3000, 2), mu, sigma + 0.1
 
     def brightness(z, s):
         return z[:, :1, None, None].expand(-1, 1, 28, 28)
@@ -542,7 +545,7 @@ def test_reconstruction_scores_against_closed_forms():
     more = (sigma[:, 0] + 0.1).square().mean().item()
     assert found["kl_nats"] == pytest.approx(kl, rel=1e-4)
     assert found["reconstruction_mse"] == pytest.approx(mse, rel=1e-4)
-    assert found["reconstruction_mse_sample"] == pytest.approx(mse + more, rel=0.1)
+    assert found["reconstruction_mse_sample"] == pytest.approx(mse + more, rel=0.05)
 
 
 def test_true_swaps_of_sprites():
@@ -560,6 +563,42 @@ def test_true_swaps_of_sprites():
     for name, words in (("ignore_s", ignores_s), ("ignore_z", ignores_z)):
         again = mathieu_scores.true_swap_scores(**words, test=test)
         assert again["swap_mse"] == found[f"swap_mse_{name}"]
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "sprites"])
+def test_every_score_gets_its_data(dataset, monkeypatch, tmp_path):
+    def spy(name):
+        def call(*words, **more):
+            seen[name] = words
+            return {name: 1.0}
+
+        return call
+
+    def encode(nets, x):
+        return nets, x
+
+    def decode(nets, z, s):
+        return nets, z, s
+
+    seen, data, test = {}, digits(3), digits(2, test=True)
+    names = "reconstruction probe retrieval swap true_swap".split()
+    for name in names:
+        monkeypatch.setattr(mathieu_scores, f"{name}_scores", spy(name))
+    for name in ("mnist_table", "sprites_table"):
+        monkeypatch.setattr(mathieu_scores, name, lambda *words, name=name: name)
+    monkeypatch.setattr(mathieu_scores, "figure_retrieval", spy("figure"))
+    o = settings(dataset=dataset, dry_run=True)
+    words = "nets", encode, decode, data, test, o, tmp_path
+    found, table = mathieu_scores.evaluate(*words)
+    left_out = {"mnist": "true_swap", "sprites": "swap"}[dataset]
+    assert set(found) == set(names) - {left_out} and table == f"{dataset}_table"
+    codes, of_data = ("nets", test.x), ("nets", data.x)
+    assert same(seen["probe"], (of_data, data, codes, test)) and same(seen["retrieval"][0], codes)
+    for name in set(found) - {"probe", "retrieval"}:
+        given = seen[name]
+        assert same(given[0], codes) and same(given[2], test)
+        assert given[1]("z", "s") == ("nets", "z", "s")
+    assert seen["figure"][2] == tmp_path / "retrieval.png"
 
 
 # ---- Figures -------------------------------------------------------------------------------------
@@ -637,7 +676,7 @@ def test_generation_has_an_s_a_row_and_a_z_of_the_prior_a_column(grids):
 
 def test_retrieval_shows_the_nearest_by_each_code(grids):
     torch.manual_seed(0)
-    test = digits(300)
+    test = digits(300, test=True)
     codes = torch.rand(300, 3), torch.rand(300, 2), None
     mathieu_scores.figure_retrieval(codes, test, "found")
     images, columns, words, sides = grids["found"]
@@ -652,7 +691,7 @@ def test_retrieval_shows_the_nearest_by_each_code(grids):
 
 
 def test_pretraining_teaches_s_the_class_and_freezes_it():
-    o, data, test = settings(batch_size=50), images(3000), digits(1000)
+    o, data, test = settings(batch_size=25), digits(3000), digits(1000, test=True)
     torch.manual_seed(0)
     nets = mathieu_pretrained_s.build(o)
     mathieu_pretrained_s.pretrain(nets.enc.classifier, data, o, epochs=2)
@@ -668,7 +707,7 @@ def test_the_classifier_stays_as_it_was_and_the_rest_learns():
     nets = mathieu_pretrained_s.build(o)
     nets.enc.classifier.requires_grad_(False)
     before = copy.deepcopy(nets.state_dict())
-    mathieu.train(common.Run("mathieu_pretrained_s", o), nets, images(48, classes=2))
+    mathieu.train(common.Run("mathieu_pretrained_s", o), nets, zeros_and_nines(48))
     moved = {k for k, v in nets.state_dict().items() if not torch.equal(v, before[k])}
     assert not any("classifier" in name for name in moved)  # neither weights nor batch norm
     names = {name for name, _ in nets.named_parameters() if "classifier" not in name}
@@ -684,7 +723,7 @@ def test_an_encoder_with_frozen_s_gives_the_classifiers_s_and_its_own_z():
 
 
 def test_a_resumed_run_skips_the_pretraining_and_ends_bit_for_bit(monkeypatch):
-    few = images(64, classes=2)
+    few = zeros_and_nines(64)
     monkeypatch.setattr(common, "load_data", lambda settings: (few, few))
     monkeypatch.setattr(mathieu_pretrained_s, "evaluate", lambda *words: ({}, ()))
     o = settings(batch_size=8, epochs=2, dry_run=True)
@@ -715,27 +754,26 @@ def test_a_resumed_run_skips_the_pretraining_and_ends_bit_for_bit(monkeypatch):
 def test_a_tiny_training_uses_s_and_without_its_terms_does_not():
     """Zeros and ones: swaps take the class of s. Without the adversaries, and with room in z, the
     decoder follows z."""
-    train, test = images(1024, classes=2), digits(2500)
-    test = test.take(test.y < 2)
+    both = [part.take((part.y < 2).nonzero().flatten()) for part in common.load_dataset("mnist")]
+    train, test = both[0].take(slice(512)), both[1].take(slice(300))
+    judge, found = scores.load_judge("mnist"), {}
     off = {"swap_weight": 0.0, "prior_weight": 0.0, "code_weight": 0.0}
-    found = {}
     for name, changes in (("whole", {}), ("ablated", off)):
-        o = settings(epochs=8, batch_size=64, kl_weight=0.05, kl_start=0.05, **changes)
+        o = settings(epochs=6, batch_size=16, kl_weight=0.05, kl_start=0.05, **changes)
         run = common.Run("mathieu", dataclasses.replace(o, out=name))
         nets = mathieu.build(o)
+        nets.disc, nets.code_disc = (
+            mathieu.Discriminator(labels=2),
+            mathieu.CodeDiscriminator(labels=2),
+        )
         mathieu.train(run, nets, train)
-        nets.eval()
-        codes, judge = mathieu.encode(nets, test.x), scores.load_judge("mnist")
-
-        def decode(z, s):
-            return mathieu.decode(nets, z, s)
-
+        codes, decode = mathieu.encode(nets.eval(), test.x), functools.partial(mathieu.decode, nets)
         found[name] = mathieu_scores.swap_scores(codes, decode, test, judge)
         found[name].update(mathieu_scores.reconstruction_scores(codes, decode, test))
     print(found)
-    assert found["whole"]["swap_accuracy"] > 80 and found["whole"]["swap_z_leak"] < 5
-    assert found["ablated"]["swap_accuracy"] < 60
-    assert found["whole"]["reconstruction_mse"] < 0.045
+    assert found["whole"]["swap_accuracy"] > 75 and found["whole"]["swap_z_leak"] < 20
+    assert found["ablated"]["swap_accuracy"] < 20
+    assert found["whole"]["reconstruction_mse"] < 0.04
 
 
 # ---- The command line ----------------------------------------------------------------------------
@@ -766,17 +804,17 @@ def test_a_dry_run_makes_everything(dry_run):
         assert (folder / f"{name}.png").stat().st_size > 2000
     assert "swap shows the class of the s donor" in done.stdout and "(guessing)" in done.stdout
     assert f"{numbers(folder)['swap_accuracy']:.4g}" in done.stdout
+    assert common.read_checkpoint(folder)["images"] >= 2 * 1024  # of both epochs
     log = (folder / "log.csv").read_text().splitlines()
     assert log[0] == "epoch,own,same,kl,swap,prior,disc,hide" and len(log) == 3
 
 
 def test_load_gives_the_trained_networks_in_eval_mode(dry_run):
-    nets, test = mathieu.load(dry_run[0]), digits(512)
+    nets, test = mathieu.load(dry_run[0]), digits(512, test=True)
     assert not any(module.training for module in nets.modules())
     codes = mathieu.encode(nets, test.x)
-    found = mathieu_scores.reconstruction_scores(
-        codes, lambda z, s: mathieu.decode(nets, z, s), test
-    )
+    decode = functools.partial(mathieu.decode, nets)
+    found = mathieu_scores.reconstruction_scores(codes, decode, test)
     truth = numbers(dry_run[0])["reconstruction_mse"]
     assert found["reconstruction_mse"] == pytest.approx(truth, rel=1e-3)
     saved = common.read_checkpoint(dry_run[0])["states"]
@@ -790,9 +828,6 @@ def test_a_finished_run_can_be_scored_again(dry_run, capsys):
     Path("again/swap.png").unlink()
     score.main("again", "cpu")
     found = numbers("again")
-    assert {k: found[k] for k in ("seconds", "epochs")} == {k: before[k] for k in found} | {} or (
-        found == pytest.approx(before, rel=1e-4)
-    )
     assert found == pytest.approx(before, rel=1e-4)
     assert capsys.readouterr().out == dry_run[1].stdout and Path("again/swap.png").exists()
 
@@ -806,7 +841,18 @@ def test_a_finished_run_is_refused(dry_run, monkeypatch, capsys):
     assert before == {file.name: file.read_bytes() for file in dry_run[0].iterdir()}
 
 
-def test_other_variants_run_through(command):
+def test_other_variants_run_through(command, monkeypatch):
+    def few(part):
+        return common.Split(*sprites(part, images_per_identity=4))
+
+    digits_too = common.load_dataset
+    monkeypatch.setattr(
+        common,
+        "load_dataset",
+        lambda name, *more: (
+            (few("train"), few("test")) if name == "sprites" else digits_too(name, *more)
+        ),
+    )
     for words in (["--dataset", "sprites"], ["--recipe", "paper", "--validation"]):
         done = command("mathieu.py", "--dry-run", "--epochs", 1, *words)
         assert done.returncode == 0, (words, done.stderr)
@@ -840,13 +886,14 @@ def test_help_tells_every_flag_with_its_comment_and_default(monkeypatch, capsys)
 
 def complaint_of(words, monkeypatch, capsys):
     """The one line that mathieu.py says about these words, exit status 2."""
+    capsys.readouterr()
     monkeypatch.setattr(sys, "argv", ["mathieu.py", *words])
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit, match="^2$"):
         common.run_main(mathieu.main, mathieu.recipe)
-    gc.collect()
+    gc.collect()  # the run of a process that ends
     out, err = capsys.readouterr()
     lines = [line for line in err.splitlines() if not line.startswith("mathieu: ")]  # its own echo
-    assert stop.value.code == 2 and out == "" and len(lines) == 1, err
+    assert out == "" and len(lines) == 1, err
     return lines[0]
 
 
@@ -957,7 +1004,7 @@ def test_damaged_data_are_one_line_and_the_mended_command_works(
 
 
 def test_a_training_that_breaks_says_where_and_keeps_what_was_good(monkeypatch, capsys):
-    few = images(64, classes=2)
+    few = zeros_and_nines(64)
     monkeypatch.setattr(common, "load_data", lambda settings: (few, few))
     words = "--precision fp32 --device cpu --batch-size 16 --epochs 3 --out run"
     complaint = complaint_of([*words.split(), "--lr", "1000"], monkeypatch, capsys)
