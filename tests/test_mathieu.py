@@ -42,9 +42,9 @@ def digits(count, test=False):
     return common.load_dataset("mnist")[test].take(slice(count))
 
 
-def zeros_and_nines(count, test=False):
+def zeros_and_ones(count, test=False):
     data = common.load_dataset("mnist")[test]
-    return data.take(((data.y == 0) | (data.y == 9)).nonzero().flatten()[:count])
+    return data.take((data.y < 2).nonzero().flatten()[:count])
 
 
 # ---- Losses --------------------------------------------------------------------------------------
@@ -500,6 +500,18 @@ def test_probes_and_retrieval_read_the_right_code():
     assert found["retrieval_s"] > 95 and found["retrieval_z"] < 20
 
 
+def test_retrieval_counts_the_class_among_the_eight_nearest():
+    torch.manual_seed(0)
+    test = digits(60, test=True)
+    codes, hits = (torch.rand(60, 3), torch.rand(60, 2), None), {"retrieval_s": 0, "retrieval_z": 0}
+    for name, code in zip(hits, codes):
+        for query in range(60):
+            near = (code - code[query]).square().sum(1).argsort()[1:9]
+            hits[name] += (test.y[near] == test.y[query]).sum().item()
+    truth = {name: 100 * count / 480 for name, count in hits.items()}
+    assert mathieu_scores.retrieval_scores(codes, test) == pytest.approx(truth)
+
+
 def test_samples_are_probed_with_their_own_noise():
     """The mean tells the class; noise of ten times the distance hides it in samples."""
     y = torch.arange(4000) % 2
@@ -707,7 +719,7 @@ def test_the_classifier_stays_as_it_was_and_the_rest_learns():
     nets = mathieu_pretrained_s.build(o)
     nets.enc.classifier.requires_grad_(False)
     before = copy.deepcopy(nets.state_dict())
-    mathieu.train(common.Run("mathieu_pretrained_s", o), nets, zeros_and_nines(48))
+    mathieu.train(common.Run("mathieu_pretrained_s", o), nets, zeros_and_ones(48))
     moved = {k for k, v in nets.state_dict().items() if not torch.equal(v, before[k])}
     assert not any("classifier" in name for name in moved)  # neither weights nor batch norm
     names = {name for name, _ in nets.named_parameters() if "classifier" not in name}
@@ -723,7 +735,7 @@ def test_an_encoder_with_frozen_s_gives_the_classifiers_s_and_its_own_z():
 
 
 def test_a_resumed_run_skips_the_pretraining_and_ends_bit_for_bit(monkeypatch):
-    few = zeros_and_nines(64)
+    few = zeros_and_ones(64)
     monkeypatch.setattr(common, "load_data", lambda settings: (few, few))
     monkeypatch.setattr(mathieu_pretrained_s, "evaluate", lambda *words: ({}, ()))
     o = settings(batch_size=8, epochs=2, dry_run=True)
@@ -754,18 +766,13 @@ def test_a_resumed_run_skips_the_pretraining_and_ends_bit_for_bit(monkeypatch):
 def test_a_tiny_training_uses_s_and_without_its_terms_does_not():
     """Zeros and ones: swaps take the class of s. Without the adversaries, and with room in z, the
     decoder follows z."""
-    both = [part.take((part.y < 2).nonzero().flatten()) for part in common.load_dataset("mnist")]
-    train, test = both[0].take(slice(512)), both[1].take(slice(300))
+    train, test = zeros_and_ones(512), zeros_and_ones(300, test=True)
     judge, found = scores.load_judge("mnist"), {}
     off = {"swap_weight": 0.0, "prior_weight": 0.0, "code_weight": 0.0}
     for name, changes in (("whole", {}), ("ablated", off)):
         o = settings(epochs=6, batch_size=16, kl_weight=0.05, kl_start=0.05, **changes)
         run = common.Run("mathieu", dataclasses.replace(o, out=name))
         nets = mathieu.build(o)
-        nets.disc, nets.code_disc = (
-            mathieu.Discriminator(labels=2),
-            mathieu.CodeDiscriminator(labels=2),
-        )
         mathieu.train(run, nets, train)
         codes, decode = mathieu.encode(nets.eval(), test.x), functools.partial(mathieu.decode, nets)
         found[name] = mathieu_scores.swap_scores(codes, decode, test, judge)
@@ -1004,7 +1011,7 @@ def test_damaged_data_are_one_line_and_the_mended_command_works(
 
 
 def test_a_training_that_breaks_says_where_and_keeps_what_was_good(monkeypatch, capsys):
-    few = zeros_and_nines(64)
+    few = zeros_and_ones(64)
     monkeypatch.setattr(common, "load_data", lambda settings: (few, few))
     words = "--precision fp32 --device cpu --batch-size 16 --epochs 3 --out run"
     complaint = complaint_of([*words.split(), "--lr", "1000"], monkeypatch, capsys)
