@@ -31,6 +31,8 @@ def check(o, priors):
     """`UserError` for settings that cannot be, before anything is written."""
     if o.prior not in priors:
         raise UserError(f"unknown prior '{o.prior}': choose one of {', '.join(priors)}")
+    if not o.prior_std:
+        raise UserError("--prior-std must be above 0")
     if o.prior != "gaussian" and o.z_dim != 2:
         raise UserError(f"--prior {o.prior} lies in the plane: it needs --z-dim 2")
     if o.task == "prior-labels" and not hasattr(priors[o.prior], "component"):
