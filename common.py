@@ -165,6 +165,32 @@ def _load_torchvision(name, root, part):
     return Split(x, y)
 
 
+def image_parts(images, count=20_000, size=500):
+    """The first `count` images as floats, in nearly equal parts of at most `size`: none has a
+    single image, which batch norm refuses."""
+    images = images[:count]
+    return [to_float(part) for part in images.tensor_split(math.ceil(len(images) / size))]
+
+
+def balanced(y, count, seed=0):
+    """Indices of `count` examples, as many of each class of y [N], drawn by the seed; of all where
+    there are no more. `UserError` where a class has too few."""
+    if count >= len(y):
+        return torch.arange(len(y), device=y.device)
+    rng, classes = torch.Generator().manual_seed(seed), y.unique().tolist()
+    each, smallest = count // len(classes), int(torch.bincount(y)[classes].min())
+    if each > smallest or count % len(classes):
+        raise UserError(
+            f"--labels {count}: say a multiple of {len(classes)} up to {len(classes) * smallest}, "
+            f"or {len(y)} for all"
+        )
+    found = []
+    for label in classes:
+        index = (y.cpu() == label).nonzero()[:, 0]
+        found.append(index[torch.randperm(len(index), generator=rng)[:each]])
+    return torch.cat(found).to(y.device)
+
+
 def pair_same_class(y):
     """Random pairs of different images of one class: int64 [P, 2], shuffled.
 
@@ -254,12 +280,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser(settings):
-    """The flags of a dataclass instance: a flag a field, the instance's values as defaults."""
+    """The flags of a dataclass instance: a flag a field, the instance's values as defaults. A field
+    that is None has no flag."""
     doc = sys.modules["__main__"].__doc__ or ""
     parser = Parser(description=doc.split("\n\n")[0], allow_abbrev=False)
     comments, hints = field_comments(settings), get_type_hints(type(settings), include_extras=True)
     for name, hint in hints.items():
         default = getattr(settings, name)
+        if default is None:  # these settings do not have it
+            continue
         words = {"help": f"{comments[name]} [{default}]".replace("%", "%%"), "default": default}
         if hint is bool:
             words["action"] = "store_true"
@@ -641,6 +670,39 @@ def print_table(table, metrics):
 
 
 # --------------------------------------------------------------------------------------------
+# After the training
+
+
+@torch.no_grad()
+def settle_batch_norm(net, batches):
+    """Batch norm's averages anew: the plain mean over `batches`, each the inputs of one call. Those
+    of the training lag behind the weights. Leaves the network in eval mode."""
+    norms = [m for m in net.eval().modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean
+        norm.train()
+    for inputs in batches if norms else ():
+        net(*inputs)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+    net.eval()
+
+
+@contextlib.contextmanager
+def own_random_numbers(seed=None):
+    """What is drawn inside changes nothing outside. seed: draw from it; None: go on as outside."""
+    state = get_rng()
+    if seed is not None:
+        torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        set_rng(state)
+
+
+# --------------------------------------------------------------------------------------------
 # Figures
 
 
@@ -701,5 +763,25 @@ def figure_losses(path, history):
         axes.set_title(name, fontsize=9)
         axes.grid(alpha=0.3)
     figure.supxlabel("epoch")
+    figure.tight_layout()
+    save_figure(figure, path)
+
+
+def figure_scatter(path, points, y, title, outline=(), marks=None):
+    """Points [N, 2] as PNG, a colour for each class y [N]. outline: curves [n, 2]; marks: crosses
+    [K, 2]."""
+    figure, axes = plt.subplots(figsize=(5.4, 4.8), dpi=100)
+    points, y = points.cpu(), y.cpu()
+    style = {"markersize": 2.5, "alpha": 0.6, "zorder": 1, "markeredgewidth": 0}
+    for label in y.unique().tolist():
+        axes.plot(*points[y == label].t(), ".", color=f"C{label}", label=str(label), **style)
+    for curve in outline:
+        axes.plot(*curve.cpu().t(), color=".25", linewidth=0.8, zorder=2)
+    if marks is not None:
+        axes.plot(*marks.cpu().t(), "kx", markersize=7, zorder=3)
+    axes.set_aspect("equal")
+    place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    axes.legend(markerscale=5, fontsize=8, frameon=False, **place)
+    axes.set_title(title, fontsize=10)
     figure.tight_layout()
     save_figure(figure, path)

@@ -28,9 +28,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 
+import aae
 import common
 import mathieu
-from experiments import before
+from experiments import aae_compared, before
 
 import numpy as np
 from PIL import Image
@@ -58,10 +59,10 @@ ROWS = {
     " --swap-weight 0 --prior-weight 0 --code-weight 0",
     "mathieu/mnist-pretrained-s": "--epochs 4",
     "aae/prior-gaussian": "",
-    "aae/prior-gaussian-kl": "--regularizer kl --regularizer-weight 1",
+    "aae/prior-gaussian-kl": "--regularizer kl",
     "aae/prior-gaussian-mmd": "--regularizer mmd",
-    "aae/prior-mixture-10000": "--prior mixture --labels 10000",
-    "aae/prior-swiss-roll-10000": "--prior swiss-roll --labels 10000",
+    "aae/prior-mixture-10000": "--task prior-labels --prior mixture",
+    "aae/prior-swiss-roll-10000": "--task prior-labels --prior swiss-roll",
     "aae/likelihood": "--task likelihood",
     "aae/likelihood-50-epochs": "--task likelihood --epochs 50",
     "aae/likelihood-noise": "--task likelihood --epochs 100 --noise 0.5",
@@ -74,12 +75,12 @@ ROWS = {
     "aae/semi-100-no-warps": "--task semi --labels 100 --warp 0 --warp-weight 0"
     " --lr-encoder 3e-4 --noise 0.3",
     "aae/semi-1000": "--task semi --labels 1000",
-    "aae/semi-60000": "--task semi --labels 60000",
+    "aae/semi-60000": "--task semi-all",
     "aae/cluster-16": "--task cluster --clusters 16",
     "aae/cluster-30": "--task cluster --clusters 30",
     "aae/embed-1000": "--task embed --labels 1000",
     "aae/embed-100": "--task embed --labels 100",
-    "aae/embed-0": "--task embed --labels 0",
+    "aae/embed-0": "--task embed-clusters",
     "bigan/mnist": "",
     **{
         f"bigan/{model}": f"--model {model}"
@@ -95,7 +96,20 @@ ROWS = {
     "infogan/paper": "--recipe paper",
     **{f"infogan/k{k}": f"--categories {k}" for k in (0, 2, 5, 20, 30, 50)},
 }
-PROGRAMS = {"mathieu/mnist-pretrained-s": "-m experiments.mathieu_pretrained_s"}
+PROGRAMS = {
+    "mathieu/mnist-pretrained-s": "-m experiments.mathieu_pretrained_s",
+    "aae/prior-gaussian-kl": "-m experiments.aae_compared",
+    "aae/prior-gaussian-mmd": "-m experiments.aae_compared",
+    "aae/likelihood-kl": "-m experiments.aae_compared",
+    "aae/likelihood-wae-gan": "-m experiments.aae_compared",
+    "aae/likelihood-mmd": "-m experiments.aae_compared",
+}
+RECIPES = {  # of the scripts whose settings are a dataclass
+    "mathieu": mathieu.recipe,
+    "mathieu_pretrained_s": mathieu.recipe,
+    "aae": aae.recipe,
+    "aae_compared": aae_compared.recipe,
+}
 FIGURES = {
     "mathieu/mnist": ("swap", "interpolation", "generation", "retrieval", "losses"),
     "mathieu/sprites": ("swap", "generation", "retrieval"),
@@ -152,12 +166,17 @@ def command(row, seed=None):
     return " ".join(words if seed is None else [*words, "--seed", str(seed)])
 
 
+def script_of(row):
+    """The script in the config.json of a row's run."""
+    return program_of(row)[-1].removeprefix("experiments.").removesuffix(".py")
+
+
 def is_of(row, seed, config):
     """Whether a run with this config.json is a run of this row and seed."""
-    if not row.startswith("mathieu/"):
+    script = script_of(row)
+    if script not in RECIPES:
         return config["command"].split(" --out ")[0] == command(row, seed)
-    script = program_of(row)[-1].removeprefix("experiments.").removesuffix(".py")
-    wanted = common.parse(mathieu.recipe, [*ROWS[row].split(), "--seed", str(seed)])
+    wanted = common.parse(RECIPES[script], [*ROWS[row].split(), "--seed", str(seed)])
     wanted = dataclasses.asdict(wanted)
     free = {"precision", "data"}  # an entry names its precision
     same = all(wanted.get(k) == v for k, v in config["settings"].items() if k not in free)
@@ -218,7 +237,7 @@ def file_folder(folder):
 def changed_since(folder, script):
     """Whether the code differs from that which began the run in this folder."""
     config = common.read_config(folder)
-    if "code" in config:  # aae.py, bigan.py, infogan.py
+    if "code" in config:  # bigan.py, infogan.py
         return config["code"] != before.code_checksum(script)
     return config["commit"] != common.commit()
 
@@ -226,7 +245,7 @@ def changed_since(folder, script):
 def words_of(row, seed, folder):
     """The words of the process that begins a run in this folder, or goes on with it."""
     begun = (ROOT / folder / "config.json").exists()
-    if begun and row.startswith("mathieu/"):
+    if begun and script_of(row) in RECIPES:
         return [sys.executable, *program_of(row), "--resume", str(folder)]
     words = [sys.executable, *command(row, seed).split()[1:], "--out", str(folder)]
     return [*words, "--resume"] if begun else words

@@ -106,14 +106,28 @@ def time_script(script, words, precision, steps, counted_steps, train):
         return run.train_seconds / run.step, flops, opt.batch_size, run.device
 
 
-def time_aae(name, precision):
-    """Images are counted without the labelled ones."""
+def time_aae(name, precision, steps=200):
+    """As time_mathieu. Images are counted without the labelled ones."""
+    with tempfile.TemporaryDirectory() as folder:
 
-    def train(run, data):
-        labelled = aae.choose_labelled(data.y, run.options.labels, 0)
-        aae.train(run, aae.build(run.options, 784), data, labelled)
+        def train(steps, place):
+            words = [*AAE[name], "--epochs", "1", "--precision", precision]
+            o = common.parse(aae.recipe, [*words, "--out", f"{folder}/{place}"])
+            run = common.Run("aae", o)
+            data = common.load_dataset("mnist")[0].take(torch.arange(steps * o.batch_size))
+            data = data.to(run.device)
+            labelled = common.balanced(data.y, o.labels or 0)
+            nets = aae.build(o).to(run.device)
+            with run.autocast():
+                aae.train(run, nets, data, labelled)
+            return run
 
-    return time_script(aae, AAE[name], precision, 200, 4, train)
+        train(20, "warm")
+        run = train(steps, "timed")
+        with FlopCounterMode(display=False) as counter:
+            counted = train(4, "counted")
+        flops = counter.get_total_flops() / counted.step
+        return run.train_seconds / run.step, flops, run.settings.batch_size, run.device
 
 
 def time_bigan(precision):

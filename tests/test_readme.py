@@ -6,11 +6,9 @@ import threading
 import time
 from pathlib import Path
 
-import aae
 import bigan
 import common
 import infogan
-import mathieu
 from experiments import before, reproduce
 
 import benchmark
@@ -24,9 +22,9 @@ README = (ROOT / "README.md").read_text()
 
 def accept(script, words):
     """Parse the flags of a command; a wrong one ends in SystemExit."""
-    if script == "mathieu":
-        return common.parse(mathieu.recipe, words)
-    script = {"aae": aae, "bigan": bigan, "infogan": infogan}[script]
+    if script in reproduce.RECIPES:
+        return common.parse(reproduce.RECIPES[script], words)
+    script = {"bigan": bigan, "infogan": infogan}[script]
     return script.resolve(script.make_parser().parse_args(words))
 
 
@@ -38,7 +36,9 @@ def test_commands_are_accepted():
         if not {"--help", "--resume"} & set(words):
             accept(script, words)
     for row, arguments in reproduce.ROWS.items():
-        accept(row.split("/")[0], arguments.split())
+        accept(reproduce.script_of(row), arguments.split())
+    for script, arguments in re.findall(r"python -m experiments\.(aae_compared)([^`\n|]*)", README):
+        accept(script, arguments.split())
     for arguments in re.findall(r"python -m experiments\.reproduce([^`\n|]*)", README):
         reproduce.make_parser().parse_args(arguments.split())
 
@@ -195,8 +195,9 @@ def config_of(command, script="aae", **settings):
         "versions": {},
         "commit": "HEAD",
     }
-    if script.startswith("mathieu"):
-        settings = vars(common.parse(mathieu.recipe, command.split(".py ")[-1].split()))
+    if script in reproduce.RECIPES:
+        words = re.sub(r"^python (-m )?\S+| --out .*", "", command).split()
+        settings = vars(common.parse(reproduce.RECIPES[script], words))
         free = ("resume", "out", "device")
         config["settings"] = {k: v for k, v in settings.items() if k not in free}
         config["precision"] = "bf16"
@@ -460,9 +461,7 @@ def test_linked_files_exist():
         assert target in anchors or (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize(
-    "script, count", [("mathieu", 7), ("aae", 8), ("bigan", 15), ("infogan", 5)]
-)
+@pytest.mark.parametrize("script, count", [("mathieu", 7), ("bigan", 15), ("infogan", 5)])
 def test_log_legend_names_every_column(script, count):
     source = (ROOT / f"{script}.py").read_text()
     calls = []
