@@ -161,6 +161,13 @@ def _load_torchvision(name, root, part):
     return Split(x, y)
 
 
+def image_parts(images, count=20_000, size=500):
+    """The first `count` images as floats, in nearly equal parts of at most `size`: none has a
+    single image, which batch norm refuses."""
+    images = images[:count]
+    return [to_float(part) for part in images.tensor_split(math.ceil(len(images) / size))]
+
+
 def pair_same_class(y):
     """Random pairs of different images of one class: int64 [P, 2], shuffled.
 
@@ -633,6 +640,39 @@ def print_table(table, metrics):
     widths = [max(len(line[k]) for line in lines) for k in range(4)]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+
+
+# --------------------------------------------------------------------------------------------
+# After the training
+
+
+@torch.no_grad()
+def settle_batch_norm(net, batches):
+    """Batch norm's averages anew: the plain mean over `batches`, each the inputs of one call. Those
+    of the training lag behind the weights. Leaves the network in eval mode."""
+    norms = [m for m in net.eval().modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean
+        norm.train()
+    for inputs in batches if norms else ():
+        net(*inputs)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+    net.eval()
+
+
+@contextlib.contextmanager
+def own_random_numbers(seed=None):
+    """What is drawn inside changes nothing outside. seed: draw from it; None: go on as outside."""
+    state = get_rng()
+    if seed is not None:
+        torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        set_rng(state)
 
 
 # --------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from those whose means the tables show.
 """
 
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -29,7 +30,6 @@ from functools import partial
 from pathlib import Path
 
 import common
-import mathieu
 from experiments import before
 
 import numpy as np
@@ -91,10 +91,11 @@ ROWS = {
     "bigan/grid-random": "--dataset grid --random-setting",
     "infogan/mnist": "",
     "infogan/long": "--epochs 8 --far 1",
-    "infogan/baseline": "--baseline",
+    "infogan/baseline": "--recipe baseline",
     "infogan/paper": "--recipe paper",
     **{f"infogan/k{k}": f"--categories {k}" for k in (0, 2, 5, 20, 30, 50)},
 }
+BEFORE = ("aae/", "bigan/")  # rows of scripts that are not rewritten yet
 PROGRAMS = {"mathieu/mnist-pretrained-s": "-m experiments.mathieu_pretrained_s"}
 FIGURES = {
     "mathieu/mnist": ("swap", "interpolation", "generation", "retrieval", "losses"),
@@ -154,11 +155,12 @@ def command(row, seed=None):
 
 def is_of(row, seed, config):
     """Whether a run with this config.json is a run of this row and seed."""
-    if not row.startswith("mathieu/"):
+    if row.startswith(BEFORE):
         return config["command"].split(" --out ")[0] == command(row, seed)
-    script = program_of(row)[-1].removeprefix("experiments.").removesuffix(".py")
-    wanted = common.parse(mathieu.recipe, [*ROWS[row].split(), "--seed", str(seed)])
-    wanted = dataclasses.asdict(wanted)
+    module = program_of(row)[-1].removesuffix(".py")
+    script = module.removeprefix("experiments.")
+    recipe = importlib.import_module(module).recipe
+    wanted = dataclasses.asdict(common.parse(recipe, [*ROWS[row].split(), "--seed", str(seed)]))
     free = {"precision", "data"}  # an entry names its precision
     same = all(wanted.get(k) == v for k, v in config["settings"].items() if k not in free)
     return same and config["script"] == script
@@ -218,7 +220,7 @@ def file_folder(folder):
 def changed_since(folder, script):
     """Whether the code differs from that which began the run in this folder."""
     config = common.read_config(folder)
-    if "code" in config:  # aae.py, bigan.py, infogan.py
+    if "code" in config:  # aae.py, bigan.py
         return config["code"] != before.code_checksum(script)
     return config["commit"] != common.commit()
 
@@ -226,7 +228,7 @@ def changed_since(folder, script):
 def words_of(row, seed, folder):
     """The words of the process that begins a run in this folder, or goes on with it."""
     begun = (ROOT / folder / "config.json").exists()
-    if begun and row.startswith("mathieu/"):
+    if begun and not row.startswith(BEFORE):
         return [sys.executable, *program_of(row), "--resume", str(folder)]
     words = [sys.executable, *command(row, seed).split()[1:], "--out", str(folder)]
     return [*words, "--resume"] if begun else words

@@ -15,10 +15,12 @@ def main(folder, device="auto"):
     """Prints the table; the new scores replace those of the same name in metrics.json."""
     folder = Path(folder)
     name = common.read_config(folder)["script"]
-    script = importlib.import_module(name if name == "mathieu" else f"experiments.{name}")
+    paper = (common.HERE / f"{name}.py").exists()
+    script = importlib.import_module(name if paper else f"experiments.{name}")
     settings = common.parse(script.recipe, ["--resume", str(folder), "--device", device])
     nets = script.load(folder, common.choose_device(settings.device))
     data, test = common.load_data(settings)
+    common.set_rng(common.read_checkpoint(folder)["rng"])  # as the training left it
     metrics, table = script.evaluate(nets, data, test, settings, folder)
     old = json.loads((folder / "metrics.json").read_text())
     common.write_atomic(folder / "metrics.json", json.dumps({**old, **metrics}, indent=1).encode())

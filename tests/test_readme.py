@@ -24,9 +24,9 @@ README = (ROOT / "README.md").read_text()
 
 def accept(script, words):
     """Parse the flags of a command; a wrong one ends in SystemExit."""
-    if script == "mathieu":
-        return common.parse(mathieu.recipe, words)
-    script = {"aae": aae, "bigan": bigan, "infogan": infogan}[script]
+    if script in ("mathieu", "infogan"):
+        return common.parse({"mathieu": mathieu, "infogan": infogan}[script].recipe, words)
+    script = {"aae": aae, "bigan": bigan}[script]
     return script.resolve(script.make_parser().parse_args(words))
 
 
