@@ -12,7 +12,7 @@ shows: which digit, how slanted, how thick. No label is used.
 Where the paper's things are
     Eq. 6                         train, with a function for each term
     Eq. 4, 5, Lemma 5.1           the comment above category_loss
-    Table 1 (appendix C.1)        Trunk, QHead, Generator
+    Table 1 (appendix C.1)        Trunk, DHead, QHead, Generator
     Figure 2                      figure_categories (a, b), figure_sweep (c, d)
     Figure 1, "5 % error" (7.2)   experiments/infogan_scores.py; --recipe baseline: the regular GAN
 
@@ -32,7 +32,6 @@ Three additions are ours: warp, far, continuous_start. Their lines are marked "#
 """
 
 import dataclasses
-import functools
 import math
 from typing import Annotated, Literal
 
@@ -71,26 +70,24 @@ OURS = Settings()
 PAPER = Settings(recipe="paper", epochs=11, schedule="constant", continuous_weight=1.0, **OFF)
 
 
-def regular(settings, epochs):
-    """Settings of Figure 1's regular GAN: the same, but without rewards and additions."""
+def regular(settings):
+    """Settings of the regular GAN beside: the same, but without rewards and additions."""
+    epochs = min(settings.epochs, settings.baseline_epochs)
     off = {**OFF, "continuous_weight": 1.0, "baseline_epochs": 0}
     return dataclasses.replace(settings, recipe="baseline", epochs=epochs, **off)
 
 
-def recipe(dataset="mnist", recipe="ours", categories=10):
-    """Figure 1 is of K = 10. The additions protect the category: without one they are off."""
-    settings = {"paper": PAPER, "baseline": regular(OURS, OURS.epochs)}.get(recipe, OURS)
-    off = OFF if str(categories) == "0" else {}
-    settings = dataclasses.replace(settings, dataset=dataset, **off)
-    if str(categories) != "10":
-        settings.baseline_epochs = 0
-    return settings
+BASELINE = dataclasses.replace(regular(OURS), epochs=OURS.epochs)
+
+
+def recipe(dataset="mnist", recipe="ours"):
+    settings = {"paper": PAPER, "baseline": BASELINE}.get(recipe, OURS)
+    return dataclasses.replace(settings, dataset=dataset)
 
 
 # ---- Networks (Table 1) --------------------------------------------------------------------------
 class Trunk(nn.Sequential):
-    """What D and Q share: images [B, C, H, W] in [0, 1] -> features [B, 1024]; H = W = size, a
-    multiple of 4. D is one linear layer more, its output a logit [B, 1]."""
+    """What D and Q share: images [B, C, size, size] in [0, 1] -> features [B, 1024]."""
 
     def __init__(self, channels=1, size=28, slope=0.1):
         super().__init__(
@@ -106,6 +103,13 @@ class Trunk(nn.Sequential):
         )
 
 
+class DHead(nn.Linear):
+    """DHead(1024, 1): the logit [B, 1] of D(x), of the trunk's features."""
+
+    def forward(self, h):
+        return super().forward(h).float()  # layers may compute in bf16, losses must not
+
+
 class QHead(nn.Module):
     """Q(c|x) of the trunk's features [B, 1024]: logits of c1 [B, K], means of c2 [B, n]."""
 
@@ -116,7 +120,7 @@ class QHead(nn.Module):
         self.sizes = [categories, continuous]
 
     def forward(self, h):
-        return self.out(self.hidden(h)).float().split(self.sizes, 1)  # losses are not in bf16
+        return self.out(self.hidden(h)).float().split(self.sizes, 1)
 
 
 class Generator(nn.Module):
@@ -156,32 +160,30 @@ def initialise(net):
 # ---- Losses, each a mean over the batch ----------------------------------------------------------
 def adversarial_loss(logits):
     """-log D(fake), of logits: what the generator minimises; log 2 at chance."""
-    return F.softplus(-logits.float()).mean()
+    return F.softplus(-logits).mean()
 
 
 def discriminator_loss(logits_real, logits_fake):
     """-log D(real) - log(1 - D(fake)), of logits (eq. 1); 2 log 2 at chance."""
-    return F.softplus(-logits_real.float()).mean() + F.softplus(logits_fake.float()).mean()
+    return F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean()
 
 
-# What is rewarded is a bound on the information that x = G(z, c) has on c. P(c'|x) is the true
-# posterior of the code, which nobody knows:
+# The information that x = G(z, c) has on c, and its bound. P(c'|x): the true, unknown posterior.
 #     I(c; x) = H(c) + E_x E_{c' ~ P(c'|x)} log P(c'|x)
 #            >= H(c) + E_x E_{c' ~ P(c'|x)} log Q(c'|x)                                   (eq. 4)
 #             = H(c) + E_{c ~ P(c), x = G(z,c)} log Q(c|x) = L_I(G, Q)        (Lemma 5.1, eq. 5)
-# The bound is short by KL(P(.|x) || Q(.|x)), the mean over x: nothing where Q is the posterior.
-# The last line spares us the posterior. To draw x, then c' from P(c'|x), gives the same pairs as to
-# draw c, then x from it. So the c to score is the one that made x. H(c) does not depend on G or Q:
-# what is left to minimise is -log Q(c|x), a sum of the two losses below.
+# The gap is KL(P(.|x) || Q(.|x)), a mean over x: nothing where Q is the posterior. The last line
+# spares us the posterior. To draw x, then c' from P(c'|x), gives the same pairs as to draw c, then
+# x from it. So the c to score is the one that made x. H(c) does not depend on G or Q: what is left
+# to minimise is -log Q(c|x), a sum of the two losses below.
 def category_loss(logits, c1):
     """-log Q(c1|x) in nats; log K where Q knows nothing. Logits and one-hot c1, both [B, K]."""
     return -(c1 * logits.log_softmax(1)).sum(1).mean()
 
 
 def continuous_loss(mean, c2):
-    """-log Q(c2|x) in nats, Q = N(mean, 1), summed over the codes; both [B, n].
-
-    Half a squared error and 0.919 a code. Such a Q never has L_I above 0: H(c2) is 0.693 a code."""
+    """-log Q(c2|x) in nats, Q = N(mean, 1), a sum over the n numbers of c2; both [B, n]. It is at
+    least 0.919 a number, and H(c2) is 0.693: L_I of c2 is never above 0."""
     return (0.5 * (c2 - mean).square() + 0.5 * math.log(2 * math.pi)).sum(1).mean()
 
 
@@ -215,37 +217,33 @@ def update(optimiser, loss):
     optimiser.zero_grad()
 
 
-def optimisers(gan, o):
-    """One for D and Q, which share the trunk, and one for G."""
-    adam = {"betas": (o.beta1, 0.999), "fused": True}
-    body = [*gan.trunk.parameters(), *gan.d.parameters(), *gan.q.parameters()]
-    opt_g = torch.optim.Adam(gan.gen.parameters(), o.lr, **adam)
-    return torch.optim.Adam(body, o.lr_disc, **adam), opt_g
-
-
 def train(run, nets, data):
     """Eq. 6. data: a `common.Split`. run: a `common.Run`, which keeps the books: `epochs` saves
     after each, `batches` gives a step's rows, `step` counts from 1, `log` fills log.csv."""
     nets.train()
-    games = [(nets, run.settings, *optimisers(nets, run.settings))]
-    if nets.gan is not None:  # Figure 1's regular GAN, trained beside in the first epochs
-        games.append((nets.gan, regular(run.settings, 0), *optimisers(nets.gan, run.settings)))
     run.track(nets=nets)
-    for k, (_, _, opt_d, opt_g) in enumerate(games):
-        run.track(**{f"opt_d_{k}": opt_d, f"opt_g_{k}": opt_g})
+    games = []  # InfoGAN, and where it is wanted Figure 1's regular GAN
+    for gan, o in ((nets, run.settings), (nets.gan, regular(run.settings))):
+        if gan is not None:
+            adam = {"betas": (o.beta1, 0.999), "fused": True}
+            body = [*gan.trunk.parameters(), *gan.d.parameters(), *gan.q.parameters()]
+            opt_d = torch.optim.Adam(body, o.lr_disc, **adam)
+            opt_g = torch.optim.Adam(gan.gen.parameters(), o.lr, **adam)
+            run.track(**{f"opt_d_{len(games)}": opt_d, f"opt_g_{len(games)}": opt_g})
+            games.append((gan, o, opt_d, opt_g))
 
     for _ in run.epochs():
         for index in run.batches(torch.randperm(len(data.y)), run.settings.batch_size):
             x = common.to_float(data.x[index])  # [B, 1, 28, 28]
             for gan, o, opt_d, opt_g in games:
                 if run.step > len(gan.curve):
-                    continue
+                    continue  # the regular GAN ends early
                 trunk, d, q, gen = gan.trunk, gan.d, gan.q, gan.gen
-                rewarded = o.recipe != "baseline"  # else Q's losses teach Q alone
+                rewarded = o.recipe != "baseline"  # regular GAN: Q's losses teach Q alone
                 done = (run.step - 1) / len(gan.curve)
-                falling = 2 - 2 * done if o.schedule == "linear" else 1
-                opt_d.param_groups[0]["lr"] = o.lr_disc * min(1, max(0.01, falling))
-                opt_g.param_groups[0]["lr"] = o.lr * min(1, max(0.01, falling))
+                rate = min(1, max(0.01, 2 - 2 * done)) if o.schedule == "linear" else 1
+                opt_d.param_groups[0]["lr"] = o.lr_disc * rate
+                opt_g.param_groups[0]["lr"] = o.lr * rate
                 weight_c2 = o.continuous_weight if done >= o.continuous_start else 0  # ours
 
                 # made: an image for each code. D sees the first B of them, `fake`. The others are
@@ -279,8 +277,7 @@ def train(run, nets, data):
 
                 gan.curve[run.step - 1] = bound
                 if gan is nets:
-                    told = {"category": category, "continuous": continuous, "information": bound}
-                    run.log(disc=loss_d, gen=loss_g, **told)
+                    run.log(disc=loss_d, gen=loss_g, c1=category, c2=continuous, bound=bound)
 
 
 # ---- Figures -------------------------------------------------------------------------------------
@@ -293,14 +290,13 @@ def figure_categories(nets, o, path, order, words, rows=5):
 
 
 def figure_sweep(nets, o, path, which, order, columns=11):
-    """Figure 2(c), (d): one number of c2 from -2 to 2 along a row, a category a row. -2 to 2 is
-    twice as far as the prior goes."""
+    """Figure 2(c), (d): a number of c2 from -2 to 2 (the prior: -1 to 1); a category a row."""
+    from experiments.infogan_scores import sweep
+
     z, _, c2 = draw_codes(o, len(order), order.device)
-    codes = z, one_hot(order, o.categories), c2
-    z, c1, c2 = (code.repeat_interleave(columns, 0) for code in codes)
-    c2[:, which] = torch.linspace(-2, 2, columns, device=z.device).repeat(len(order))
+    codes = sweep((z, one_hot(order, o.categories), c2), which, 2, columns)
     words = f"Continuous code {which + 1} from -2 to 2 (Fig. 2c, d)"
-    common.figure_grid(path, decode(nets, z, c1, c2), columns, words, "", "a category a row")
+    common.figure_grid(path, decode(nets, *codes), columns, words, "", "a category a row")
 
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
@@ -345,12 +341,11 @@ def build(o, steps=1):
     """Untrained networks. gan: those of a regular GAN, or None. curve: L_I in nats of each update
     of the training; steps: updates an epoch."""
     nets = nn.Module()
-    nets.trunk, nets.d = initialise(Trunk()), initialise(nn.Linear(1024, 1))
+    nets.trunk, nets.d = initialise(Trunk()), initialise(DHead(1024, 1))
     nets.q = initialise(QHead(o.categories, o.continuous))
     nets.gen = initialise(Generator(o.z_dim + o.categories + o.continuous))
     nets.register_buffer("curve", torch.zeros(o.epochs * steps))
-    beside = min(o.baseline_epochs, o.epochs)
-    nets.gan = build(regular(o, beside), steps) if beside else None
+    nets.gan = build(regular(o), steps) if o.baseline_epochs else None
     return nets
 
 
@@ -380,9 +375,9 @@ def evaluate(nets, data, test, o, folder):
     """Figures into the run's folder; returns the scores and the rows of the printed table."""
     from experiments import infogan_scores
 
-    draw = functools.partial(draw_codes, o)
     with common.own_random_numbers():  # the checkpoint keeps them as the training left them
-        found, order = infogan_scores.evaluate(nets, build, decode, draw, data, test, o, folder)
+        tools = build, draw_codes, decode
+        found, order = infogan_scores.evaluate(nets, *tools, data, test, o, folder)
         common.say("figures")
         if o.categories:
             figure_categories(nets, o, folder / "categories.png", order, "Categories (Fig. 2a)")

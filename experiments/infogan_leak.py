@@ -1,11 +1,12 @@
 """How much of a good result does K = 10 give away? A table of finished runs (not in the paper).
 
-    python infogan.py --categories 20        # likewise 0, 2, 5, 10, 30, 50, and --recipe baseline
+    python infogan.py --categories 20 --baseline-epochs 0     # and so on, and --recipe baseline
     python -m experiments.infogan_leak runs/infogan/mnist-seed0 runs/infogan/mnist-seed0-2
 
 K = 10 with equal shares tells the category how many digits there are, and that they are about
-equally frequent: so much of the labels is known. With K = 0 and in the regular GAN nothing is
-warped, so part of their distance from the others is the warps.
+equally frequent: so much of the labels is known. The rows k0 to k50 of experiments/reproduce.py
+have the commands. With K = 0 and in the regular GAN nothing is warped, so part of their distance
+from the others is the warps.
 """
 
 import json

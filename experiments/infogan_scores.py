@@ -264,10 +264,11 @@ def load_judge(settings):
     return scores.load_judge(settings.dataset, settings.data, device, quick=settings.dry_run)
 
 
-def evaluate(nets, build, decode, draw, data, test, settings, folder):
+def evaluate(nets, build, draw_codes, decode, data, test, settings, folder):
     """Scores, name -> number, and the categories [K] in the order of their digits (five zeros
     where there is no category). Settles batch norm, and draws Figure 1 into the folder."""
     say("scoring")
+    draw = functools.partial(draw_codes, settings)
     settle(nets, draw, data.x, settings)
     judge, decode, dry = load_judge(settings), functools.partial(decode, nets), settings.dry_run
     found = code_scores(draw, decode, judge, test, 500 if dry else 10_000)

@@ -93,7 +93,8 @@ ROWS = {
     "infogan/long": "--epochs 8 --far 1",
     "infogan/baseline": "--recipe baseline",
     "infogan/paper": "--recipe paper",
-    **{f"infogan/k{k}": f"--categories {k}" for k in (0, 2, 5, 20, 30, 50)},
+    "infogan/k0": "--categories 0 --warp 0 --continuous-start 0 --baseline-epochs 0",
+    **{f"infogan/k{k}": f"--categories {k} --baseline-epochs 0" for k in (2, 5, 20, 30, 50)},
 }
 BEFORE = ("aae/", "bigan/")  # rows of scripts that are not rewritten yet
 PROGRAMS = {"mathieu/mnist-pretrained-s": "-m experiments.mathieu_pretrained_s"}
