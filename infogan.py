@@ -22,13 +22,11 @@ have the room for it. Nothing else in the training knows how many classes there 
 Differences           the paper                          here
     length            released: 5,000 updates,           1,876 updates, rates fall in the second
                       constant rates                     half (--recipe paper: 5,159, constant)
-    lambda of c2      below c1's (section 6);            4 (--recipe paper: 1)
-                      1 (appendix, released)
+    lambda of c2      section 6: smaller; appendix: 1    4 (--recipe paper: 1)
     Q(c2|x)           a Gaussian of learned deviation    of deviation 1, as released
     G's loss          log(1 - D)                         -log D, as released
     codes             released: fresh ones for G's step  G's step has those of D's
-Three additions are ours: warp, far, continuous_start. Their lines are marked "# ours".
-"Beyond the paper" says what they are for; --recipe paper turns them off.
+Three additions are ours, marked "# ours": warp, far, continuous_start; see "Beyond the paper".
 """
 
 import dataclasses
@@ -149,11 +147,11 @@ class Generator(nn.Module):
 
 def initialise(net):
     """Weights N(0, 0.02^2), batch norm's gains N(1, 0.02^2), biases 0, as released."""
-    for layer in net.modules():
-        if hasattr(layer, "weight"):
-            norm = isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))
-            nn.init.normal_(layer.weight, mean=1.0 if norm else 0.0, std=0.02)
-            nn.init.zeros_(layer.bias)
+    for name, p in net.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(p)
+        else:  # a vector: batch norm's gains
+            nn.init.normal_(p, mean=1.0 if p.dim() == 1 else 0.0, std=0.02)
     return net
 
 
@@ -246,8 +244,7 @@ def train(run, nets, data):
                 opt_g.param_groups[0]["lr"] = o.lr * rate
                 weight_c2 = o.continuous_weight if done >= o.continuous_start else 0  # ours
 
-                # made: an image for each code. D sees the first B of them, `fake`. The others are
-                # of far codes (ours), for Q alone.
+                # D sees the first B images of `made`. The rest are of far codes (ours), for Q.
                 far = round(o.far * len(x)) if o.warp else 0  # ours
                 z, c1, c2 = draw_codes(o, len(x), x.device, far)
                 made = gen(z, c1, c2)
@@ -306,8 +303,7 @@ def figure_sweep(nets, o, path, which, order, columns=11):
 # not lean, so it may be the slant; the others on copies that lean at random, so they may not be.
 # continuous_start: rewarded from the start, c2 competes with c1 for the digit.
 # far: Figure 2 goes twice as far as the prior of c2, and on the way the digit changes. So Q must
-# tell c1 on images of such c2, too.
-# The tries are in results/NOTES.md, "Chen et al., MNIST".
+# tell c1 on images of such c2, too. (Tries of all of it: results/NOTES.md.)
 
 
 def warp(x, amount=1.0):

@@ -215,9 +215,9 @@ def probe_scores(layers, data, test, dry=False):
     layers: {name: (features of the training images [N, d], of the test images)}."""
     found = {}
     for name, (features, test_features) in layers.items():
-        for count in (100, 1000, len(data.y)):
+        for count in sorted({100, 1000, len(data.y)}):
             if count > len(data.y):
-                continue
+                break
             index = balanced(data.y, count)
             epochs = 1 if dry else max(20, 200_000 // count)
             arrays = features[index], data.y[index], test_features, test.y

@@ -27,6 +27,7 @@ from kills import same
 from torch import nn
 
 BODY = {"trunk", "d", "q"}
+DRAW = infogan.draw_codes  # which tests replace
 
 
 def settings(recipe="ours", categories=10, **changes):
@@ -207,7 +208,7 @@ def test_networks_have_the_papers_sizes():
     assert sum(isinstance(m, nn.ReLU) for m in nets.gen.modules()) == 3
     for m in nets.modules():
         if hasattr(m, "weight"):
-            norm = hasattr(m, "running_mean")
+            norm = float(hasattr(m, "running_mean"))
             assert abs(m.weight.mean() - norm) < 0.02 and (m.bias == 0).all()
             assert norm or abs(m.weight.std() - 0.02) < 2e-3
     assert nets.curve.shape == (4,) and nets.gan is None
@@ -254,7 +255,7 @@ def nets_of(o):
 
 def codes_of(o, far):
     torch.manual_seed(4)
-    codes = infogan.draw_codes(o, B, "cpu", far)
+    codes = DRAW(o, B, "cpu", far)
     torch.manual_seed(SEED)
     return codes
 
@@ -530,7 +531,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(monkeypatch):
     """The regular GAN beside it, too."""
     monkeypatch.setattr(common, "load_data", lambda settings: (digits(20), digits(20)))
     monkeypatch.setattr(infogan, "evaluate", lambda *words: ({}, ()))
-    o = settings(batch_size=10, epochs=3, baseline_epochs=2, dry_run=True)
+    o = settings(batch_size=20, epochs=2, baseline_epochs=2, dry_run=True)
     infogan.main(dataclasses.replace(o, out="whole"))
     log = common.Run.log
 
@@ -547,7 +548,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(monkeypatch):
     infogan.main(common.parse(infogan.recipe, ["--resume", "part"]))
     whole, part = (common.read_checkpoint(name) for name in ("whole", "part"))
     assert same(whole["states"], part["states"]) and same(whole["rng"], part["rng"])
-    assert part["step"] == 6 and len(part["states"]["nets"]["gan.curve"]) == 4
+    assert part["step"] == 2 and (part["states"]["nets"]["gan.curve"] != 0).all()
 
 
 # ---- Scores --------------------------------------------------------------------------------------
@@ -568,8 +569,11 @@ def test_moments_of_bars(lean, width):
     assert slant.item() == pytest.approx(lean, abs=0.02)
     assert measured.item() == pytest.approx(width / math.sqrt(1 + lean**2), rel=0.25)
     assert infogan_scores.image_moments(bar(lean, width + 1))[1] > measured + 0.5
-    thin = infogan_scores.image_moments(bar(lean, 0.5))[1].item()
-    assert thin == pytest.approx(2 / math.sqrt(1 + lean**2), abs=0.35)
+
+
+def test_moments_of_thin_bars_and_of_no_ink():
+    for width in (0.5, 1.0, 1.5):  # two pixels is the least it can say
+        assert infogan_scores.image_moments(bar(0.0, width))[1].item() == pytest.approx(2, abs=0.2)
     black = infogan_scores.image_moments(torch.zeros(2, 1, 28, 28))
     assert all(torch.isfinite(value).all() for value in black)
 
@@ -622,12 +626,12 @@ def test_code_scores_of_generators_that_are_known():
         def decode(z, c1, c2):
             return show(z, c1.argmax(1), c2)
 
-        found[name] = infogan_scores.code_scores(draw, decode, judge, real, 600)
+        found[name] = infogan_scores.code_scores(draw, decode, judge, real, 400)
     good = found["steady"]
     assert good["generated_purity"] == 100 and good["generated_digits"] == 10
-    assert good["generated_diversity"] == pytest.approx(1, abs=0.08)
+    assert good["generated_diversity"] == pytest.approx(1, abs=0.1)
     assert good["identity_leak"] == good["identity_leak_inside"] == 0
-    assert good["slant_r2"] < 0.06 and good["width_r2"] < 0.06
+    assert good["slant_r2"] < 0.1 and good["width_r2"] < 0.1
     assert found["leaning"]["slant_r2"] > 0.95 and found["leaning"]["identity_leak_inside"] < 25
     leaky, beyond = found["leaky"], found["beyond"]  # one of two numbers
     assert leaky["identity_leak"] == leaky["identity_leak_inside"] == 50
@@ -636,7 +640,7 @@ def test_code_scores_of_generators_that_are_known():
     assert found["collapsed"]["generated_digits"] == 1
     assert found["template"]["generated_purity"] == 100
     assert found["template"]["generated_diversity"] < 1e-6
-    assert 45 < found["merged"]["generated_purity"] < 58
+    assert 45 < found["merged"]["generated_purity"] < 62
 
 
 def test_cluster_scores_of_heads_that_are_known():
@@ -690,23 +694,26 @@ def test_curve_scores():
 
 
 def test_probes_read_the_layers_they_are_given(monkeypatch):
-    data, test = digits(1000), digits(300, test=True)
-    told = F.one_hot(data.y, 10).float(), F.one_hot(test.y, 10).float()
-    torch.manual_seed(0)
-    layers = {"told": told, "noise": (torch.randn(1000, 5), torch.randn(300, 5))}
-    found = infogan_scores.probe_scores(layers, data, test, dry=True)
-    names = {f"probe_error_{layer}_{n}" for layer in layers for n in (100, "all")}
-    assert set(found) == names
-    assert found["probe_error_told_all"] < 30 and found["probe_error_noise_all"] > 75
-    asked = []
+    data, test, asked = digits(1000), digits(300, test=True), []
 
     def probe(codes, y, test_codes, test_y, hidden, epochs):
-        asked.append((len(y), hidden, epochs))
-        return torch.zeros(1)
+        asked.append((codes, y, test_codes, test_y, hidden, epochs))
+        return torch.tensor([float(len(asked))])
 
     monkeypatch.setattr(scores, "probe", probe)
-    infogan_scores.probe_scores({"told": told}, data, test)
-    assert asked == [(100, 0, 2000), (1000, 0, 200)]
+    layers = {name: (torch.randn(1000, 2), torch.randn(300, 2)) for name in ("a", "b")}
+    found = infogan_scores.probe_scores(layers, data, test)
+    names = [f"probe_error_{name}_{count}" for name in "ab" for count in (100, "all")]
+    assert found == {name: k + 1 for k, name in enumerate(names)}
+    few, every = infogan_scores.balanced(data.y, 100), torch.arange(1000)
+    for call, (name, index) in zip(asked, [("a", few), ("a", every), ("b", few), ("b", every)]):
+        assert torch.equal(call[0], layers[name][0][index]) and torch.equal(
+            call[2], layers[name][1]
+        )
+        assert torch.equal(call[1], data.y[index]) and torch.equal(call[3], test.y)
+    assert [call[4:] for call in asked] == [(0, 2000), (0, 200)] * 2
+    infogan_scores.probe_scores(layers, data, test, dry=True)
+    assert [call[5] for call in asked[4:]] == [1] * 4
 
 
 def test_balanced_labels():
