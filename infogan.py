@@ -4,10 +4,10 @@ nets. Chen, Duan, Houthooft, Schulman, Sutskever, Abbeel 2016, arXiv 1606.03657.
     python infogan.py                       # MNIST, by our recipe
     python infogan.py --recipe paper        # about the released recipe, without our additions
 
-A generator G makes an image of noise z and a code: a category c1 and continuous numbers c2. A
-discriminator D tells real images from generated ones. A second head Q on D's body reads the code
-from the image, and both G and Q are rewarded when it can. So the code comes to tell what an image
-shows: which digit, how slanted, how thick. No label is used.
+A generator G makes an image of noise z and a code: a category c1, and numbers c2 (the paper's c2
+and c3). A discriminator D tells real images from generated ones. A second head Q on D's body reads
+the code from the image, and both G and Q are rewarded when it can. So the code comes to tell what
+an image shows: which digit, how slanted, how thick. No label is used.
 
 Where the paper's things are
     Eq. 6                         train, with a function for each term
@@ -68,11 +68,10 @@ OURS = Settings()
 PAPER = Settings(recipe="paper", epochs=11, schedule="constant", continuous_weight=1.0, **OFF)
 
 
-def regular(settings):
+def regular(o):
     """Settings of the regular GAN beside: the same, but without rewards and additions."""
-    epochs = min(settings.epochs, settings.baseline_epochs)
-    off = {**OFF, "continuous_weight": 1.0, "baseline_epochs": 0}
-    return dataclasses.replace(settings, recipe="baseline", epochs=epochs, **off)
+    off = {**OFF, "recipe": "baseline", "continuous_weight": 1.0, "baseline_epochs": 0}
+    return dataclasses.replace(o, epochs=min(o.epochs, o.baseline_epochs), **off)
 
 
 BASELINE = dataclasses.replace(regular(OURS), epochs=OURS.epochs)
@@ -198,13 +197,12 @@ def one_hot(value, categories):
 def draw_codes(o, count, device, far=0):
     """The prior: z [N, z_dim] and c2 [N, n] uniform in [-1, 1], c1 one-hot [N, K], uniform over K
     values; N = count + far. Ours: c2 of the last `far` is uniform in [-2, 2]."""
-    value = torch.zeros(count + far, device=device)
-    if o.categories:
-        value = torch.randint(o.categories, (count + far,), device=device)
-    c2 = 2 * torch.rand(count + far, o.continuous, device=device) - 1
-    z = 2 * torch.rand(count + far, o.z_dim, device=device) - 1
+    k, n = o.categories, count + far
+    value = torch.randint(k, (n,), device=device) if k else torch.zeros(n, device=device)
+    c2 = 2 * torch.rand(n, o.continuous, device=device) - 1
+    z = 2 * torch.rand(n, o.z_dim, device=device) - 1
     reach = torch.cat([torch.full((count, 1), 1.0), torch.full((far, 1), 2.0)])
-    return z, one_hot(value, o.categories), c2 * reach.to(device)
+    return z, one_hot(value, k), c2 * reach.to(device)
 
 
 def update(optimiser, loss):
