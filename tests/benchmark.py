@@ -12,6 +12,7 @@ No test asserts a time.
 """
 
 import json
+import math
 import sys
 import tempfile
 import time
@@ -139,6 +140,27 @@ def time_bigan(precision):
     return time_script(bigan, [], precision, 200, 4, train)
 
 
+def time_settings(script, words, precision, steps, counted_steps, train):
+    """`time_script` for a script with a Settings dataclass."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def epoch(steps, place):
+            more = ["--epochs", "1", "--precision", precision, "--out", f"{folder}/{place}"]
+            settings = common.parse(script.recipe, [*words, *more])
+            data = common.load_dataset("mnist")[0].take(slice(steps * settings.batch_size))
+            run = common.Run(script.__name__, settings)
+            with run.autocast():
+                train(run, data.to(run.device))
+            return run
+
+        epoch(20, "warm")
+        run = epoch(steps, "timed")
+        with FlopCounterMode(display=False) as counter:
+            counted = epoch(counted_steps, "counted")
+        flops = counter.get_total_flops() / counted.step
+        return run.train_seconds / run.step, flops, run.settings.batch_size, run.device
+
+
 INFOGAN = ["--baseline-epochs", "0", "--continuous-start", "0"]
 
 
@@ -146,9 +168,10 @@ def time_infogan(precision):
     """InfoGAN alone, all its terms in force, without the regular GAN beside it."""
 
     def train(run, data):
-        infogan.train(run, infogan.build(run.options), None, data)
+        steps = math.ceil(len(data.y) / run.settings.batch_size)
+        infogan.train(run, infogan.build(run.settings, steps).to(run.device), data)
 
-    return time_script(infogan, INFOGAN, precision, 60, 4, train)
+    return time_settings(infogan, INFOGAN, precision, 60, 4, train)
 
 
 TIMES = {

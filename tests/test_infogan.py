@@ -1,14 +1,23 @@
-"""infogan.py: the bound against known channels, who moves in each update, scores that catch degenerate models, the command line."""
+"""infogan.py and its files in experiments/.
+
+The bound against channels whose information is known, a step of training against a second
+implementation, who gets which gradient, scores that catch degenerate models, the command line.
+"""
 
 import copy
+import dataclasses
+import functools
+import gc
 import inspect
 import json
 import math
 import sys
 import types
+from pathlib import Path
 
+import common
 import infogan
-from experiments import before as common
+from experiments import infogan_leak, infogan_scores, score, scores
 
 import numpy as np
 import pytest
@@ -17,765 +26,556 @@ import torch.nn.functional as F
 from kills import same
 from torch import nn
 
-
-def options(*arguments):
-    return infogan.resolve(
-        infogan.make_parser().parse_args(
-            [str(a) for a in ("--precision", "fp32", "--device", "cpu", *arguments)]
-        )
-    )
+BODY = {"trunk", "d", "q"}
+DRAW = infogan.draw_codes  # which tests replace
 
 
-def mnist(n, part=0):
-    return common.load_dataset("mnist")[part].take(slice(0, n))
+def settings(recipe="ours", categories=10, **changes):
+    plain = dataclasses.replace(infogan.recipe(recipe=recipe), device="cpu", precision="fp32")
+    return dataclasses.replace(plain, out="run", categories=categories, **changes)
 
 
-def state(nets):
-    return {
-        f"{k}.{n}": p.detach().clone()
-        for k, net in vars(nets).items()
-        for n, p in net.named_parameters()
-    }
+def digits(count, test=False):
+    return common.load_dataset("mnist")[test].take(slice(count))
 
 
-def moved(before, after):
-    return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-
-
-# ---------------------------------------------------------------------------------------------------------- losses
+# ---- Losses --------------------------------------------------------------------------------------
 
 
 def test_adversarial_losses_against_their_formulas():
     torch.manual_seed(0)
-    real, fake = (torch.randn(7, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    real, fake = torch.randn(2, 7, 1, dtype=torch.float64)
     D = torch.sigmoid
-    assert torch.allclose(
-        infogan.discriminator_loss(real, fake), -D(real).log().mean() - (1 - D(fake)).log().mean()
-    )
-    assert torch.allclose(infogan.generator_loss(fake), -D(fake).log().mean())
-    assert torch.autograd.gradcheck(
-        infogan.discriminator_loss, (real, fake)
-    ) and torch.autograd.gradcheck(infogan.generator_loss, (fake,))
-    zero = torch.zeros(4)
-    assert infogan.discriminator_loss(zero, zero).item() == pytest.approx(
-        2 * math.log(2)
-    ) and infogan.generator_loss(zero).item() == pytest.approx(math.log(2))
-    assert infogan.generator_loss(torch.tensor([-500.0])).item() == pytest.approx(
-        500
-    )  # log D would be infinite
+    assert torch.allclose(infogan.adversarial_loss(fake), -D(fake).log().mean())
+    truth = -D(real).log().mean() - (1 - D(fake)).log().mean()
+    assert torch.allclose(infogan.discriminator_loss(real, fake), truth)
+    inputs = real.requires_grad_(), fake.requires_grad_()
+    assert torch.autograd.gradcheck(infogan.discriminator_loss, inputs)
+    zero = torch.zeros(4, 1)
+    assert infogan.adversarial_loss(zero).item() == pytest.approx(math.log(2))
+    assert infogan.discriminator_loss(zero, zero).item() == pytest.approx(2 * math.log(2))
+    assert infogan.adversarial_loss(torch.tensor([-200.0])) == 200  # no overflow
 
 
 def channel(seed, k=4, images=5, denominator=24):
-    """P(x|c) of a channel from k equally likely codes to a few images, in 24ths, and every pair (c, x) as often as it happens."""
+    """P(x|c) of a channel from k equally likely codes to a few images, in 24ths, and every pair
+    (c, x) as often as it happens."""
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(denominator, rng.dirichlet(np.full(images, 0.5)), size=k)
-    pairs = [(c, x) for c in range(k) for x in range(images) for _ in range(counts[c, x])]
-    return (
-        counts / denominator,
-        torch.tensor([c for c, _ in pairs]),
-        torch.tensor([x for _, x in pairs]),
-    )
+    pairs = []
+    for c in range(k):
+        for x in range(images):
+            pairs += [(c, x)] * counts[c, x]
+    return counts / denominator, *torch.tensor(pairs).t()
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_bound_is_tight_for_the_posterior_and_a_bound_for_any_other_q(seed):
     p, c, x = channel(seed)
-    joint = p / len(p)
-    information = sum(
-        joint[i, j] * math.log(joint[i, j] / joint[i].sum() / joint[:, j].sum())
-        for i in range(4)
-        for j in range(5)
-        if joint[i, j]
-    )
+    joint, information = p / len(p), 0.0
+    for i in range(4):
+        for j in range(5):
+            if joint[i, j]:
+                ratio = joint[i, j] / joint[i].sum() / joint[:, j].sum()
+                information += joint[i, j] * math.log(ratio)
     posterior = torch.tensor(joint / joint.sum(0).clip(1e-300)).t()  # [images, k]
-    assert infogan.mutual_information((posterior + 1e-300).log()[x], c).item() == pytest.approx(
-        information, abs=1e-9
-    )
+    c1 = infogan.one_hot(c, 4).double()
+    bound = infogan.mutual_information((posterior + 1e-300).log()[x], c1).item()
+    assert bound == pytest.approx(information, abs=1e-9)
     torch.manual_seed(seed)
-    others = [
-        infogan.mutual_information(torch.randn(5, 4, dtype=torch.float64)[x], c).item()
-        for _ in range(50)
-    ]
+    others = []
+    for _ in range(50):
+        logits = torch.randn(5, 4, dtype=torch.float64)
+        others.append(infogan.mutual_information(logits[x], c1).item())
     assert max(others) < information and min(others) < 0
-    assert infogan.mutual_information(torch.zeros(len(c), 4), c).item() == pytest.approx(
-        0, abs=1e-6
-    )  # Q knows nothing
-    assert infogan.mutual_information(100.0 * F.one_hot(c, 4), c).item() == pytest.approx(
-        math.log(4)
-    )  # Q knows all
-    wrong = 100.0 * F.one_hot((c + 1) % 4, 4)
-    assert infogan.mutual_information(wrong, c) < -90  # no floor: a Q that is sure and wrong
+
+
+def test_the_bound_at_its_ends():
+    c1 = torch.eye(4)
+    assert infogan.mutual_information(torch.zeros(4, 4), c1).item() == pytest.approx(0, abs=1e-6)
+    assert infogan.mutual_information(100 * c1, c1).item() == pytest.approx(math.log(4))
+    assert infogan.mutual_information(100 * c1.roll(1, 0), c1) < -90  # sure and wrong: no floor
 
 
 def test_category_loss_takes_logits_not_probabilities():
     torch.manual_seed(0)
-    logits, c = torch.randn(6, 10, dtype=torch.float64, requires_grad=True), torch.randint(10, (6,))
-    v = logits.tolist()
-    truth = -sum(math.log(math.exp(v[n][c[n]]) / sum(map(math.exp, v[n]))) for n in range(6)) / 6
-    assert infogan.category_loss(logits, c).item() == pytest.approx(
-        truth
-    ) and torch.autograd.gradcheck(lambda t: infogan.category_loss(t, c), logits)
-    twice = infogan.category_loss((50.0 * F.one_hot(c, 10)).softmax(1), c).item()
-    assert (
-        twice == pytest.approx(math.log(1 + 9 / math.e), abs=1e-4)
-        and infogan.category_loss(50.0 * F.one_hot(c, 10), c) < 1e-6
-    )  # the double softmax of others
+    logits, c = torch.randn(6, 10, dtype=torch.float64), torch.randint(10, (6,))
+    c1 = infogan.one_hot(c, 10).double()
+    truth = 0.0
+    for row, k in zip(logits.tolist(), c.tolist()):
+        truth -= math.log(math.exp(row[k]) / sum(map(math.exp, row))) / 6
+    assert infogan.category_loss(logits, c1).item() == pytest.approx(truth)
+    assert torch.autograd.gradcheck(infogan.category_loss, (logits.requires_grad_(), c1))
+    twice = infogan.category_loss((50 * c1).softmax(1), c1).item()  # a softmax too many
+    assert twice == pytest.approx(math.log(1 + 9 / math.e), abs=1e-4)
+    assert infogan.category_loss(50 * c1, c1) < 1e-6
+    assert infogan.category_loss(torch.zeros(3, 0), torch.zeros(3, 0)) == 0  # no category
 
 
-@pytest.mark.parametrize("learned", [False, True])
-def test_continuous_loss_against_torch_distributions(learned):
+def test_continuous_loss_against_torch_distributions():
     torch.manual_seed(0)
-    mean, code, log_std = (
-        torch.randn(8, 3, dtype=torch.float64, requires_grad=True) for _ in range(3)
-    )
-    truth = (
-        -torch.distributions.Normal(mean, log_std.exp() if learned else 1.0)
-        .log_prob(code)
-        .sum(1)
-        .mean()
-    )
-    arguments = (mean, code, log_std) if learned else (mean, code)
-    assert torch.allclose(infogan.continuous_loss(*arguments), truth) and torch.autograd.gradcheck(
-        infogan.continuous_loss, arguments
-    )
-    assert infogan.continuous_loss(code, code).item() == pytest.approx(3 * 0.9189385)
+    mean, c2 = torch.randn(2, 8, 3, dtype=torch.float64)
+    truth = -torch.distributions.Normal(mean, 1.0).log_prob(c2).sum(1).mean()
+    assert torch.allclose(infogan.continuous_loss(mean, c2), truth)
+    assert torch.autograd.gradcheck(infogan.continuous_loss, (mean.requires_grad_(), c2))
+    assert infogan.continuous_loss(c2, c2).item() == pytest.approx(3 * 0.9189385)
+    assert infogan.continuous_loss(torch.zeros(3, 0), torch.zeros(3, 0)) == 0
 
 
-# ---------------------------------------------------------------------------------------------------------- prior
-
-
-def test_the_prior_and_the_generators_input():
+def test_split_loss_reads_the_first_number_from_upright_copies_and_the_rest_from_leaning_ones():
     torch.manual_seed(0)
-    opt = options("--categories", 5)
-    category, continuous, noise = infogan.draw_prior(opt, 10_000, "cpu", far=5000)
-    assert (
-        category.shape == (15_000,)
-        and continuous.shape == (15_000, 2)
-        and noise.shape == (15_000, 62)
-    )
-    assert (torch.bincount(category, minlength=5) / 15_000 - 0.2).abs().max() < 0.015
-    for part, reach in ((continuous[:10_000], 1), (continuous[10_000:], 2), (noise, 1)):
-        assert (
-            abs(part.mean()) < 0.03
-            and abs(part.var() - reach**2 / 3) < 0.03 * reach**2
-            and reach * 0.99 < part.abs().max() <= reach
-        )
-    made = infogan.generator_input(opt, category, continuous, noise)
-    assert (
-        made.shape == (15_000, 62 + 5 + 2)
-        and torch.equal(made[:, :62], noise)
-        and torch.equal(made[:, 62:67].argmax(1), category)
-    )
-    assert torch.equal(made[:, 62:67].sum(1), torch.ones(15_000)) and torch.equal(
-        made[:, 67:], continuous
-    )
-    opt = options("--categories", 0, "--continuous", 3)
-    category, continuous, noise = infogan.draw_prior(opt, 4, "cpu")
-    assert category is None and infogan.generator_input(opt, category, continuous, noise).shape == (
-        4,
-        65,
-    )
+    mean, c2 = torch.randn(2, 7, 3, dtype=torch.float64)
+    normal = torch.distributions.Normal(mean, 1.0).log_prob(c2)
+    truth = -normal[[0, 2, 4, 6], 0].mean() - normal[[1, 3, 5], 1:].sum(1).mean()
+    assert torch.allclose(infogan.split_loss(mean, c2), truth)
+
+
+# ---- Codes and warps -----------------------------------------------------------------------------
+
+
+def test_codes_are_of_the_prior():
+    torch.manual_seed(0)
+    z, c1, c2 = infogan.draw_codes(settings(categories=5), 10_000, "cpu", far=5000)
+    assert z.shape == (15_000, 62) and c1.shape == (15_000, 5) and c2.shape == (15_000, 2)
+    assert torch.equal(c1.sum(1), torch.ones(15_000)) and set(c1.unique().tolist()) == {0, 1}
+    assert (c1.mean(0) - 0.2).abs().max() < 0.015
+    for part, reach in ((c2[:10_000], 1), (c2[10_000:], 2), (z, 1)):
+        assert abs(part.mean()) < 0.03 and abs(part.var() - reach**2 / 3) < 0.03 * reach**2
+        assert reach * 0.99 < part.abs().max() <= reach
+    z, c1, c2 = infogan.draw_codes(settings(categories=0, continuous=3), 4, "cpu")
+    assert z.shape == (4, 62) and c1.shape == (4, 0) and c2.shape == (4, 3)
 
 
 def test_warps_are_small_and_another_for_each_image():
     torch.manual_seed(0)
-    x = common.to_float(mnist(300).x)
+    x = common.to_float(digits(300).x)
     with torch.autocast("cpu", torch.bfloat16):  # the grid is not rounded
         assert torch.allclose(infogan.warp(x, 0.0), x, atol=1e-5)
-    warped = infogan.warp(x)
+    warped, judge = infogan.warp(x), scores.load_judge("mnist")
     assert warped.shape == x.shape and (warped[0] - infogan.warp(x)[0]).abs().max() > 0.1
-    judge = common.load_judge("mnist")
     assert (judge.classify(warped) == judge.classify(x)).float().mean() > 0.97  # the digit survives
 
 
-def test_warps_of_no_lean_move_rows_and_columns_alone():
+def test_images_of_even_index_stay_upright_and_the_others_lean():
     torch.manual_seed(0)
-    bars, lines = torch.zeros(2, 1, 28, 28), torch.zeros(2, 1, 28, 28)
-    bars[..., 10:18, :] = 1  # as long as the image: a turn or a shear would show
-    lines[..., :, 10:18] = 1
-    upright = [infogan.warp(x, 1.0, torch.tensor([0.0, 1.0])) for x in (bars, lines)]
-    middle = [upright[0][..., 4:24], upright[1][..., 4:24, :]]
-    spread = [(part.amax(d) - part.amin(d)).amax((1, 2)) for part, d in zip(middle, (3, 2))]
-    assert all(s[0] < 1e-4 and s[1] > 0.2 for s in spread)
+    rows, columns = torch.zeros(2, 1, 28, 28), torch.zeros(2, 1, 28, 28)
+    rows[..., 10:18, :] = 1  # as long as the image: a turn or a shear would show
+    columns[..., 10:18] = 1
+    along_rows, along_columns = infogan.warp(rows)[..., 4:24], infogan.warp(columns)[..., 4:24, :]
+    for part, dim in ((along_rows, 3), (along_columns, 2)):
+        spread = (part.amax(dim) - part.amin(dim)).amax((1, 2))
+        assert spread[0] < 1e-4 and spread[1] > 0.2
 
 
-@pytest.mark.parametrize("lean", [1.0, torch.tensor([1.0, 0.0])], ids=["all", "the first"])
-def test_warps_have_the_sizes_they_name(monkeypatch, lean):
-    """The map of each of two images, read from what the sampling grid is made of."""
-    maps = []
-    affine_grid = F.affine_grid
-    monkeypatch.setattr(
-        infogan.F,
-        "affine_grid",
-        lambda theta, *words, **more: maps.append(theta) or affine_grid(theta, *words, **more),
-    )
-    draws = torch.tensor(
-        [[0.5, -0.4], [0.0, 0.8], [0.6, -1.0], [-0.2, 0.7]]
-    )  # angle, shear, wide, high, each a share of its range
+def test_warps_have_the_sizes_they_name(monkeypatch):
+    """The maps, read from what the sampling grid is made of."""
+    maps, affine_grid = [], F.affine_grid
+
+    def spy(theta, *words, **more):
+        maps.append(theta)
+        return affine_grid(theta, *words, **more)
+
+    shares = torch.tensor([[0.5, -0.4], [0.0, 0.8], [0.6, -1.0], [-0.2, 0.7]])
     shift = torch.tensor([[[0.5], [-1.0]], [[1.0], [0.0]]])
-    feed = [*draws, shift]
-    monkeypatch.setattr(infogan.torch, "rand", lambda *shape, **more: (feed.pop(0) + 1) / 2)
-    infogan.warp(torch.zeros(2, 1, 28, 28), 2.0, lean)
-    for n in range(2):
-        share = float(lean if isinstance(lean, float) else lean[n])
-        angle, shear, wide, high = (
-            draws[:, n] * torch.tensor([0.15 * share, 0.3 * share, 0.15, 0.15]) * 2
-        ).tolist()
+    feed = [*shares, shift]  # angle, shear, wide, high, each a share of its range
+    monkeypatch.setattr(F, "affine_grid", spy)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **more: (feed.pop(0) + 1) / 2)
+    infogan.warp(torch.zeros(2, 1, 28, 28), 2.0)
+    for n, lean in ((0, 0.0), (1, 1.0)):
+        ranges = torch.tensor([0.15 * lean, 0.3 * lean, 0.15, 0.15])
+        angle, shear, wide, high = (2 * shares[:, n] * ranges).tolist()
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        assert np.allclose(
-            maps[0][n, :, :2],
-            np.diag([1 + wide, 1 + high]) @ (turn + [[0, shear], [0, 0]]),
-            atol=1e-6,
-        )
-        assert np.allclose(
-            maps[0][n, :, 2], 2 * shift[n, :, 0] * 2 / 14
-        )  # two pixels of 28, the image being two wide
+        truth = np.diag([1 + wide, 1 + high]) @ (turn + [[0, shear], [0, 0]])
+        assert np.allclose(maps[0][n, :, :2], truth, atol=1e-6)
+        assert np.allclose(maps[0][n, :, 2], 2 * shift[n, :, 0] * 2 / 14)  # 2 of 28; 2 units wide
 
 
-# --------------------------------------------------------------------------------------------------------- updates
+# ---- Networks ------------------------------------------------------------------------------------
 
 
-def by_hand(nets, x, generated, code, opt, weights):
-    """Losses of D with Q, and of G, spelled out; the caller takes gradients."""
-    D = lambda h: torch.sigmoid(nets.head(h)[:, 0])  # noqa: E731
-    category, continuous, n = code[0], code[1][: len(x)], len(x)
-    features = nets.trunk(generated[:n])
-    loss_d = -(D(nets.trunk(x)).log() + (1 - D(features)).log()).mean()
-    loss_g = -D(features).log().mean()
-    out = nets.q.out(nets.q.hidden(features.detach() if opt.baseline else features))
-    logits, rest = out[:, :10], out[:, 10:]
-    told = math.log(10) + logits.log_softmax(1).gather(1, category[:n, None]).mean()
-    scored = torch.full(
-        (n, 2), 1 / n
-    )  # each image's share in the mean over the images from which a code is read
-    if opt.warp:
-        even = (torch.arange(len(generated)) % 2 == 0).float()
-        h = nets.trunk(infogan.warp(generated, opt.warp, 1 - even))
-        out = nets.q.out(nets.q.hidden(h.detach() if opt.baseline else h))
-        logits, rest = out[:, :10], out[:n, 10:]
-        scored = torch.stack(
-            [even[:n] / even[:n].sum(), (1 - even[:n]) / (1 - even[:n]).sum()], 1
-        )  # the slant from upright copies, the other from leaning ones
-    std = rest[:, 2:].exp() if opt.learned_std else torch.ones(2)
-    continuous = -(torch.distributions.Normal(rest[:, :2], std).log_prob(continuous) * scored).sum()
-    return (
-        loss_d,
-        -weights[0] * logits.log_softmax(1).gather(1, category[: len(logits), None]).mean()
-        + weights[1] * continuous,
-        loss_g,
-        told,
-        continuous,
-    )
+def test_networks_have_the_papers_sizes():
+    nets = infogan.build(settings(baseline_epochs=0))
+    sizes = {}
+    for name in ("trunk", "d", "q", "gen"):
+        sizes[name] = sum(p.numel() for p in getattr(nets, name).parameters())
+    convs = 64 * 16 + 64 + 128 * 64 * 16 + 128 + 256
+    assert sizes["trunk"] == convs + 6272 * 1024 + 1024 + 2048
+    assert sizes["d"] == 1025 and sizes["q"] == 1024 * 128 + 128 + 256 + 128 * 12 + 12
+    dense = 74 * 1024 + 1024 + 2048 + 1024 * 6272 + 6272 + 2 * 6272
+    assert sizes["gen"] == dense + 128 * 64 * 16 + 64 + 128 + 64 * 16 + 1
+    rectifiers = [m for m in nets.modules() if isinstance(m, nn.LeakyReLU)]
+    assert {m.negative_slope for m in rectifiers} == {0.1} and len(rectifiers) == 4
+    assert sum(isinstance(m, nn.ReLU) for m in nets.gen.modules()) == 3
+    for m in nets.modules():
+        if hasattr(m, "weight"):
+            norm = float(hasattr(m, "running_mean"))
+            assert abs(m.weight.mean() - norm) < 0.02 and (m.bias == 0).all()
+            assert norm or abs(m.weight.std() - 0.02) < 2e-3
+    assert nets.curve.shape == (4,) and nets.gan is None
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--warp", ".5"],
-        ["--learned-std"],
-        ["--baseline"],
-        ["--baseline", "--warp", "1"],
-        ["--recipe", "paper", "--learned-std"],
-    ],
-    ids=["ours", "ours-learned", "baseline", "baseline-warp", "paper"],
-)
-def test_steps_are_the_papers_and_move_whom_they_should(words):
-    """D, the trunk and Q go down D's loss and the information; G down its own and the information; the baseline's G gets nothing, its trunk nothing of Q."""
+def test_networks_give_floats_in_bf16():
+    with torch.autocast("cpu", torch.bfloat16):
+        h = infogan.Trunk(3, 32)(torch.rand(4, 3, 32, 32))
+        logits, mean = infogan.QHead(7, 3)(h)
+        image = infogan.Generator(20, 3, 32)(torch.rand(4, 10), torch.eye(7)[:4], torch.rand(4, 3))
+        real = infogan.DHead(1024, 1)(h)
+    assert h.dtype == torch.bfloat16 and h.shape == (4, 1024)
+    assert logits.shape == (4, 7) and mean.shape == (4, 3) and real.shape == (4, 1)
+    assert image.shape == (4, 3, 32, 32) and 0 < image.min() and image.max() < 1
+    assert {t.dtype for t in (logits, mean, image, real)} == {torch.float32}
+
+
+def test_the_generator_reads_z_then_c1_then_c2():
     torch.manual_seed(0)
-    opt = options(*words)
-    nets = infogan.build(opt)
-    for p in nets.gen.parameters():  # images that differ, so that the information matters
-        p.data.mul_(3)
-    x, code = torch.rand(8, 1, 28, 28), infogan.draw_prior(opt, 8, "cpu", 4 if opt.warp else 0)
-    fake = torch.sigmoid(nets.gen(infogan.generator_input(opt, *code))).detach()
-    mine, before = copy.deepcopy(nets), state(nets)
-    torch.manual_seed(3)
-    loss_d, info, _, told, continuous = by_hand(mine, x, fake, code, opt, (2.0, 0.7))
-    body = {
-        f"{k}.{n}": p
-        for k in ("trunk", "head", "q")
-        for n, p in getattr(mine, k).named_parameters()
-    }
-    truth = {
-        name: (p - 0.1 * g).detach()
-        for (name, p), g in zip(
-            body.items(), torch.autograd.grad(loss_d + info, list(body.values()))
-        )
-    }
-    torch.manual_seed(3)
-    answer = infogan.discriminator_step(
-        nets,
-        torch.optim.SGD(
-            [p for net in (nets.trunk, nets.head, nets.q) for p in net.parameters()], 0.1
-        ),
-        x,
-        fake,
-        code,
-        (2.0, 0.7),
-        opt,
-    )
-    assert (
-        torch.allclose(answer[0], loss_d)
-        and torch.allclose(answer[1], continuous)
-        and torch.allclose(answer[2], told, atol=1e-5)
-        and not answer[2].requires_grad
-    )
-    assert torch.allclose(2 * answer[3] + 0.7 * answer[1], info, atol=1e-5)
-    after = state(nets)
-    assert moved(before, after) == {"trunk", "head", "q"} and close(before, after, truth)
-
-    mine, before = copy.deepcopy(nets), after
-    torch.manual_seed(4)
-    fake = torch.sigmoid(mine.gen(infogan.generator_input(opt, *code)))
-    _, info, loss_g, _, _ = by_hand(mine, x, fake, code, opt, (2.0, 0.7))
-    gen = {f"gen.{n}": p for n, p in mine.gen.named_parameters()}
-    truth = {
-        name: (p - 0.1 * g).detach()
-        for (name, p), g in zip(
-            gen.items(),
-            torch.autograd.grad(loss_g + (0 if opt.baseline else info), list(gen.values())),
-        )
-    }
-    torch.manual_seed(4)
-    fake = torch.sigmoid(nets.gen(infogan.generator_input(opt, *code)))
-    answer = infogan.generator_step(
-        nets, torch.optim.SGD(nets.gen.parameters(), 0.1), fake, 8, code, (2.0, 0.7), opt
-    )
-    after = state(nets)
-    assert (
-        torch.allclose(answer, loss_g)
-        and moved(before, after) == {"gen"}
-        and close(before, after, truth)
-    )
-    assert all(p.grad is None for net in vars(nets).values() for p in net.parameters())
+    gen, (z, c1, c2) = infogan.Generator().eval(), infogan.draw_codes(settings(), 3, "cpu")
+    truth = torch.sigmoid(gen.net(torch.cat([z, c1, c2], 1)))
+    assert torch.equal(gen(z, c1, c2), truth)
 
 
-def close(before, after, truth):
-    return all(
-        torch.allclose(
-            after[name],
-            truth[name],
-            atol=max(2e-3 * (truth[name] - before[name]).abs().max().item(), 1e-6),
-        )
-        for name in truth
-    )
+# ---- A step, by hand -----------------------------------------------------------------------------
+
+B = 6
+SEED = 5  # of the warps of a step, behind its codes
+RATE = 0.05
 
 
-def test_the_informations_gradient_reaches_g_trunk_and_q_and_not_ds_head():
+class Enough(Exception):
+    pass
+
+
+def nets_of(o):
     torch.manual_seed(0)
-    for words in ([], ["--recipe", "paper"]):
-        opt = options(*words)
-        nets = infogan.build(opt)
-        code = infogan.draw_prior(opt, 6, "cpu", 2 if opt.far else 0)
-        fake = torch.sigmoid(nets.gen(infogan.generator_input(opt, *code)))
-        loss = sum(infogan.information_losses(nets, fake, nets.trunk(fake[:6]), code, opt))
-        for name, net in vars(nets).items():
-            gradients = torch.autograd.grad(
-                loss, list(net.parameters()), retain_graph=True, allow_unused=True
-            )
-            assert (
-                all(g is None for g in gradients)
-                if name == "head"
-                else all(g is not None and g.abs().sum() > 0 for g in gradients)
-            ), name
+    nets = infogan.build(o, steps=10)
+    for gan in (nets, nets.gan):
+        for p in gan.gen.parameters() if gan is not None else ():
+            p.data.mul_(3)  # images that differ, so that the information matters
+    return nets
 
 
-def test_the_same_code_scores_the_image_it_made(monkeypatch):
-    """A G that writes its category into a pixel and a trunk and Q that read it there: L_I is log K in an update, and about 0 or less when the codes are shuffled."""
-    opt = options("--recipe", "paper", "--continuous", 1)
+def codes_of(o, far):
+    torch.manual_seed(4)
+    codes = DRAW(o, B, "cpu", far)
+    torch.manual_seed(SEED)
+    return codes
 
-    class Reader(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.tensor(9.0))  # right with probability .999
 
-        def forward(self, features):
-            return (
-                self.weight * F.one_hot((features[:, 0] * 9).round().long(), 10),
-                features[:, :1] * self.weight,
-                None,
-            )
+def one_step(monkeypatch, o):
+    """Train one step, plain gradient descent in the place of `update`. Returns for each update the
+    gradients by name and the rate, and the losses that are logged."""
+    found, logged, nets = [], {}, nets_of(o)
+    names = {p: name for name, p in nets.named_parameters()}
+
+    def update(optimiser, loss):
+        (group,) = optimiser.param_groups
+        gradients = torch.autograd.grad(loss, group["params"], retain_graph=True)
+        found.append(({names[p]: g for p, g in zip(group["params"], gradients)}, group))
+        for p, g in zip(group["params"], gradients):
+            p.data.sub_(RATE * g)
+
+    def log(run, **losses):
+        logged.update({name: loss.item() for name, loss in losses.items()})
+
+    def stop(run, begun):
+        raise Enough
+
+    data = digits(B)
+    monkeypatch.setattr(infogan, "draw_codes", lambda o, count, device, far=0: codes_of(o, far))
+    monkeypatch.setattr(infogan, "update", update)
+    monkeypatch.setattr(common.Run, "log", log)
+    monkeypatch.setattr(common.Run, "_close_epoch", stop)
+    with pytest.raises(Enough):
+        infogan.train(common.Run("infogan", o), nets, data)
+    return found, logged, nets
+
+
+def by_hand(gan, o, weight_c2, far, rewarded=True):
+    """The step of eq. 6 again, with sigmoids, logarithms and sums spelled out: the gradients of the
+    two updates by name, and the losses. gan is changed as `one_step` changes it."""
+    x = digits(B).x.float() / 255
+    z, c1, c2 = codes_of(o, far)
+    k = c1.shape[1]
+
+    def D(h):
+        return torch.sigmoid(gan.d(h)[:, 0])
+
+    def told(images, h):
+        """-log Q of c1, of c2."""
+        if o.warp:
+            h = gan.trunk(infogan.warp(images, o.warp))
+        out = gan.q.out(gan.q.hidden(h if rewarded else h.detach()))
+        p = out[:, :k].exp() / out[:, :k].exp().sum(1, keepdim=True)
+        category = -sum(p[n, c1[n].argmax()].log() for n in range(len(p))) / len(p)
+        total = 0.0
+        for j in range(c2.shape[1]):
+            chosen = [n for n in range(B) if not o.warp or n % 2 == (j > 0)]
+            for n in chosen:
+                density = math.log(2 * math.pi) / 2 + (out[n, k + j] - c2[n, j]) ** 2 / 2
+                total = total + density / len(chosen)
+        return category, total
+
+    made = gan.gen(z, c1, c2)
+    fake = made.detach()
+    h = gan.trunk(fake[:B])
+    loss_d = -D(gan.trunk(x)).log().mean() - (1 - D(h)).log().mean()
+    category, continuous = told(fake, h)
+    answers = gan.q.out(gan.q.hidden(h))[:, :k].log_softmax(1)
+    bound = math.log(k) + (answers * c1[:B]).sum(1).mean()
+    losses = {"disc": loss_d, "c1": category, "c2": continuous}
+    total = loss_d + o.category_weight * category + weight_c2 * continuous
+    body = {n: p for n, p in gan.named_parameters() if n.split(".")[0] in BODY}
+    of_d = dict(zip(body, torch.autograd.grad(total, list(body.values()))))
+    for name, p in body.items():
+        p.data.sub_(RATE * of_d[name])
+    h = gan.trunk(made[:B])  # by the new discriminator
+    losses["gen"] = total = -D(h).log().mean()
+    if rewarded:
+        category, continuous = told(made, h)
+        total = total + o.category_weight * category + weight_c2 * continuous
+    gen = {n: p for n, p in gan.named_parameters() if n.split(".")[0] == "gen"}
+    of_g = dict(zip(gen, torch.autograd.grad(total, list(gen.values()))))
+    return [of_d, of_g], {**losses, "bound": bound}
+
+
+VARIANTS = {
+    "ours": (settings(continuous_start=0.0, warp=0.5, category_weight=2.0), 4.0, 3, True),
+    "ours, c2 not yet": (settings(), 0.0, 3, True),
+    "no warps": (settings(warp=0.0, continuous_start=0.0), 4.0, 0, True),
+    "paper": (settings("paper"), 1.0, 0, True),
+    "baseline": (settings("baseline"), 1.0, 0, False),
+}
+
+
+def agree(found, truth):
+    assert found.keys() == truth.keys()
+    for name, gradient in found.items():
+        # A bias before batch norm has no gradient but for rounding.
+        scale = max(truth[name].abs().max().item(), 0.01)
+        assert torch.allclose(gradient, truth[name], atol=2e-3 * scale), name
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_step_is_eq_6_and_moves_whom_it_should(name, monkeypatch):
+    o, weight_c2, far, rewarded = VARIANTS[name]
+    o = dataclasses.replace(o, batch_size=B, epochs=10, baseline_epochs=0)
+    found, logged, _ = one_step(monkeypatch, o)
+    truth, losses = by_hand(nets_of(o), o, weight_c2, far, rewarded)
+    assert len(found) == 2  # D with Q, then G, and nobody else
+    for (gradients, _), right in zip(found, truth):
+        agree(gradients, right)
+    assert {n.split(".")[0] for n in truth[0]} == BODY
+    assert logged == pytest.approx({n: v.item() for n, v in losses.items()}, rel=1e-3, abs=1e-5)
+    assert [group["lr"] for _, group in found] == [2e-4, 1e-3]
+    assert [group["betas"] for _, group in found] == [(0.5, 0.999)] * 2
+
+
+def test_the_regular_gan_beside_is_the_baseline_and_leaves_infogan_alone(monkeypatch):
+    o = settings(batch_size=B, epochs=10, baseline_epochs=1)
+    found, logged, nets = one_step(monkeypatch, o)
+    assert len(found) == 4
+    plain = dataclasses.replace(o, warp=0.0, far=0.0)
+    truth, losses = by_hand(nets_of(o).gan, plain, 1.0, 0, rewarded=False)
+    for (gradients, _), right in zip(found[2:], truth):
+        agree({n.removeprefix("gan."): g for n, g in gradients.items()}, right)
+    assert nets.gan.curve[0].item() == pytest.approx(losses["bound"].item(), abs=1e-5)
+    _, losses = by_hand(nets_of(o), o, 0.0, 3)
+    assert logged == pytest.approx({n: v.item() for n, v in losses.items()}, rel=1e-3, abs=1e-5)
+    assert nets.curve[0].item() == pytest.approx(logged["bound"])
+
+
+def test_an_update_reaches_its_player_alone():
+    torch.manual_seed(0)
+    a, b = nn.Linear(3, 2), nn.Linear(2, 1)
+    optimiser = torch.optim.SGD(a.parameters(), 0.1)
+    before = copy.deepcopy(a.weight), copy.deepcopy(b.weight)
+    x = torch.rand(5, 3)
+    infogan.update(optimiser, b(a(x)).sum())
+    assert torch.allclose(a.weight, before[0] - 0.1 * (b.weight.t() @ x.sum(0)[None]))
+    assert torch.equal(b.weight, before[1])
+    assert all(p.grad is None for p in (*a.parameters(), *b.parameters()))
+
+
+def test_rates_late_codes_and_the_end_of_the_regular_gan(monkeypatch):
+    o = settings(batch_size=5, epochs=4, baseline_epochs=2, continuous_start=0.5, far=0.4)
+    nets, seen, drawn = infogan.build(o, 2), [], []
+    draw = infogan.draw_codes
+
+    def update(optimiser, loss):
+        (group,) = optimiser.param_groups
+        mine = [name for name, p in nets.named_parameters() if p is group["params"][0]]
+        seen.append((mine[0].removesuffix(".0.weight").removesuffix(".net"), group["lr"]))
+
+    def draw_codes(o, count, device, far=0):
+        drawn.append((count, far))
+        return draw(o, count, device, far)
+
+    monkeypatch.setattr(infogan, "update", update)
+    monkeypatch.setattr(infogan, "draw_codes", draw_codes)
+    infogan.train(common.Run("infogan", o), nets, digits(10))
+    rates = {name: [lr for who, lr in seen if who == name] for name, _ in seen}
+    falling = [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+    assert rates["trunk"] == pytest.approx([2e-4 * share for share in falling])
+    assert rates["gen"] == pytest.approx([1e-3 * share for share in falling])
+    assert rates["gan.trunk"] == pytest.approx([2e-4 * share for share in (1, 1, 1, 0.5)])
+    assert drawn == [(5, 2), (5, 0)] * 4 + [(5, 2)] * 4
+    assert (nets.curve != 0).all() and (nets.gan.curve != 0).all()
+    constant = settings("paper", batch_size=5, epochs=2, baseline_epochs=0)
+    seen.clear()
+    infogan.train(common.Run("infogan", dataclasses.replace(constant, out="b")), nets, digits(10))
+    assert {lr for _, lr in seen} == {2e-4, 1e-3}
+
+
+def test_the_same_code_scores_the_image_it_made():
+    """A G that writes its category into a pixel, and a Q that reads it there: L_I is log K."""
 
     class Writer(nn.Module):
         def __init__(self):
             super().__init__()
             self.weight = nn.Parameter(torch.ones(()))
 
-        def forward(self, z_and_c):
-            pixel = torch.logit((z_and_c[:, 62:72].argmax(1) / 9).clamp(1e-4, 1 - 1e-4))
+        def forward(self, z, c1, c2):
+            pixel = c1.argmax(1) / 9
             return self.weight * pixel[:, None, None, None].expand(-1, 1, 28, 28)
 
-    nets = types.SimpleNamespace(
-        trunk=nn.Flatten(), head=nn.Linear(784, 1), q=Reader(), gen=Writer()
-    )
-    game = infogan.Game(nets, opt, torch.device("cpu"), 3)
-    right = infogan.update(game, torch.rand(400, 1, 28, 28), 0)[3]
-    assert right.item() == pytest.approx(math.log(10), abs=0.02) and game.curve.nats.tolist() == [
-        right.item(),
-        0,
-        0,
-    ]
-    shuffled = infogan.discriminator_step
-    monkeypatch.setattr(
-        infogan,
-        "discriminator_step",
-        lambda nets, o, x, fake, code, *rest: shuffled(
-            nets, o, x, fake, (code[0].roll(1), *code[1:]), *rest
-        ),
-    )
-    assert infogan.update(game, torch.rand(400, 1, 28, 28), 1)[3] < 0.1
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(9.0))  # right with probability .999
+
+        def forward(self, h):
+            category = (h[:, 0] * 9).round().long()
+            return self.weight * infogan.one_hot(category, 10), h[:, :1] * self.weight
+
+    class Body(nn.Flatten):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return super().forward(x) * self.weight
+
+    o = settings("paper", batch_size=400, epochs=1, continuous=1, baseline_epochs=0)
+    nets = infogan.build(o, 1)
+    nets.trunk, nets.d, nets.q, nets.gen = Body(), nn.Linear(784, 1), Reader(), Writer()
+    infogan.train(common.Run("infogan", o), nets, digits(400))
+    assert nets.curve.item() == pytest.approx(math.log(10), abs=0.02)
 
 
-def test_real_and_generated_images_have_their_own_statistics():
+def test_real_and_generated_images_have_their_own_statistics(monkeypatch):
+    seen, o = [], settings(batch_size=8, epochs=1, baseline_epochs=0)
+    nets = infogan.build(o, 1)
+    nets.trunk.register_forward_hook(lambda net, inputs, output: seen.append(len(inputs[0])))
+    monkeypatch.setattr(infogan, "update", lambda optimiser, loss: None)
+    infogan.train(common.Run("infogan", o), nets, digits(8))
+    assert seen == [8, 8, 12, 8, 12]  # generated, real, warped; G's: generated, warped
+
+
+def test_settling_is_on_what_is_scored(monkeypatch):
     torch.manual_seed(0)
-    opt = options()
-    nets = infogan.build(opt)
-    seen = []
-    nets.trunk.register_forward_hook(
-        lambda net, inputs, output: seen.append((len(inputs[0]), output.detach()))
-    )
-    x, still = (
-        torch.rand(8, 1, 28, 28),
-        torch.optim.SGD(
-            [p for net in (nets.trunk, nets.head, nets.q) for p in net.parameters()], 0.0
-        ),
-    )
-    for fake in (torch.rand(12, 1, 28, 28), 5 * torch.rand(12, 1, 28, 28)):
-        infogan.discriminator_step(
-            nets, still, x, fake, infogan.draw_prior(opt, 8, "cpu", 4), (1.0, 1.0), opt
-        )
-    assert [n for n, _ in seen] == [
-        8,
-        8,
-        12,
-    ] * 2  # generated, real; of the far codes' images warped ones alone
-    assert torch.equal(seen[1][1], seen[4][1]) and not torch.allclose(seen[0][1], seen[3][1])
-
-
-def trained(*words, images=40):
-    opt = options("--batch-size", 10, "--out", "run", *words)
-    run = common.Run("infogan", opt)
-    data = mnist(images)
-    nets = infogan.build(opt)
-    baseline = infogan.build(opt) if opt.baseline_epochs else None
-    return opt, run, nets, baseline, infogan.train(run, nets, baseline, data)
-
-
-def test_g_is_judged_by_the_new_discriminator_in_bf16(monkeypatch):
-    """Converted weights are kept within a part of an update, not from D's step to G's."""
-    opt = options("--lr-discriminator", 0.01)
-    game = infogan.Game(infogan.build(opt), opt, torch.device("cpu"), 1)
-    old, seen = copy.deepcopy(game.nets), {}
-    real = infogan.generator_step
-
-    def spy(nets, optimiser, fake, n, *rest):
-        seen["fake"], seen["new"] = fake[:n].detach().float(), copy.deepcopy(nets)
-        return real(nets, optimiser, fake, n, *rest)
-
-    monkeypatch.setattr(infogan, "generator_step", spy)
-    loss = infogan.update(
-        game,
-        torch.rand(16, 1, 28, 28),
-        0,
-        lambda: torch.autocast("cpu", torch.bfloat16, cache_enabled=True),
-    )[1].item()
-    new, stale = (
-        infogan.generator_loss(nets.head(nets.trunk(seen["fake"]))[:, 0]).item()
-        for nets in (seen["new"], old)
-    )
-    assert abs(loss - new) < 0.1 * abs(new - stale), (loss, new, stale)
-
-
-def test_continuous_codes_join_late_and_the_regular_gan_ends_early(monkeypatch):
-    calls = []
-    real = infogan.discriminator_step
-
-    def spy(nets, optimiser, x, generated, code, weights, opt):
-        calls.append(
-            types.SimpleNamespace(
-                nets=nets,
-                n=len(generated),
-                far=code[1].abs().amax(1) > 1,
-                weights=weights,
-                opt=opt,
-                optimiser=optimiser,
-                lr=optimiser.param_groups[0]["lr"],
-            )
-        )
-        return real(nets, optimiser, x, generated, code, weights, opt)
-
-    monkeypatch.setattr(infogan, "discriminator_step", spy)
-    settled, settle = [], infogan.settle
-    monkeypatch.setattr(
-        infogan,
-        "settle",
-        lambda nets, images, opt: settled.append((nets, opt.far)) or settle(nets, images, opt),
-    )
-    opt, run, nets, baseline, curves = trained(
-        "--epochs",
-        2,
-        "--baseline-epochs",
-        1,
-        "--continuous-start",
-        0.75,
-        "--continuous-weight",
-        4,
-        "--far",
-        0.5,
-        "--category-weight",
-        2,
-        images=20,
-    )
-    ours, others = ([call for call in calls if call.nets is which] for which in (nets, baseline))
-    assert [(c.n, c.weights) for c in ours] == [
-        (15, (2, 0)),
-        (15, (2, 0)),
-        (15, (2, 0)),
-        (15, (2, 4)),
-    ] and [(c.n, c.weights) for c in others] == [(10, (2, 1))] * 2
-    assert sum(c.far[10:].sum() for c in ours) > 6 and not any(
-        c.far[:10].any() for c in (*ours, *others)
-    )
-    assert settled == [(nets, 0.5), (baseline, 0)]  # each on codes like those it was trained with
-    assert all(c.opt.baseline and not c.opt.warp for c in others) and not any(
-        c.opt.baseline for c in ours
-    )
-    assert [len(curve) for curve in curves] == [4, 2] and all(
-        (curve != 0).all() for curve in curves
-    )
-    assert [c.lr for c in ours] == pytest.approx([2e-4, 2e-4, 2e-4, 1e-4]) and [
-        c.lr for c in others
-    ] == pytest.approx([2e-4, 2e-4])  # a half, then down, each its own
-    assert run.tracked["optimiser_g"].param_groups[0]["lr"] == pytest.approx(5e-4) and ours[
-        0
-    ].optimiser.param_groups[0]["betas"] == (0.5, 0.999)
-    assert ours[0].optimiser is run.tracked["optimiser_d"]
-    for which, prefix in ((nets, ""), (baseline, "baseline_")):  # who moves whom
-        for optimiser, moving in (
-            ("optimiser_d", (which.trunk, which.head, which.q)),
-            ("optimiser_g", (which.gen,)),
-        ):
-            (group,) = run.tracked[prefix + optimiser].param_groups
-            assert {id(p) for p in group["params"]} == {
-                id(p) for net in moving for p in net.parameters()
-            }
-    assert not any(
-        m.training
-        for side in (nets, baseline)
-        for net in vars(side).values()
-        for m in net.modules()
-    )
-
-
-def test_the_log_and_the_precision_are_what_they_say(monkeypatch):
-    seen, kinds = [], set()
-    real, trunk = infogan.update, infogan.Trunk.forward
-
-    def forward(net, x):
-        h = trunk(net, x)
-        if net.training and torch.is_grad_enabled():
-            kinds.add(h.dtype)
-        return h
-
-    monkeypatch.setattr(infogan, "update", lambda *words: seen.append(real(*words)) or seen[-1])
-    monkeypatch.setattr(infogan.Trunk, "forward", forward)
-    opt, run, *_ = trained("--epochs", 1, "--precision", "bf16", "--baseline-epochs", 0, images=20)
-    mean = (
-        torch.stack([torch.stack([v.detach() for v in losses]) for losses in seen]).mean(0).tolist()
-    )
-    assert [
-        run.history[0][k]
-        for k in ("discriminator", "generator", "continuous", "mutual_information", "category")
-    ] == pytest.approx(mean, rel=1e-4) and kinds == {torch.bfloat16}
-
-
-def test_batch_norm_is_settled_on_what_is_scored(monkeypatch):
-    torch.manual_seed(0)
-    opt = options("--far", 0)
-    nets, data = infogan.build(opt), mnist(300)
-    for net in vars(nets).values():
-        for m in net.modules():
+    o, data, drawn = settings(baseline_epochs=1), digits(300), []
+    nets = infogan.build(o)
+    for gan in (nets, nets.gan):
+        for m in gan.modules():
             if hasattr(m, "running_mean"):
                 m.running_mean.fill_(7.0)
-                m.num_batches_tracked.fill_(10_000)
-    infogan.settle(nets, data.x, opt)
+
+    def draw(count, device, far=0):
+        drawn.append((count, far))
+        return infogan.draw_codes(o, count, device, far)
+
+    before = torch.get_rng_state()
+    infogan_scores.settle(nets, draw, data.x, o)
+    assert torch.equal(before, torch.get_rng_state()) and drawn == [(300, 150), (300, 0)]
     x = common.to_float(data.x)
-    h = nets.trunk.net[2](nets.trunk.net[1](nets.trunk.net[0](x)))
-    assert torch.allclose(nets.trunk.net[3].running_mean, h.mean((0, 2, 3)), atol=1e-5)
+    h = nets.trunk[2](nets.trunk[1](nets.trunk[0](x)))
+    assert torch.allclose(nets.trunk[3].running_mean, h.mean((0, 2, 3)), atol=1e-5)
     h = nets.q.hidden[0](nets.trunk(x))  # of real images: Q has seen none in training
-    assert torch.allclose(nets.q.hidden[1].running_mean, h.mean(0), atol=1e-4) and torch.allclose(
-        nets.q.hidden[1].running_var, h.var(0), rtol=0.02
-    )
-    w = nets.gen.dense[
-        0
-    ].weight  # of the prior: uniform parts of variance 1/3, one-hot parts of .09
-    variance = (w[:, :62].square().sum(1) + w[:, 72:].square().sum(1)) / 3 + w[:, 62:72].var(
-        1, unbiased=False
-    ) / 1.0
-    assert torch.allclose(nets.gen.dense[1].running_var, variance, rtol=0.4)
-    before, drawn = torch.get_rng_state(), []
-    draw = infogan.draw_prior
-    monkeypatch.setattr(
-        infogan,
-        "draw_prior",
-        lambda opt, n, device, far: drawn.append((n, far)) or draw(opt, n, device, far),
-    )
-    infogan.settle(nets, data.x, options())
-    assert torch.equal(before, torch.get_rng_state()) and drawn == [(300, 150)]
+    assert torch.allclose(nets.q.hidden[1].running_mean, h.mean(0), atol=1e-4)
+    assert torch.allclose(nets.q.hidden[1].running_var, h.var(0), rtol=0.02)
+    w = nets.gan.gen.net[0].weight  # of the prior: uniform numbers of variance 1/3, one-hot ones
+    uniform = (w[:, :62].square().sum(1) + w[:, 72:].square().sum(1)) / 3
+    variance = uniform + w[:, 62:72].var(1, unbiased=False)
+    assert torch.allclose(nets.gan.gen.net[1].running_var, variance, rtol=0.4)
+    assert not any(m.training for m in nets.modules())
 
 
-def test_networks_have_the_papers_sizes():
-    nets = infogan.build(options())
-    sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in vars(nets).items()}
-    assert sizes == {
-        "trunk": 64 * 16 + 64 + 128 * 64 * 16 + 128 + 256 + 6272 * 1024 + 1024 + 2048,
-        "head": 1025,
-        "q": 1024 * 128 + 128 + 256 + 128 * 12 + 12,
-        "gen": 74 * 1024
-        + 1024
-        + 2048
-        + 1024 * 6272
-        + 6272
-        + 2 * 6272
-        + 128 * 64 * 16
-        + 64
-        + 128
-        + 64 * 16
-        + 1,
-    }
-    assert nets.trunk(torch.rand(3, 1, 28, 28)).shape == (3, 1024) and nets.gen(
-        torch.rand(3, 74)
-    ).shape == (3, 1, 28, 28)
-    assert (
-        abs(nets.trunk.net[6].weight.std() - 0.02) < 1e-3
-        and abs(nets.gen.dense[4].weight.mean() - 1) < 0.002
-        and (nets.gen.dense[0].bias == 0).all()
-    )
-    assert all(
-        abs(m.weight.mean() - 1) < 0.02
-        for net in vars(nets).values()
-        for m in net.modules()
-        if hasattr(m, "running_mean")
-    )
-    assert sum(isinstance(m, nn.ReLU) for m in nets.gen.modules()) == 3 and not any(
-        isinstance(m, nn.LeakyReLU) for m in nets.gen.modules()
-    )
-    logits, mean, log_std = infogan.QHead(7, 3, learned_std=True)(torch.rand(4, 1024))
-    assert logits.shape == (4, 7) and mean.shape == log_std.shape == (4, 3)
-    assert infogan.QHead(7, 3)(torch.rand(4, 1024))[2] is None
-    slopes = {
-        m.negative_slope
-        for net in (nets.trunk, nets.q)
-        for m in net.modules()
-        if isinstance(m, nn.LeakyReLU)
-    }
-    assert slopes == {0.1} and {
-        m.negative_slope
-        for m in infogan.build(options("--slope", 0.01)).trunk.modules()
-        if isinstance(m, nn.LeakyReLU)
-    } == {0.01}
+def test_recipes():
+    ours, paper, baseline = settings(), settings("paper"), settings("baseline")
+    assert paper.epochs * math.ceil(60_000 / paper.batch_size) == 5159
+    assert ours.epochs * math.ceil(60_000 / ours.batch_size) == 1876
+    names = ("category_weight", "continuous_weight", "continuous_start", "warp", "far", "schedule")
+    assert [getattr(paper, name) for name in names] == [1, 1, 0, 0, 0, "constant"]
+    assert [getattr(baseline, name) for name in names] == [1, 1, 0, 0, 0, "linear"]
+    assert baseline.epochs == ours.epochs == 4 and baseline.baseline_epochs == 0
+    assert ours.baseline_epochs == 2
+    beside = infogan.regular(dataclasses.replace(paper, batch_size=5))
+    assert (beside.epochs, beside.schedule, beside.batch_size) == (2, "constant", 5)
+    assert infogan.regular(dataclasses.replace(ours, epochs=1)).epochs == 1
 
 
-def test_defaults_and_the_papers_recipe():
-    opt = options("--recipe", "paper")
-    assert (
-        opt.epochs * math.ceil(60_000 / opt.batch_size),
-        opt.batch_size,
-        opt.lr,
-        opt.lr_discriminator,
-        opt.beta1,
-    ) == (5159, 128, 1e-3, 2e-4, 0.5)
-    assert (
-        opt.category_weight,
-        opt.continuous_weight,
-        opt.continuous_start,
-        opt.warp,
-        opt.far,
-        opt.learned_std,
-        opt.schedule,
-    ) == (1, 1, 0, 0, 0, False, "constant")
-    assert (opt.noise, opt.categories, opt.continuous) == (62, 10, 2)
-    assert [infogan.schedule(done, opt) for done in (0, 0.9, 1)] == [1, 1, 1] and [
-        infogan.schedule(done, options()) for done in (0, 0.5, 0.75, 1)
-    ] == [1, 1, 0.5, 0.01]
-    assert (
-        options("--warp", 0, "--far", 0.3).far
-        == 0
-        == options("--baseline", "--far", 0.3).far
-        == options("--categories", 0, "--warp", 1, "--far", 0.3).far
-        == options("--continuous", 0, "--far", 0.3).far
-        and options().far > 0
-    )
-    assert options("--categories", 0, "--warp", 1).warp == 0
-    assert (
-        options("--baseline").baseline_epochs == 0 == options("--categories", 5).baseline_epochs
-        and options("--baseline").warp == 0
-        and options().baseline_epochs == 2
-    )
-    assert (
-        options("--epochs", 1).baseline_epochs
-        == 1
-        == options("--epochs", 1, "--baseline-epochs", 5).baseline_epochs
-    )
-    assert (
-        options("--categories", 0).continuous_start == 0
-        and f"lambda = {options().continuous_weight:g}" in infogan.__doc__
-        and f" {options().epochs} epochs" in infogan.__doc__
-    )
-    assert options("--recipe", "paper", "--warp", 0.5).warp == 0.5
-    names = {
-        infogan.run_name(options(*words))
-        for words in (
-            [],
-            ["--baseline"],
-            ["--categories", 20],
-            ["--dataset", "fashion"],
-            ["--dataset", "fashion", "--baseline"],
-            ["--recipe", "paper"],
-        )
-    }
-    assert names == {"mnist", "baseline", "mnist-k20", "fashion", "fashion-baseline", "mnist-paper"}
+def test_a_tiny_training_informs_and_the_regular_gan_beside_does_not():
+    """Four kinds of picture: the code ends up saying which, unless G is not rewarded for it."""
+    x = torch.zeros(20, 1, 28, 28, dtype=torch.uint8)
+    for k in range(4):
+        y = slice(14 * (k // 2), 14 * (k // 2) + 14)
+        x[k::4, :, y, 14 * (k % 2) : 14 * (k % 2) + 14] = 255
+    data = common.Split(x.repeat(30, 1, 1, 1), torch.arange(4).repeat(150))
+    o = settings("paper", 4, epochs=1, baseline_epochs=1, batch_size=20, continuous=0, z_dim=40)
+    torch.manual_seed(0)
+    nets = infogan.build(o, 30)
+    infogan.train(common.Run("infogan", o), nets, data)
+    assert nets.curve[-10:].mean() > 0.8 and nets.gan.curve[-10:].mean() < 0.3  # log 4 = 1.39
 
 
-def test_tiny_training_informs_and_the_regular_gan_does_not():
-    """Four kinds of picture, seconds: the code ends up saying which, unless G is not rewarded for it."""
-    told = {}
-    for words in (["--recipe", "paper"], ["--baseline"]):
-        torch.manual_seed(0)
-        opt = options("--categories", 4, "--continuous", 0, "--noise", 40, *words)
-        game = infogan.Game(infogan.build(opt), opt, torch.device("cpu"), 30)
-        for step in range(30):
-            x = torch.zeros(20, 1, 28, 28)
-            for k in range(4):
-                x[k::4, :, 14 * (k // 2) :, 14 * (k % 2) :][:, :, :14, :14] = 1
-            infogan.update(game, x, step)
-        told[opt.baseline] = game.curve.nats[-10:].mean().item()
-    assert told[False] > 0.8 and told[True] < 0.3, told  # log 4 = 1.39
+def test_a_stopped_training_goes_on_bit_for_bit(monkeypatch):
+    """The regular GAN beside it, too."""
+    monkeypatch.setattr(common, "load_data", lambda settings: (digits(20), digits(20)))
+    monkeypatch.setattr(infogan, "evaluate", lambda *words: ({}, ()))
+    o = settings(batch_size=20, epochs=2, baseline_epochs=2, dry_run=True)
+    infogan.main(dataclasses.replace(o, out="whole"))
+    log = common.Run.log
+
+    def stop(run, **losses):
+        if run.epoch == 1:
+            raise KeyboardInterrupt
+        log(run, **losses)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(common.Run, "log", stop)
+        infogan.main(dataclasses.replace(o, out="part"))
+    gc.collect()
+    torch.manual_seed(99)
+    infogan.main(common.parse(infogan.recipe, ["--resume", "part"]))
+    whole, part = (common.read_checkpoint(name) for name in ("whole", "part"))
+    assert same(whole["states"], part["states"]) and same(whole["rng"], part["rng"])
+    assert part["step"] == 2 and (part["states"]["nets"]["gan.curve"] != 0).all()
 
 
-# ---------------------------------------------------------------------------------------------------------- scores
+# ---- Scores --------------------------------------------------------------------------------------
 
 
 def bar(lean, width, length=24):
     """A stroke that leans by the tangent `lean`, `width` pixels wide, with soft edges."""
     y, x = torch.meshgrid(torch.arange(28.0) - 13.5, torch.arange(28.0) - 13.5, indexing="ij")
     across = (x + lean * y).abs()  # y points down: positive leans to the right
-    return ((width / 2 + 0.5 - across).clamp(0, 1) * (length / 2 + 0.5 - y.abs()).clamp(0, 1))[
-        None, None
-    ]
+    ink = (width / 2 + 0.5 - across).clamp(0, 1) * (length / 2 + 0.5 - y.abs()).clamp(0, 1)
+    return ink[None, None]
 
 
 @pytest.mark.parametrize("lean", [-0.4, 0.0, 0.25])
 @pytest.mark.parametrize("width", [2.0, 4.0])
 def test_moments_of_bars(lean, width):
-    slant, measured = infogan.image_moments(bar(lean, width))
+    slant, measured = infogan_scores.image_moments(bar(lean, width))
     assert slant.item() == pytest.approx(lean, abs=0.02)
-    assert infogan.image_moments(bar(lean, width + 1))[
-        1
-    ] > measured + 0.5 and measured.item() == pytest.approx(
-        width / math.sqrt(1 + lean**2), rel=0.25
-    )
-    assert all(torch.isfinite(v).all() for v in infogan.image_moments(torch.zeros(2, 1, 28, 28)))
+    assert measured.item() == pytest.approx(width / math.sqrt(1 + lean**2), rel=0.25)
+    assert infogan_scores.image_moments(bar(lean, width + 1))[1] > measured + 0.5
+
+
+def test_moments_of_thin_bars_and_of_no_ink():
+    for width in (0.5, 1.0, 1.5):  # two pixels is the least it can say
+        assert infogan_scores.image_moments(bar(0.0, width))[1].item() == pytest.approx(2, abs=0.2)
+    black = infogan_scores.image_moments(torch.zeros(2, 1, 28, 28))
+    assert all(torch.isfinite(value).all() for value in black)
 
 
 def test_within_group_r2_against_numpy():
@@ -785,641 +585,355 @@ def test_within_group_r2_against_numpy():
     left = total = 0
     for k in range(3):
         c, m = code[group == k], measure[group == k]
-        left, total = (
-            left + ((m - np.polyval(np.polyfit(c, m, 1), c)) ** 2).sum(),
-            total + ((m - m.mean()) ** 2).sum(),
-        )
-    ours = infogan.within_group_r2(*(torch.tensor(v) for v in (code, measure, group)))
-    assert ours == pytest.approx(1 - left / total) and 0.3 < ours < 0.95
-    assert (
-        infogan.within_group_r2(
-            torch.tensor(code),
-            torch.tensor(group) * 5.0 + 0 * torch.tensor(code),
-            torch.tensor(group),
-        )
-        <= 1
-    )
-    assert (
-        infogan.within_group_r2(
-            torch.tensor(rng.uniform(-1, 1, 600)), torch.tensor(measure), torch.tensor(group)
-        )
-        < 0.03
-    )
-
-
-class Puppet(nn.Module):
-    """A generator of real digits: show(category, continuous, noise) -> images in [0, 1]."""
-
-    def __init__(self, show):
-        super().__init__()
-        self.show = show
-
-    def forward(self, z_and_c):
-        return torch.logit(
-            self.show(z_and_c[:, 62:72].argmax(1), z_and_c[:, 72:], z_and_c[:, :62]).clamp(
-                1e-4, 1 - 1e-4
-            )
-        )
+        left += ((m - np.polyval(np.polyfit(c, m, 1), c)) ** 2).sum()
+        total += ((m - m.mean()) ** 2).sum()
+    group, measure = torch.tensor(group), torch.tensor(measure)
+    found = infogan_scores.within_group_r2(torch.tensor(code), measure, group)
+    assert found == pytest.approx(1 - left / total) and 0.3 < found < 0.95
+    other = torch.tensor(rng.uniform(-1, 1, 600))
+    assert infogan_scores.within_group_r2(other, measure, group) < 0.03
 
 
 def test_code_scores_of_generators_that_are_known():
-    data, judge, opt = mnist(2000), common.load_judge("mnist"), options()
-    assert (
-        infogan.within_group_variance(
-            torch.tensor([[0.0], [2.0], [5.0], [9.0]]), torch.tensor([0, 0, 1, 1])
-        )
-        == 2.5
-    )
+    data, judge = digits(2000), scores.load_judge("mnist")
     right = judge.classify(common.to_float(data.x)) == data.y
-    examples = torch.stack(
-        [common.to_float(data.x[(data.y == k) & right][:20]) for k in range(10)]
-    )  # [10, 20, 1, 28, 28]
+    kept = [data.x[(data.y == k) & right][:20] for k in range(10)]
+    real = common.Split(torch.cat(kept), torch.arange(10).repeat_interleave(20))
+    images = common.to_float(torch.stack(kept))  # [10, 20, 1, 28, 28]
 
-    real = types.SimpleNamespace(
-        x=(examples.flatten(0, 1) * 255).round().to(torch.uint8),
-        y=torch.arange(10).repeat_interleave(20),
-    )
+    def steady(z, c, c2):
+        return images[c, (z[:, 0].abs() * 19.99).long()]
 
-    def digits(category, continuous, noise):
-        return examples[category, (noise[:, 0].abs() * 19.99).long()]
-
-    def leaning(category, continuous, noise):
-        theta = torch.zeros(len(category), 2, 3)
-        theta[:, 0, 0] = theta[:, 1, 1] = 1
-        theta[:, 0, 1] = 0.5 * continuous[:, 1]  # the second code shears
-        return F.grid_sample(
-            digits(category, continuous, 0 * noise),
-            F.affine_grid(theta, (len(category), 1, 28, 28), align_corners=False),
-            align_corners=False,
-        )
+    def leaning(z, c, c2):
+        theta = torch.eye(2, 3).repeat(len(c), 1, 1)
+        theta[:, 0, 1] = 0.5 * c2[:, 1]  # the second number shears
+        grid = F.affine_grid(theta, (len(c), 1, 28, 28), align_corners=False)
+        return F.grid_sample(steady(0 * z, c, c2), grid, align_corners=False)
 
     cases = {
-        "steady": digits,
+        "steady": steady,
         "leaning": leaning,
-        "leaky": lambda c, u, z: digits((c + (u[:, 0] > 0)) % 10, u, 0 * z),
-        "beyond": lambda c, u, z: digits((c + (u[:, 0] > 1.2)) % 10, u, 0 * z),
-        "collapsed": lambda c, u, z: digits(0 * c + 3, u, z),
-        "template": lambda c, u, z: digits(c, u, 0 * z),
-        "merged": lambda c, u, z: digits(torch.where(z[:, 1] > 0, c, (c + 1) % 10), u, z),
+        "leaky": lambda z, c, c2: steady(0 * z, (c + (c2[:, 0] > 0)) % 10, c2),
+        "beyond": lambda z, c, c2: steady(0 * z, (c + (c2[:, 0] > 1.2)) % 10, c2),
+        "collapsed": lambda z, c, c2: steady(z, 0 * c + 3, c2),
+        "template": lambda z, c, c2: steady(0 * z, c, c2),
+        "merged": lambda z, c, c2: steady(z, torch.where(z[:, 1] > 0, c, (c + 1) % 10), c2),
     }
-    scores = {}
+    draw, found = functools.partial(infogan.draw_codes, settings()), {}
     for name, show in cases.items():
         torch.manual_seed(0)
-        scores[name] = infogan.code_scores(
-            types.SimpleNamespace(gen=Puppet(show), head=nn.Linear(1, 1)), opt, judge, real, 600
-        )
-    assert (
-        scores["steady"]["generated_purity"] == 100
-        and scores["steady"]["identity_leak"] == 0 == scores["steady"]["identity_leak_inside"]
-        and scores["steady"]["slant_r2"] < 0.06 > scores["steady"]["width_r2"]
-    )
-    assert scores["leaning"]["slant_r2"] > 0.95 and scores["leaning"]["identity_leak_inside"] < 25
-    assert (
-        scores["leaky"]["identity_leak"] == 50 == scores["leaky"]["identity_leak_inside"]
-    )  # one of two codes, always
-    assert (
-        scores["beyond"]["identity_leak"] == 50
-        and scores["beyond"]["identity_leak_inside"] == 0
-        and scores["beyond"]["generated_purity"] == 100
-    )
-    assert (
-        scores["collapsed"]["generated_purity"] == 100
-        and scores["collapsed"]["generated_digits"] == 1
-        and scores["steady"]["generated_digits"] == 10
-    )
-    assert (
-        scores["steady"]["generated_diversity"] == pytest.approx(1, abs=0.08)
-        and scores["template"]["generated_diversity"] < 1e-6
-        and scores["template"]["generated_purity"] == 100
-    )
-    assert 45 < scores["merged"]["generated_purity"] < 58
 
+        def decode(z, c1, c2):
+            return show(z, c1.argmax(1), c2)
 
-def test_a_sweep_changes_one_code_alone():
-    opt = options()
-    category, continuous, noise = infogan.draw_prior(opt, 3, "cpu")
-    kept = continuous.clone()
-    c, u, z = infogan.sweep(opt, 1, 2.0, 5, category, continuous, noise)
-    assert torch.equal(c.view(3, 5), category[:, None].expand(3, 5)) and torch.equal(
-        z.view(3, 5, -1), noise[:, None].expand(3, 5, -1)
-    )
-    assert torch.equal(u.view(3, 5, 2)[..., 0], kept[:, :1].expand(3, 5)) and torch.equal(
-        u.view(3, 5, 2)[..., 1], torch.linspace(-2, 2, 5).expand(3, 5)
-    )
-    assert torch.equal(continuous, kept)
-
-
-def test_a_stroke_thinner_than_two_pixels_measures_about_two():
-    assert [
-        infogan.image_moments(bar(0.0, width))[1].item() for width in (0.5, 1.0, 1.5)
-    ] == pytest.approx([2, 2, 2], abs=0.2)
-
-
-def test_more_categories_than_images_are_scored():
-    data = mnist(20)
-    scores = infogan.cluster_scores(torch.eye(20, 30), torch.eye(20, 30), data, data, tries=1)
-    assert scores["cluster_error_majority"] == 0 == scores[
-        "kmeans_cluster_error_majority"
-    ] and scores["cluster_error"] == pytest.approx(100 - 5 * len(data.y.unique()))
+        found[name] = infogan_scores.code_scores(draw, decode, judge, real, 400)
+    good = found["steady"]
+    assert good["generated_purity"] == 100 and good["generated_digits"] == 10
+    assert good["generated_diversity"] == pytest.approx(1, abs=0.1)
+    assert good["identity_leak"] == good["identity_leak_inside"] == 0
+    assert good["slant_r2"] < 0.1 and good["width_r2"] < 0.1
+    assert found["leaning"]["slant_r2"] > 0.95 and found["leaning"]["identity_leak_inside"] < 25
+    leaky, beyond = found["leaky"], found["beyond"]  # one of two numbers
+    assert leaky["identity_leak"] == leaky["identity_leak_inside"] == 50
+    assert beyond["identity_leak"] == 50 and beyond["identity_leak_inside"] == 0
+    assert found["collapsed"]["generated_purity"] == 100
+    assert found["collapsed"]["generated_digits"] == 1
+    assert found["template"]["generated_purity"] == 100
+    assert found["template"]["generated_diversity"] < 1e-6
+    assert 45 < found["merged"]["generated_purity"] < 62
 
 
 def test_cluster_scores_of_heads_that_are_known():
-    data, test, judge = mnist(1500), mnist(400, 1), common.load_judge("mnist")
+    data, test, judge = digits(1500), digits(400, test=True), scores.load_judge("mnist")
     with torch.no_grad():
         answers = [judge(common.to_float(part.x)) for part in (data, test)]
+    merged = torch.eye(10)[[0, 1, 2, 3, 4, 3, 6, 7, 8, 4]]  # 5 goes to 3, 9 to 4
     heads = {
         "reads": lambda h: h,
         "renamed": lambda h: h.roll(3, 1),
         "one": lambda h: F.one_hot(torch.full((len(h),), 4), 10).float(),
-        "merged": lambda h: h @ torch.eye(10)[[0, 1, 2, 3, 4, 3, 6, 7, 8, 4]],
-    }  # 5 goes to 3, 9 to 4
-    scores = {
-        name: infogan.cluster_scores(*map(f, answers), data, test, tries=1)
-        for name, f in heads.items()
+        "merged": lambda h: h @ merged,
     }
-    assert (
-        scores["reads"]["cluster_error"] < 2
-        and scores["renamed"] == scores["reads"]
-        and scores["reads"]["nmi"] > 0.96
-    )
-    commonest = torch.bincount(data.y).argmax()
-    deserved = 100 * (test.y != commonest).float().mean().item()
-    assert scores["one"]["cluster_error"] == pytest.approx(deserved) == scores["one"][
-        "cluster_error_majority"
-    ] and scores["one"]["nmi"] == pytest.approx(0, abs=1e-6)
-    assert scores["merged"]["cluster_error"] > 10
-    x, x_ = (common.to_float(part.x).flatten(1) for part in (data, test))
-    centres = common.k_means(x, 10, tries=1)
-    members, members_ = (torch.cdist(v, centres).argmin(1) for v in (x, x_))
-    names = torch.stack(
-        [torch.bincount(data.y[members == k], minlength=10).argmax() for k in range(10)]
-    )
-    assert scores["one"]["kmeans_cluster_error_majority"] == pytest.approx(
-        100 * (names[members_] != test.y).float().mean().item()
-    )
-    names = common.match_clusters(-torch.cdist(x, centres), data.y)
-    assert scores["one"]["kmeans_cluster_error"] == pytest.approx(
-        100 * (names[members_] != test.y).float().mean().item()
-    )
-    order = infogan.display_order(heads["renamed"](answers[0]), data.y)
-    assert common.match_clusters(heads["renamed"](answers[0]), data.y)[order].tolist() == list(
-        range(10)
-    )
+    found = {}
+    for name, head in heads.items():
+        found[name] = infogan_scores.cluster_scores(*map(head, answers), data, test, tries=1)
+    assert found["reads"]["cluster_error"] < 2 and found["reads"]["nmi"] > 0.96
+    assert found["renamed"] == found["reads"] and found["merged"]["cluster_error"] > 10
+    deserved = 100 * (test.y != torch.bincount(data.y).argmax()).float().mean().item()
+    one = found["one"]
+    assert one["cluster_error"] == one["cluster_error_majority"] == pytest.approx(deserved)
+    assert one["nmi"] == pytest.approx(0, abs=1e-6)
+    x, test_x = common.to_float(data.x).flatten(1), common.to_float(test.x).flatten(1)
+    centres = scores.k_means(x, 10, tries=1)
+    member, test_member = torch.cdist(x, centres).argmin(1), torch.cdist(test_x, centres).argmin(1)
+    names = [torch.bincount(data.y[member == k], minlength=10).argmax() for k in range(10)]
+    wrong = (torch.stack(names)[test_member] != test.y).float().mean().item()
+    assert one["kmeans_cluster_error_majority"] == pytest.approx(100 * wrong)
+    logits = heads["renamed"](answers[0])
+    order = infogan_scores.display_order(logits, data.y)
+    assert scores.match_clusters(logits, data.y)[order].tolist() == list(range(10))
 
 
-def test_probes_are_of_the_layers_they_name(monkeypatch):
-    torch.manual_seed(0)
-    nets, data, test = infogan.build(options()), mnist(1000), mnist(300, 1)
-    infogan.settle(nets, data.x, options())
-    trunk = lambda: [infogan.features(nets, part.x) for part in (data, test)]  # noqa: E731
-    scores = infogan.probe_scores(nets, trunk(), data, test, dry=True)
-    assert set(scores) == {
-        f"probe_error_{layer}_{labels}"
-        for layer in ("trunk", "q_hidden", "untrained", "pixels")
-        for labels in (100, "all")
-    }
-    x, x_ = (common.to_float(part.x) for part in (data, test))
-    with torch.no_grad():
-        codes = {
-            "pixels": (x.flatten(1), x_.flatten(1)),
-            "trunk": (nets.trunk(x), nets.trunk(x_)),
-            "q_hidden": tuple(nets.q.hidden(nets.trunk(v)) for v in (x, x_)),
-        }
-    for name, (a, b) in codes.items():
-        assert scores[f"probe_error_{name}_all"] == pytest.approx(
-            common.probe(a, data.y, b, test.y, hidden=0, epochs=1).item(), abs=2.1
-        ), name
-    chosen = infogan.balanced(data.y, 100)
-    assert scores["probe_error_pixels_100"] == pytest.approx(
-        common.probe(
-            x.flatten(1)[chosen], data.y[chosen], x_.flatten(1), test.y, hidden=0, epochs=1
-        ).item(),
-        abs=1,
-    )
-    asked = []
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            common, "probe", lambda *words, epochs, **more: asked.append(epochs) or torch.zeros(1)
-        )
-        infogan.probe_scores(nets, trunk(), data, test)
-    assert asked == [2000, 200] * 4
-    torch.manual_seed(1)
-    nets = infogan.build(options())
-    infogan.settle(nets, data.x, options())
-    again = infogan.probe_scores(nets, trunk(), data, test, dry=True)
-    assert (
-        again["probe_error_untrained_all"] == scores["probe_error_untrained_all"]
-        and again["probe_error_trunk_all"] != scores["probe_error_trunk_all"]
-    )
-
-
-def test_balanced_labels():
-    y = mnist(3000).y
-    chosen = infogan.balanced(y, 100)
-    assert (
-        torch.bincount(y[chosen]).tolist() == [10] * 10
-        and len(set(chosen.tolist())) == 100
-        and torch.equal(chosen, infogan.balanced(y, 100))
-    )
-    assert torch.equal(infogan.balanced(y, 3000), torch.arange(3000))
+def test_more_categories_than_images_are_scored():
+    data = digits(20)
+    found = infogan_scores.cluster_scores(torch.eye(20, 30), torch.eye(20, 30), data, data, tries=1)
+    assert found["cluster_error_majority"] == found["kmeans_cluster_error_majority"] == 0
+    assert found["cluster_error"] == pytest.approx(100 - 5 * len(data.y.unique()))
 
 
 def test_curve_scores():
-    opt = options()
     curve = torch.cat([torch.linspace(0, 2.3, 200), torch.full((150,), 2.29)])
-    scores = infogan.curve_scores(curve, opt)
-    assert scores["mutual_information"] == pytest.approx(2.29) and scores["log_k"] == pytest.approx(
-        2.302585
-    )
+    found = infogan_scores.curve_scores(curve, 10)
+    assert found["mutual_information"] == pytest.approx(2.29)
+    assert found["log_k"] == pytest.approx(2.302585)
     means = [sum(curve[n - 20 : n].tolist()) / 20 for n in range(20, 351)]
-    assert scores["steps_to_2.25"] == 20 + next(k for k, v in enumerate(means) if v >= 2.25)
-    assert "steps_to_2.25" not in infogan.curve_scores(torch.full((50,), 0.1), opt)
-    assert "steps_to_2.25" not in infogan.curve_scores(
-        curve, options("--categories", 20)
-    )  # log 20 is 3.0: no milestone there
+    first = next(k for k, value in enumerate(means) if value >= 2.25)
+    assert found["steps_to_2.25"] == 20 + first
+    assert "steps_to_2.25" not in infogan_scores.curve_scores(torch.full((50,), 0.1), 10)
+    assert "steps_to_2.25" not in infogan_scores.curve_scores(curve, 20)  # log 20 is 3.0
+
+
+def test_probes_read_the_layers_they_are_given(monkeypatch):
+    data, test, asked = digits(1000), digits(300, test=True), []
+
+    def probe(codes, y, test_codes, test_y, hidden, epochs):
+        asked.append((codes, y, test_codes, test_y, hidden, epochs))
+        return torch.tensor([float(len(asked))])
+
+    monkeypatch.setattr(scores, "probe", probe)
+    layers = {name: (torch.randn(1000, 2), torch.randn(300, 2)) for name in ("a", "b")}
+    found = infogan_scores.probe_scores(layers, data, test)
+    names = [f"probe_error_{name}_{count}" for name in "ab" for count in (100, "all")]
+    assert found == {name: k + 1 for k, name in enumerate(names)}
+    few, every = infogan_scores.balanced(data.y, 100), torch.arange(1000)
+    for call, (name, index) in zip(asked, [("a", few), ("a", every), ("b", few), ("b", every)]):
+        assert torch.equal(call[0], layers[name][0][index]) and torch.equal(
+            call[2], layers[name][1]
+        )
+        assert torch.equal(call[1], data.y[index]) and torch.equal(call[3], test.y)
+    assert [call[4:] for call in asked] == [(0, 2000), (0, 200)] * 2
+    infogan_scores.probe_scores(layers, data, test, dry=True)
+    assert [call[5] for call in asked[4:]] == [1] * 4
+
+
+def test_balanced_labels():
+    y = digits(3000).y
+    chosen = infogan_scores.balanced(y, 100)
+    assert torch.bincount(y[chosen]).tolist() == [10] * 10 and len(set(chosen.tolist())) == 100
+    assert torch.equal(chosen, infogan_scores.balanced(y, 100))
+    assert torch.equal(infogan_scores.balanced(y, 3000), torch.arange(3000))
+
+
+def test_the_untrained_trunk_is_always_the_same():
+    o, x = settings(), digits(60).x
+    before = torch.get_rng_state()
+    a, b = (infogan_scores.untrained_trunk(infogan.build, o, x) for _ in range(2))
+    assert same(a.state_dict(), b.state_dict()) and not a.training
+    assert torch.equal(before, torch.get_rng_state()) and a[3].running_mean.abs().max() > 0
 
 
 def test_the_papers_numbers_stand_beside_the_runs_they_belong_to():
     names = ("mutual_information", "baseline_mutual_information", "cluster_error", "nmi")
-    paper = lambda *words: {
-        name: value
-        for _, name, value, _ in infogan.table_rows(dict.fromkeys(names, 1.0), options(*words))
-    }  # noqa: E731
-    assert paper() == {
-        "mutual_information": "2.30",
-        "baseline_mutual_information": "near 0",
-        "cluster_error": "5",
-        "nmi": "-",
-    }
-    assert paper("--baseline") == {
-        "mutual_information": "near 0",
-        "baseline_mutual_information": "near 0",
-        "cluster_error": "-",
-        "nmi": "-",
-    }
-    assert (
-        set(paper("--categories", 20).values())
-        == set(paper("--dataset", "fashion").values())
-        == {"-"}
-    )
+
+    def paper(o):
+        return [row[2] for row in infogan_scores.table(dict.fromkeys(names, 1.0), o)]
+
+    assert paper(settings()) == paper(settings("paper")) == ["2.30", "near 0", "5", "-"]
+    assert paper(settings("baseline")) == ["near 0", "near 0", "-", "-"]
+    assert set(paper(settings(categories=20)) + paper(settings(dataset="fashion"))) == {"-"}
 
 
-# ---------------------------------------------------------------------------------------------------- command line
-
-RUNS = {
-    "plain": (
-        [],
-        {
-            "mutual_information",
-            "baseline_mutual_information",
-            "cluster_error",
-            "nmi",
-            "generated_purity",
-            "slant_r2",
-            "width_r2",
-            "identity_leak",
-            "probe_error_trunk_100",
-            "probe_error_q_hidden_all",
-            "probe_error_pixels_all",
-        },
-        {
-            "information",
-            "categories",
-            "categories-baseline",
-            "continuous-1",
-            "continuous-2",
-            "losses",
-        },
-    ),
-    "baseline": (
-        ["--baseline", "--recipe", "paper", "--categories", "12", "--continuous", "0"],
-        {"mutual_information", "cluster_error_majority"},
-        {"information", "categories"},
-    ),
-    "zero": (
-        ["--categories", "0", "--learned-std", "--validation"],
-        {"slant_r2", "probe_error_trunk_all"},
-        {"continuous-1", "continuous-2"},
-    ),
-}
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_every_setting_runs_through(name, monkeypatch, capsys):
-    arguments, metrics, figures = RUNS[name]
-    drawn = {}
-    for figure in ("figure_categories", "figure_information"):
-        real = getattr(infogan, figure)
-        monkeypatch.setattr(
-            infogan,
-            figure,
-            lambda *words, real=real, figure=figure: (
-                drawn.setdefault(figure, []).append(words[0]) or real(*words)
-            ),
-        )
-    monkeypatch.setattr(sys, "argv", ["infogan.py", "--dry-run", *arguments])
-    common.run_main(infogan.main, infogan.make_parser())
-    (folder,) = common.Path("runs/infogan").iterdir()
-    scores = json.loads((folder / "metrics.json").read_text())
-    assert metrics <= set(scores) and all(
-        isinstance(v, (int, float)) and math.isfinite(v) for v in scores.values()
-    )
-    assert {f.stem for f in folder.glob("*.png")} >= figures and all(
-        f.stat().st_size > 2000 for f in folder.glob("*.png")
-    )
-    assert ("cluster_error" in scores) == (name != "zero") and ("slant_r2" in scores) == (
-        name != "baseline"
-    )
-    table = capsys.readouterr().out.splitlines()
-    assert (
-        table[0].split() == ["score", "this", "run", "paper", "to", "compare"] and len(table) >= 9
-    )
-    nets = infogan.load(folder)
-    assert not any(net.training for net in (nets.trunk, nets.head, nets.q, nets.gen))
-    if name == "plain":  # as it was scored, batch norm and all
-        data, test = mnist(300), mnist(200, 1)
-        names = common.match_clusters(infogan.encode(nets, data.x)[0], data.y)
-        assert common.cluster_error(
-            infogan.encode(nets, test.x)[0], test.y, names
-        ) == pytest.approx(scores["cluster_error"], abs=0.51)
-        saved = common.read_checkpoint(folder, "infogan")["states"]
-        (curves,) = drawn["figure_information"]
-        assert torch.equal(curves["InfoGAN"].cpu(), saved["curve"]["nats"]) and torch.equal(
-            curves["regular GAN"].cpu(), saved["baseline_curve"]["nats"]
-        )
-        assert [
-            torch.equal(side.gen.up[3].bias.cpu(), saved[name]["up.3.bias"])
-            for side, name in zip(drawn["figure_categories"], ("gen", "baseline_gen"))
-        ] == [True, True]
-        assert (
-            scores["mutual_information"]
-            == pytest.approx(saved["curve"]["nats"][-100:].mean().item())
-            != scores["baseline_mutual_information"]
-        )
-        assert scores["baseline_mutual_information"] == pytest.approx(
-            saved["baseline_curve"]["nats"][-100:].mean().item()
-        )
-        torch.manual_seed(0)
-        again = infogan.code_scores(nets, nets.options, common.load_judge("mnist"), test, 500)
-        assert again["width_r2"] == pytest.approx(
-            scores["width_r2"], abs=0.09
-        ) and infogan.generate(nets, nets.options, *infogan.draw_prior(nets.options, 3)).shape == (
-            3,
-            1,
-            28,
-            28,
-        )
-
-
-def test_the_leak_table_trains_what_is_missing(monkeypatch, capsys):
-    trained = []
-
-    def pretend(opt):  # a finished run, without the training
-        trained.append((opt.baseline, opt.categories))
-        opt.out = opt.out or f"runs/infogan/{'dry-run'}-{len(trained) + 1}"
-        run = common.Run("infogan", opt, infogan.run_name(opt))
-        return run.finish(
-            {
-                "cluster_error_majority": 10.0 + opt.categories,
-                "probe_error_trunk_100": 5.0,
-                "probe_error_untrained_100": 7.0,
-                "probe_error_pixels_100": 9.0,
-            }
-        )
-
-    def call():
-        monkeypatch.setattr(sys, "argv", ["infogan.py", "--table", "leak", "--dry-run"])
-        common.run_main(infogan.main, infogan.make_parser())
-        return capsys.readouterr().out.split("trunk, 100")[1]  # behind what the runs print
-
-    monkeypatch.setattr(infogan, "train_and_score", pretend)
-    first = call()
-    assert trained == [(True, 10), *((False, k) for k in (0, 2, 5, 10, 20, 30, 50))]
-    lines = {line[:12].strip(): line[12:].split() for line in first.splitlines()[1:]}
-    assert list(lines) == [
-        "regular GAN",
-        *(f"K = {k}" for k in infogan.LEAK_CATEGORIES),
-        "untrained",
-        "pixels",
-    ]
-    assert (
-        lines["K = 50"][1] == "60.00"
-        and lines["K = 2"][5] == "5.00"
-        and lines["untrained"][5] == "7.00"
-        and lines["pixels"][5] == "9.00"
-    )
-    folder = next(
-        f
-        for f in common.Path("runs/infogan").iterdir()
-        if json.loads((f / "config.json").read_text())["settings"]["categories"] == 5
-    )
-    (folder / "metrics.json").unlink()  # one that was cut off
-    assert all(
-        json.loads((f / "config.json").read_text())["settings"]["table"] is None
-        for f in common.Path("runs/infogan").iterdir()
-    )  # plain commands find them
-    assert call() == first and trained[8:] == [(False, 5)] and (folder / "metrics.json").exists()
-
-
-@pytest.mark.parametrize(
-    "words, sentence",
-    [
-        ([], "K = 0 and the regular GAN are trained without warps"),
-        (["--warp", "1"], "K = 0 is trained without warps"),
-        (["--recipe", "paper"], "no row is trained with warps"),
-        (["--warp", "0", "--far", "0"], "no row is trained with warps"),
-    ],
-    ids=str,
-)
-def test_the_leak_table_says_which_rows_have_warps(words, sentence, monkeypatch, capsys):
-    monkeypatch.setattr(infogan, "train_and_score", lambda opt: {})
-    options = infogan.make_parser().parse_args(["--table", "leak", *words])
-    infogan.refuse_idle(options)
-    infogan.table(options)
-    assert sentence in capsys.readouterr().out
+# ---- Figures -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("figure", ["categories", "sweep"])
 def test_what_varies_in_figure_2(figure, monkeypatch):
-    """Along a row the noise is the same, and all of the code but the one that the figure is about."""
+    """Along a row z is the same, and all of the code but what the figure is about."""
     drawn = []
-    monkeypatch.setattr(
-        common,
-        "figure_grid",
-        lambda path, images, columns, *words, **more: drawn.append((images, columns)),
-    )
-    nets = types.SimpleNamespace(
-        gen=Puppet(
-            lambda c, u, z: torch.stack(
-                [c / 9, (u[:, 0] + 2) / 4, (u[:, 1] + 2) / 4, (z[:, 0] + 1) / 2], 1
-            ).view(-1, 1, 2, 2)
-        ),
-        head=nn.Linear(1, 1),
-    )
-    order = torch.tensor([3, 1, 4, 0, 5, 9, 2, 6, 8, 7])
+    monkeypatch.setattr(common, "figure_grid", lambda *words: drawn.append(words[1:3]))
+
+    def gen(z, c1, c2):
+        parts = [c1.argmax(1).float(), c2[:, 0], c2[:, 1], z[:, 0]]
+        return torch.stack(parts, 1).view(-1, 1, 2, 2)
+
+    nets, order = types.SimpleNamespace(gen=gen), torch.tensor([3, 1, 4, 0, 5, 9, 2, 6, 8, 7])
     if figure == "categories":
-        infogan.figure_categories(nets, options(), None, order, "words")
+        infogan.figure_categories(nets, settings(), None, order, "words")
     else:
-        infogan.figure_sweep(nets, options("--sweep", 1), None, 1, order)
+        infogan.figure_sweep(nets, settings(), None, 1, order)
     ((images, columns),) = drawn
     c, u, v, z = images.view(-1, columns, 4).unbind(2)
-    same = lambda x: torch.allclose(
-        x, x[:, :1].expand_as(x), atol=1e-6
-    )  # the sigmoid's last bit depends on where in memory a number lies
-    assert (
-        same(z)
-        and same(u)
-        and len(z[:, 0].unique()) == len(z) == (5 if figure == "categories" else 10)
-    )
+
+    def steady(x):
+        return torch.equal(x, x[:, :1].expand_as(x))
+
+    assert steady(z) and steady(u)
+    assert len(z[:, 0].unique()) == len(z) == (5 if figure == "categories" else 10)
     if figure == "categories":
-        assert torch.allclose(c * 9, order.float().expand(5, 10), atol=2e-3) and same(v)
+        assert torch.equal(c, order.float().expand(5, 10)) and steady(v)
     else:
-        assert (
-            torch.allclose(c[:, 0] * 9, order.float(), atol=2e-3)
-            and same(c)
-            and torch.allclose(v, torch.linspace(0.25, 0.75, 11).expand(10, 11), atol=2e-3)
-        )
+        assert torch.equal(c[:, 0], order.float()) and steady(c)
+        assert torch.allclose(v, torch.linspace(-2, 2, 11).expand(10, 11))
+
+
+def test_scores_and_figures_sweep_alike():
+    o = settings()
+    codes = infogan.draw_codes(o, 3, "cpu")
+    z, c1, c2 = infogan_scores.sweep(codes, 1, 2.0, 5)
+    for found, given in ((z, codes[0]), (c1, codes[1]), (c2[:, :1], codes[2][:, :1])):
+        assert torch.equal(found.view(3, 5, -1), given[:, None].expand(3, 5, -1))
+    assert torch.equal(c2[:, 1].view(3, 5), torch.linspace(-2, 2, 5).expand(3, 5))
+
+
+# ---- The command line ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def few():
+    """The data of the runs below."""
+    data, test = common.load_dataset("mnist")
+    return data.take(slice(300)), test.take(slice(200))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, few):
+    """A dry run from the command line, on few images: its metrics, and what it printed."""
+
+    def call(*words):
+        monkeypatch.setattr(common, "load_data", lambda settings: few)
+        words = ["--dry-run", "--epochs", "1", "--device", "cpu", "--out", "run", *words]
+        monkeypatch.setattr(sys, "argv", ["infogan.py", *words])
+        common.run_main(infogan.main, infogan.recipe)
+        gc.collect()
+        return json.loads(Path("run/metrics.json").read_text()), capsys.readouterr().out
+
+    return call
+
+
+ALWAYS = {"slant_r2", "identity_leak", "probe_error_trunk_100", "probe_error_q_hidden_all"}
+GRIDS = {"continuous-1.png", "continuous-2.png"}
+
+
+def test_a_run_makes_everything_loads_and_is_scored_again(run, capsys):
+    metrics, printed = run()
+    told = {"mutual_information", "baseline_mutual_information", "cluster_error", "nmi"}
+    assert ALWAYS | told | {"generated_purity", "width_r2"} <= set(metrics)
+    assert all(math.isfinite(value) for value in metrics.values())
+    pictures = {file.name for file in Path("run").glob("*.png")}
+    names = {"information.png", "categories.png", "categories-baseline.png", "losses.png"}
+    assert pictures == names | GRIDS
+    assert f"{metrics['mutual_information']:.4g}" in printed and "2.30" in printed
+    log = Path("run/log.csv").read_text().splitlines()
+    assert log[0] == "epoch,disc,gen,c1,c2,bound" and len(log) == 2
+    saved = common.read_checkpoint("run")["states"]
+    assert set(saved) == {"nets"}
+    bound = saved["nets"]["curve"].mean().item()
+    assert metrics["mutual_information"] == pytest.approx(bound, rel=1e-4)
+    nets, x = infogan.load("run"), digits(5).x
+    assert same(nets.state_dict(), saved["nets"])
+    assert not any(m.training for m in nets.modules())
+    logits, mean = infogan.encode(nets, x)
+    assert logits.shape == (5, 10) and mean.shape == (5, 2) and not logits.requires_grad
+    codes = infogan.draw_codes(infogan.OURS, 1005, "cpu")
+    images = infogan.decode(nets, *codes)
+    last = nets.gen(*(code[1000:] for code in codes))
+    assert images.shape == (1005, 1, 28, 28) and torch.allclose(images[1000:], last, atol=1e-5)
+    torch.manual_seed(99)  # another process
+    score.main("run", "cpu")
+    again = json.loads(Path("run/metrics.json").read_text())
+    assert again == pytest.approx(metrics, rel=1e-3) and capsys.readouterr().out == printed
+
+
+def test_the_regular_gan_by_itself(run):
+    metrics, printed = run("--recipe", "baseline", "--categories", "12", "--continuous", "0")
+    assert {"mutual_information", "cluster_error_majority"} <= set(metrics)
+    assert "slant_r2" not in metrics and "baseline_mutual_information" not in metrics
+    pictures = {file.name for file in Path("run").glob("*.png")}
+    assert pictures == {"information.png", "categories.png", "losses.png"}
+
+
+def test_without_a_category(run):
+    metrics, printed = run("--categories", "0", "--baseline-epochs", "0", "--validation")
+    assert ALWAYS <= set(metrics) and "nmi" not in metrics
+    assert {file.name for file in Path("run").glob("*.png")} == GRIDS | {"losses.png"}
+    assert infogan.encode(infogan.load("run"), digits(5).x)[0].shape == (5, 0)
+
+
+def test_the_table_of_k():
+    numbers = {"cluster_error_majority": 1.0, "probe_error_trunk_100": 5.0}
+    numbers |= {"probe_error_untrained_100": 7.0, "probe_error_pixels_100": 9.0}
+    for k, name in ((50, "ours"), (10, "baseline"), (2, "ours")):
+        Path(f"k{k}").mkdir()
+        config = {"script": "infogan", "settings": {"categories": k, "recipe": name}}
+        Path(f"k{k}/config.json").write_text(json.dumps(config))
+        metrics = {**numbers, "cluster_error_majority": 10.0 + k}
+        Path(f"k{k}/metrics.json").write_text(json.dumps(metrics))
+    lines = infogan_leak.lines(infogan_leak.read(["k50", "k10", "k2"]))
+    found = {line[:18].strip(): line[18:].split() for line in lines[1:]}
+    assert list(found) == ["K = 2", "K = 10 (regular)", "K = 50", "untrained", "pixels"]
+    assert found["K = 50"][1] == "60.00" and found["K = 2"][5] == "5.00"
+    assert found["untrained"][5] == "7.00" and found["pixels"][5] == "9.00"
+    Path("k2/metrics.json").unlink()
+    with pytest.raises(common.UserError, match="no finished run"):
+        infogan_leak.read(["k2"])
+
+
+MISTAKES = [
+    ("--dataset sprites", "invalid choice: 'sprites'"),
+    ("--recipe released", "invalid choice: 'released'"),
+    ("--batch-size 2", "'2' is not a whole number from 3"),
+    ("--categories -1", "'-1' is not a whole number"),
+    ("--categories many", "'many' is not a whole number"),
+    ("--far 2", "'2' is not a number from 0 to 1"),
+    ("--warp nan", "'nan' is not a number"),
+    ("--baseline", "there is no --baseline here; did you mean --baseline-epochs?"),
+    ("--data nowhere", "no mnist.npz in 'nowhere'"),
+]
+
+
+@pytest.mark.parametrize("words, complaint", MISTAKES, ids=[words for words, _ in MISTAKES])
+def test_a_mistake_is_one_line_and_leaves_nothing(words, complaint, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["infogan.py", "--dry-run", *words.split()])
+    with pytest.raises(SystemExit, match="^2$"):
+        common.run_main(infogan.main, infogan.recipe)
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and complaint in err, err
+    assert not list(Path(".").iterdir())
+
+
+def test_help_tells_every_flag_with_its_comment(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["infogan.py", "--help"])
+    with pytest.raises(SystemExit, match="^0$"):
+        common.run_main(infogan.main, infogan.recipe)
+    words = " ".join(capsys.readouterr().out.split())
+    comments = common.field_comments(infogan.OURS)
+    for field in dataclasses.fields(infogan.Settings):
+        flag = f"--{field.name.replace('_', '-')}"
+        assert f"{flag} " in words and " ".join(comments[field.name].split()) in words, flag
 
 
 SNIPPETS = {
-    "Trunk": lambda f: (
-        f()(torch.rand(4, 1, 28, 28)).shape == (4, 1024)
-        and f(3, 32)(torch.rand(4, 3, 32, 32)).shape == (4, 1024)
-    ),
+    "Trunk": lambda f: f()(torch.rand(4, 1, 28, 28)).shape == (4, 1024),
+    "DHead": lambda f: f(1024, 1)(torch.rand(4, 1024)).shape == (4, 1),
     "QHead": lambda f: f()(torch.rand(4, 1024))[0].shape == (4, 10),
     "Generator": lambda f: (
-        f()(torch.rand(4, 74)).shape == (4, 1, 28, 28)
-        and f(20, 3, 32)(torch.rand(4, 20)).shape == (4, 3, 32, 32)
+        f()(torch.rand(4, 62), torch.rand(4, 10), torch.rand(4, 2)).shape == (4, 1, 28, 28)
     ),
+    "initialise": lambda f: f(nn.Linear(3, 4)).weight.std() < 0.1,
+    "adversarial_loss": lambda f: f(torch.zeros(2)) > 0.5,
     "discriminator_loss": lambda f: f(torch.zeros(2), torch.zeros(2)) > 1,
-    "generator_loss": lambda f: f(torch.zeros(2)) > 0.5,
-    "category_loss": lambda f: f(torch.zeros(2, 10), torch.tensor([1, 2])) > 2,
-    "mutual_information": lambda f: f(torch.zeros(2, 10), torch.tensor([1, 2])).abs() < 1e-6,
-    "warp": lambda f: f(torch.rand(3, 1, 28, 28)).shape == (3, 1, 28, 28),
+    "category_loss": lambda f: f(torch.zeros(2, 10), torch.eye(10)[:2]) > 2,
     "continuous_loss": lambda f: f(torch.zeros(2, 3), torch.ones(2, 3)) > 1,
+    "split_loss": lambda f: f(torch.zeros(4, 2), torch.ones(4, 2)) > 1,
+    "mutual_information": lambda f: f(torch.zeros(2, 10), torch.eye(10)[:2]).abs() < 1e-6,
+    "warp": lambda f: f(torch.rand(3, 1, 28, 28)).shape == (3, 1, 28, 28),
 }
+NEEDS = {"mutual_information": ["category_loss"], "split_loss": ["continuous_loss"]}
 
 
 @pytest.mark.parametrize("name", SNIPPETS)
 def test_snippets_stand_alone(name):
     space = {"torch": torch, "nn": nn, "F": F, "math": math}
-    for part in (["category_loss"] if name == "mutual_information" else []) + [name]:
+    for part in [*NEEDS.get(name, ()), name]:
         exec(inspect.getsource(getattr(infogan, part)), space)
     assert SNIPPETS[name](space[name])
-
-
-def test_an_unfinished_run_is_not_loaded():
-    trained("--epochs", 1, images=20)  # killed before its scores
-    with pytest.raises(common.UserError, match="not finished"):
-        infogan.load("run")
-
-
-def test_a_stopped_training_goes_on_bit_for_bit(monkeypatch):
-    """Stopped inside the first epoch, while the regular GAN is trained, too."""
-    real = infogan.update
-
-    def update(game, x, step, autocast):
-        if step == 1 and not game.options.baseline and common.Path("part").exists() and not resumed:
-            common.signal.raise_signal(common.signal.SIGINT)
-        return real(game, x, step, autocast)
-
-    monkeypatch.setattr(infogan, "update", update)
-    resumed = False
-
-    def go(folder, *more):
-        opt = options(
-            "--epochs",
-            2,
-            "--batch-size",
-            10,
-            "--baseline-epochs",
-            1,
-            "--continuous-start",
-            0.5,
-            "--precision",
-            "auto",
-            "--out",
-            folder,
-            *more,
-        )
-        run, data = common.Run("infogan", opt), mnist(20)
-        infogan.train(run, infogan.build(opt), infogan.build(opt), data)
-
-    go("whole")
-    with pytest.raises(KeyboardInterrupt):
-        go("part")
-    resumed = True
-    torch.manual_seed(99)  # whatever happened in between
-    go("part", "--resume")
-    whole, part = (
-        torch.load(f"{name}/checkpoint.pt", weights_only=True) for name in ("whole", "part")
-    )
-    assert part["step"] == 4 and all(
-        same(whole[key], part[key])
-        for key in ("states", "history", "epoch", "step", "rng", "images")
-    )
-
-
-MISTAKES = [
-    (["--categories", "1"], "0 or at least 2"),
-    (["--categories", "0", "--continuous", "0"], "needs information"),
-    (["--table", "leak", "--continuous", "0"], "row of K = 0"),
-    (["--categories", "-1"], "at least 0"),
-    (["--dataset", "sprites"], "grey images"),
-    (["--dataset", "nothing"], "choose mnist, fashion or kmnist"),
-    (["--batch-size", "2"], "at least 3"),
-    (["--far", "2"], "from 0 to 1"),
-    (["--table", "1"], "invalid choice"),
-    (["--table", "leak", "--baseline"], "leave --out"),
-    (["--table", "leak", "--categories", "5"], "--categories out"),
-    (["--lr", "0"], "above 0"),
-    (["--slope", "nan"], "at least 0"),
-    (["--recipe", "paper", "--far", ".5"], "--far would do nothing"),
-    (["--table", "leak", "--warp", "0", "--far", ".5"], "--far would do nothing"),
-    (["--categories", "0", "--warp", "1"], "--warp would do nothing with --categories 0"),
-    (["--categories", "0", "--category-weight", "2"], "--category-weight would do nothing"),
-    (["--categories", "0", "--far", ".5"], "--far would do nothing with --categories 0"),
-    (["--continuous", "0", "--sweep", "1"], "--sweep would do nothing with --continuous 0"),
-    (["--continuous", "0", "--learned-std"], "--learned-std would do nothing"),
-    (
-        ["--continuous-weight", "0", "--continuous-start", ".5"],
-        "--continuous-start would do nothing",
-    ),
-    (["--baseline", "--baseline-epochs", "1"], "--baseline-epochs would do nothing"),
-]
-
-
-@pytest.mark.parametrize(
-    "arguments, words", MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else str(v)
-)
-def test_mistakes_end_with_one_line(arguments, words, complains):
-    complains(infogan, arguments, words)
-
-
-def test_a_training_that_breaks_says_where(command):
-    done = command(
-        "infogan.py",
-        "--dry-run",
-        "--lr",
-        "1e9",
-        "--precision",
-        "fp32",
-        "--out",
-        "run",
-        "--baseline-epochs",
-        "0",
-        "--epochs",
-        "1",
-    )
-    assert (
-        done.returncode == 2
-        and "is not finite at step" in done.stderr
-        and "Traceback" not in done.stderr
-    )
-    assert not common.Path("run/metrics.json").exists()
-
-
-def test_help_tells_every_flag(command):
-    text = " ".join(command("infogan.py", "--help").stdout.split())
-    for action in infogan.make_parser()._actions:
-        assert action.help and action.option_strings[-1] in text, action.dest

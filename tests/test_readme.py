@@ -22,9 +22,7 @@ README = (ROOT / "README.md").read_text()
 
 def accept(script, words):
     """Parse the flags of a command; a wrong one ends in SystemExit."""
-    if script in reproduce.RECIPES:
-        return common.parse(reproduce.RECIPES[script], words)
-    script = {"bigan": bigan, "infogan": infogan}[script]
+    return common.parse(importlib.import_module(script).recipe, words)
     return script.resolve(script.make_parser().parse_args(words))
 
 
