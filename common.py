@@ -613,7 +613,8 @@ class Run:
         table: rows (words, name of the metric, the paper's value, what to compare it with)."""
         seconds = self.seconds + time.time() - self.started
         speed = self.images / max(self.train_seconds, 1e-9)
-        figure_losses(self.folder / "losses.png", self.history)
+        if self.history:  # none where nothing was trained
+            figure_losses(self.folder / "losses.png", self.history)
         more = {
             "epochs": self.epoch,
             "seconds": round(seconds, 1),
@@ -623,6 +624,23 @@ class Run:
         self.save(finished=True)  # last: without optimisers it could not be resumed
         print_table(table, metrics)
         say(f"{seconds:.0f} s, {speed:.0f} images/s; all of it is in {self.folder}")
+
+
+@torch.no_grad()
+def settle_batch_norm(net, batches):
+    """Batch norm's statistics of a network anew, a plain average over `batches` (tuples of its
+    inputs): those kept in training lag behind the weights. Leaves it in eval mode."""
+    norms = [m for m in net.eval().modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average
+        norm.train()
+    for inputs in batches:
+        net(*inputs)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+    net.eval()
 
 
 def print_table(table, metrics):

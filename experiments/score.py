@@ -10,15 +10,19 @@ from pathlib import Path
 
 import common
 
+import torch
+
 
 def main(folder, device="auto"):
     """Prints the table; the new scores replace those of the same name in metrics.json."""
     folder = Path(folder)
     name = common.read_config(folder)["script"]
-    script = importlib.import_module(name if name == "mathieu" else f"experiments.{name}")
+    beside = (common.HERE / f"{name}.py").exists()
+    script = importlib.import_module(name if beside else f"experiments.{name}")
     settings = common.parse(script.recipe, ["--resume", str(folder), "--device", device])
     nets = script.load(folder, common.choose_device(settings.device))
-    data, test = common.load_data(settings)
+    torch.manual_seed(0)  # some scores are of samples
+    data, test = getattr(script, "load_data", common.load_data)(settings)
     metrics, table = script.evaluate(nets, data, test, settings, folder)
     old = json.loads((folder / "metrics.json").read_text())
     common.write_atomic(folder / "metrics.json", json.dumps({**old, **metrics}, indent=1).encode())
