@@ -18,8 +18,7 @@ Where the papers' things are
     ALICE's explicit cycle terms        squared_error in train
     BiGAN Figure 2, ALI's samples       figure_reconstructions, figure_samples
     BiGAN Table 1, other columns        experiments/bigan_scores.py, experiments/bigan_baselines.py
-    ALI's interpolations                experiments/bigan_scores.py
-    ALI's 25 Gaussians                  experiments/gaussians.py
+    ALI's 25 Gaussians, interpolations  experiments/gaussians.py, experiments/bigan_scores.py
 
 Differences        the papers                           here
     epochs         400 (BiGAN, released)                30
@@ -29,7 +28,6 @@ Differences        the papers                           here
     ALI's data     natural images, convolutions         MNIST, BiGAN's networks and 50 numbers
     ALI's D        one batch norm for both pairs        one for each kind of pair, as in BiGAN
     ALI's E        mu and sigma without bounds          batch norm on mu, sigma at most 1
-    ALI's x again  G of a sample of q(z|x)              G of the mean
     ALICE          several kinds of cycle terms         squared errors, one weight for both
 Left out: ImageNet, PASCAL VOC; ALI's semi-supervised and conditional models.
 Three additions are ours: penalty, skip_fade, average. Their lines are marked "# ours".
@@ -91,10 +89,9 @@ def recipe(model="bigan", recipe="ours"):
 
 # ---- Networks (BiGAN section 4, released code): no biases, batch norm without gain and bias ------
 class Network(nn.Module):
-    """What the three have in common: their initial weights. Call `initialise` before training."""
+    """What the three have in common: initial weights ~ N(0, 0.02^2). Call `initialise` first."""
 
     def initialise(self):
-        """Weights of all layers ~ N(0, 0.02^2)."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
@@ -251,14 +248,13 @@ def train(run, nets, data):
             if o.skip_fade:  # ours: from 1 to 0
                 disc.skip_share.fill_(max(0, 1 - (run.step - 1) / (o.skip_fade * steps)))
 
-            # The pairs (x, z_x) and (x_z, z). Images [B, C, H, W], codes [B, z_dim].
+            # The pairs are (x, z_x) and (x_z, z): images [B, C, H, W], codes [B, z_dim].
             x = common.to_float(data.x[index])
             z = draw_prior(o.model, len(x), o.z_dim, x.device)
-            z_x = enc(x)
-            x_z = gen(z)
+            z_x, x_z = enc(x), gen(z)
 
             # E and G minimise  - log(1 - D(x, E(x))) - log D(G(z), z)
-            # ALICE:            + lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2), where E(G(z)) is a mean
+            # ALICE             + lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2), the last E(.) a mean
             swapped = swapped_loss(disc(x, z_x), disc(x_z, z))
             cycle = x.new_zeros(())
             if o.cycle_weight:
@@ -266,14 +262,13 @@ def train(run, nets, data):
             update(opt_ge, swapped + o.cycle_weight * cycle)
 
             # D maximises  log D(x, E(x)) + log(1 - D(G(z), z))
-            # Both players move at the same moment: E and G learned from the D of before this step,
-            # and D learns from the pairs that E and G made before it.
+            # on the same pairs. So all move at once: E and G learned from the old D, and D learns
+            # from the old E and G. Each kind of pair has its own pass, and its own batch norm.
             loss_d = discriminator_loss(disc(x, z_x.detach()), disc(x_z.detach(), z))
             slope = 0.0
             if o.penalty and run.step % 4 == 1:  # ours: in every fourth step, four times as heavy
                 slope = slope_penalty(disc, x, z_x) + slope_penalty(disc, x_z, z)
             update(opt_d, loss_d + 4 * o.penalty / 2 * slope)
-
             move_average(average, nets, run.step, o.average)  # ours
             run.log(discriminator=loss_d, inverse=swapped, cycle=cycle)
     move_average(nets, average, step=1, decay=0.0)  # ours: the average is what is scored
@@ -354,7 +349,7 @@ def build(o, discriminator=Discriminator):
 
 
 def load(folder, device="cpu", build=build, recipe=recipe):
-    """Trained networks in eval mode: load("runs/bigan/bigan-seed0")."""
+    """Trained networks in eval mode: load("runs/bigan/bigan-mnist-seed0")."""
     nets = build(common.parse(recipe, ["--resume", str(folder)])).to(device)
     nets.load_state_dict(common.read_checkpoint(folder, device, finished=True)["states"]["nets"])
     return nets.eval()
@@ -376,7 +371,6 @@ def evaluate(nets, data, test, settings, folder):
     """Figures into the run's folder; returns the scores and the rows of the printed table."""
     from experiments import bigan_scores
 
-    nets.eval()
     judge = bigan_scores.load_judge(settings)
     call = [functools.partial(function, nets) for function in (encode, decode)]
     draw = functools.partial(draw_prior, settings.model, z_dim=settings.z_dim, device=data.x.device)
@@ -394,8 +388,7 @@ def main(settings, script="bigan", build=build):
 
     bigan_scores.load_judge(settings)  # a damaged file shall show now, not after the training
     data, test = common.load_data(settings)
-    name = settings.model if settings.dataset == "mnist" else f"{settings.model}-{settings.dataset}"
-    run = common.Run(script, settings, name)
+    run = common.Run(script, settings, f"{settings.model}-{settings.dataset}")
     nets = build(settings).to(run.device)
     with run.autocast():  # bf16, where the processor has it
         train(run, nets, data)

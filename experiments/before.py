@@ -1,4 +1,4 @@
-"""What aae.py, bigan.py and infogan.py need until they are rewritten: the old command line, run and
+"""What aae.py and infogan.py need until they are rewritten: the old command line, run and
 figures. Data and scores are those of common.py and experiments/scores.py, by the same names."""
 
 import argparse

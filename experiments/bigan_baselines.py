@@ -262,7 +262,6 @@ def load(folder, device="cpu"):
 
 def evaluate(nets, data, test, settings, folder):
     """Scores and the rows of the printed table; figures into the run's folder."""
-    nets.eval()
     judge = bigan_scores.load_judge(settings)
     encode = functools.partial(bigan.encode, nets) if hasattr(nets, "enc") else None
     decode = functools.partial(bigan.decode, nets) if hasattr(nets, "gen") else None
@@ -280,7 +279,7 @@ def evaluate(nets, data, test, settings, folder):
 def main(settings):
     bigan_scores.load_judge(settings)
     data, test = common.load_data(settings)
-    name = settings.model if settings.dataset == "mnist" else f"{settings.model}-{settings.dataset}"
+    name = f"{settings.model}-{settings.dataset}"
     run = common.Run("bigan_baselines", settings, name)
     nets = build(settings).to(run.device)
     if settings.model in STEPS:

@@ -14,6 +14,7 @@ from those whose means the tables show.
 """
 
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -29,7 +30,6 @@ from functools import partial
 from pathlib import Path
 
 import common
-import mathieu
 from experiments import before
 
 import numpy as np
@@ -81,21 +81,40 @@ ROWS = {
     "aae/embed-100": "--task embed --labels 100",
     "aae/embed-0": "--task embed --labels 0",
     "bigan/mnist": "",
-    **{
-        f"bigan/{model}": f"--model {model}"
-        for model in ("gan", "lr", "jlr", "ae-l2", "ae-l1", "ali", "alice", "pixels", "untrained")
-    },
-    "bigan/bilinear": "--bilinear 256",
-    "bigan/grid": "--dataset grid",
-    "bigan/grid-long": "--dataset grid --epochs 52",
-    "bigan/grid-random": "--dataset grid --random-setting",
+    "bigan/gan": "--model gan",
+    "bigan/lr": "--model latent-regressor",
+    "bigan/jlr": "--model joint-latent-regressor",
+    "bigan/ae-l2": "--model ae-l2",
+    "bigan/ae-l1": "--model ae-l1",
+    "bigan/ali": "--model ali",
+    "bigan/alice": "--model alice",
+    "bigan/pixels": "--model pixels",
+    "bigan/untrained": "--model untrained",
+    "bigan/bilinear": "",
+    "bigan/grid": "",
+    "bigan/grid-long": "--epochs 52",
+    "bigan/grid-random": "--setting random",
     "infogan/mnist": "",
     "infogan/long": "--epochs 8 --far 1",
     "infogan/baseline": "--baseline",
     "infogan/paper": "--recipe paper",
     **{f"infogan/k{k}": f"--categories {k}" for k in (0, 2, 5, 20, 30, 50)},
 }
-PROGRAMS = {"mathieu/mnist-pretrained-s": "-m experiments.mathieu_pretrained_s"}
+PROGRAMS = {  # rows that are not of their paper's script
+    "mathieu/mnist-pretrained-s": "-m experiments.mathieu_pretrained_s",
+    "bigan/gan": "-m experiments.bigan_baselines",
+    "bigan/lr": "-m experiments.bigan_baselines",
+    "bigan/jlr": "-m experiments.bigan_baselines",
+    "bigan/ae-l2": "-m experiments.bigan_baselines",
+    "bigan/ae-l1": "-m experiments.bigan_baselines",
+    "bigan/pixels": "-m experiments.bigan_baselines",
+    "bigan/untrained": "-m experiments.bigan_baselines",
+    "bigan/bilinear": "-m experiments.bigan_product",
+    "bigan/grid": "-m experiments.gaussians",
+    "bigan/grid-long": "-m experiments.gaussians",
+    "bigan/grid-random": "-m experiments.gaussians",
+}
+REWRITTEN = ("mathieu", "bigan")  # papers whose scripts have recipe() and --resume RUN
 FIGURES = {
     "mathieu/mnist": ("swap", "interpolation", "generation", "retrieval", "losses"),
     "mathieu/sprites": ("swap", "generation", "retrieval"),
@@ -147,6 +166,14 @@ def program_of(row):
     return PROGRAMS.get(row, f"{row.split('/')[0]}.py").split()
 
 
+def paper_of(script):
+    """The paper whose rows a script trains."""
+    for row, program in PROGRAMS.items():
+        if program.endswith(f".{script}"):
+            return row.split("/")[0]
+    return script
+
+
 def command(row, seed=None):
     words = ["python", *program_of(row), *ROWS[row].split()]
     return " ".join(words if seed is None else [*words, "--seed", str(seed)])
@@ -154,10 +181,12 @@ def command(row, seed=None):
 
 def is_of(row, seed, config):
     """Whether a run with this config.json is a run of this row and seed."""
-    if not row.startswith("mathieu/"):
+    if row.split("/")[0] not in REWRITTEN:
         return config["command"].split(" --out ")[0] == command(row, seed)
-    script = program_of(row)[-1].removeprefix("experiments.").removesuffix(".py")
-    wanted = common.parse(mathieu.recipe, [*ROWS[row].split(), "--seed", str(seed)])
+    module = program_of(row)[-1].removesuffix(".py")
+    script = module.removeprefix("experiments.")
+    recipe = importlib.import_module(module).recipe
+    wanted = common.parse(recipe, [*ROWS[row].split(), "--seed", str(seed)])
     wanted = dataclasses.asdict(wanted)
     free = {"precision", "data"}  # an entry names its precision
     same = all(wanted.get(k) == v for k, v in config["settings"].items() if k not in free)
@@ -204,7 +233,7 @@ def shrink(path, limit=200_000):
 def file_folder(folder):
     """File a finished run folder named ROW-seedN, wherever it lies; nothing is run."""
     folder = Path(folder).resolve()
-    paper = common.read_config(folder)["script"].split("_")[0]  # mathieu_pretrained_s: mathieu
+    paper = paper_of(common.read_config(folder)["script"])
     name = re.fullmatch(r"(.+)-seed(\d+)", folder.name)
     if not name or f"{paper}/{name[1]}" not in ROWS:
         raise common.UserError(f"'{folder}' is not named ROW-seedN by a row of {paper}")
@@ -218,7 +247,7 @@ def file_folder(folder):
 def changed_since(folder, script):
     """Whether the code differs from that which began the run in this folder."""
     config = common.read_config(folder)
-    if "code" in config:  # aae.py, bigan.py, infogan.py
+    if "code" in config:  # aae.py, infogan.py
         return config["code"] != before.code_checksum(script)
     return config["commit"] != common.commit()
 
@@ -226,7 +255,7 @@ def changed_since(folder, script):
 def words_of(row, seed, folder):
     """The words of the process that begins a run in this folder, or goes on with it."""
     begun = (ROOT / folder / "config.json").exists()
-    if begun and row.startswith("mathieu/"):
+    if begun and row.split("/")[0] in REWRITTEN:
         return [sys.executable, *program_of(row), "--resume", str(folder)]
     words = [sys.executable, *command(row, seed).split()[1:], "--out", str(folder)]
     return [*words, "--resume"] if begun else words

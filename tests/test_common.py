@@ -690,6 +690,7 @@ def test_an_absent_device_is_one_line(monkeypatch):
 def test_imports_do_nothing_and_set_what_torch_reads(tmp_path):
     modules = "common, mathieu, aae, bigan, infogan, experiments.mathieu_scores"
     modules += ", experiments.mathieu_pretrained_s, experiments.score, data.sprites"
+    modules += ", experiments.bigan_baselines, experiments.bigan_product, experiments.gaussians"
     code = f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); import {modules}"
     code += "; assert os.environ['PYTORCH_ENABLE_MPS_FALLBACK'] == '1'"
     done = subprocess.run(
