@@ -172,25 +172,6 @@ def image_parts(images, count=20_000, size=500):
     return [to_float(part) for part in images.tensor_split(math.ceil(len(images) / size))]
 
 
-def balanced(y, count, seed=0):
-    """Indices of `count` examples, as many of each class of y [N], drawn by the seed; of all where
-    there are no more. `UserError` where a class has too few."""
-    if count >= len(y):
-        return torch.arange(len(y), device=y.device)
-    rng, classes = torch.Generator().manual_seed(seed), y.unique().tolist()
-    each, smallest = count // len(classes), int(torch.bincount(y)[classes].min())
-    if each > smallest or count % len(classes):
-        raise UserError(
-            f"--labels {count}: say a multiple of {len(classes)} up to {len(classes) * smallest}, "
-            f"or {len(y)} for all"
-        )
-    found = []
-    for label in classes:
-        index = (y.cpu() == label).nonzero()[:, 0]
-        found.append(index[torch.randperm(len(index), generator=rng)[:each]])
-    return torch.cat(found).to(y.device)
-
-
 def pair_same_class(y):
     """Random pairs of different images of one class: int64 [P, 2], shuffled.
 
@@ -647,7 +628,8 @@ class Run:
         table: rows (words, name of the metric, the paper's value, what to compare it with)."""
         seconds = self.seconds + time.time() - self.started
         speed = self.images / max(self.train_seconds, 1e-9)
-        figure_losses(self.folder / "losses.png", self.history)
+        if self.history:  # none where nothing was trained
+            figure_losses(self.folder / "losses.png", self.history)
         more = {
             "epochs": self.epoch,
             "seconds": round(seconds, 1),

@@ -9,7 +9,6 @@ import math
 
 from common import (
     UserError,
-    balanced,
     choose_device,
     choose_precision,
     image_parts,
@@ -57,7 +56,20 @@ def split(data, o):
     count = len(data.y) if o.task == "style" else o.labels or 0
     if o.dry_run and count < len(data.y):  # as many as its few images have
         count = min(count, 10 * int(torch.bincount(data.y).min()))
-    return data, held_out, balanced(data.y, count, o.seed)
+    return data, held_out, labelled(data.y, count, o.seed)
+
+
+def labelled(y, count, seed=0):
+    """Indices of the images whose label may be seen, as many of each class, drawn by the seed.
+    `UserError` where a class has too few."""
+    classes = y.unique()
+    smallest = int(torch.bincount(y)[classes].min())
+    if count < len(y) and (count % len(classes) or count > len(classes) * smallest):
+        raise UserError(
+            f"--labels {count}: say a multiple of {len(classes)} up to {len(classes) * smallest}, "
+            f"or {len(y)} for all"
+        )
+    return scores.balanced(y, count, seed)
 
 
 def name(o):

@@ -196,19 +196,6 @@ def figure_information(curves, categories, path):
     save_figure(figure, path)
 
 
-def balanced(y, count):
-    """Index of `count` examples, as many of each class, the same ones always; all where there are
-    no more."""
-    if count >= len(y):
-        return torch.arange(len(y), device=y.device)
-    rng, classes, chosen = torch.Generator().manual_seed(0), y.unique(), []
-    for k in classes:
-        index = (y == k).nonzero()[:, 0]
-        shuffled = torch.randperm(len(index), generator=rng)
-        chosen.append(index[shuffled[: count // len(classes)].to(index.device)])
-    return torch.cat(chosen)
-
-
 def probe_scores(layers, data, test, dry=False):
     """Test errors of linear classifiers with 100, 1,000 and all training labels.
 
@@ -218,7 +205,7 @@ def probe_scores(layers, data, test, dry=False):
         for count in sorted({100, 1000, len(data.y)}):
             if count > len(data.y):
                 break
-            index = balanced(data.y, count)
+            index = scores.balanced(data.y, count)
             epochs = 1 if dry else max(20, 200_000 // count)
             arrays = features[index], data.y[index], test_features, test.y
             error = scores.probe(*arrays, hidden=0, epochs=epochs).item()

@@ -29,9 +29,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 
-import aae
 import common
-from experiments import before
 
 import numpy as np
 from PIL import Image
@@ -82,14 +80,19 @@ ROWS = {
     "aae/embed-100": "--task embed --labels 100",
     "aae/embed-0": "--task embed-clusters",
     "bigan/mnist": "",
-    **{
-        f"bigan/{model}": f"--model {model}"
-        for model in ("gan", "lr", "jlr", "ae-l2", "ae-l1", "ali", "alice", "pixels", "untrained")
-    },
-    "bigan/bilinear": "--bilinear 256",
-    "bigan/grid": "--dataset grid",
-    "bigan/grid-long": "--dataset grid --epochs 52",
-    "bigan/grid-random": "--dataset grid --random-setting",
+    "bigan/gan": "--model gan",
+    "bigan/lr": "--model latent-regressor",
+    "bigan/jlr": "--model joint-latent-regressor",
+    "bigan/ae-l2": "--model ae-l2",
+    "bigan/ae-l1": "--model ae-l1",
+    "bigan/ali": "--model ali",
+    "bigan/alice": "--model alice",
+    "bigan/pixels": "--model pixels",
+    "bigan/untrained": "--model untrained",
+    "bigan/bilinear": "",
+    "bigan/grid": "",
+    "bigan/grid-long": "--epochs 52",
+    "bigan/grid-random": "--setting random",
     "infogan/mnist": "",
     "infogan/long": "--epochs 8 --far 1",
     "infogan/baseline": "--recipe baseline",
@@ -104,8 +107,18 @@ PROGRAMS = {  # rows that are not of their paper's script
     "aae/likelihood-kl": "-m experiments.aae_compared",
     "aae/likelihood-wae-gan": "-m experiments.aae_compared",
     "aae/likelihood-mmd": "-m experiments.aae_compared",
+    "bigan/gan": "-m experiments.bigan_baselines",
+    "bigan/lr": "-m experiments.bigan_baselines",
+    "bigan/jlr": "-m experiments.bigan_baselines",
+    "bigan/ae-l2": "-m experiments.bigan_baselines",
+    "bigan/ae-l1": "-m experiments.bigan_baselines",
+    "bigan/pixels": "-m experiments.bigan_baselines",
+    "bigan/untrained": "-m experiments.bigan_baselines",
+    "bigan/bilinear": "-m experiments.bigan_product",
+    "bigan/grid": "-m experiments.gaussians",
+    "bigan/grid-long": "-m experiments.gaussians",
+    "bigan/grid-random": "-m experiments.gaussians",
 }
-BEFORE = ("bigan/",)  # rows of scripts that are not rewritten yet
 FIGURES = {
     "mathieu/mnist": ("swap", "interpolation", "generation", "retrieval", "losses"),
     "mathieu/sprites": ("swap", "generation", "retrieval"),
@@ -157,24 +170,26 @@ def program_of(row):
     return PROGRAMS.get(row, f"{row.split('/')[0]}.py").split()
 
 
+def paper_of(script):
+    """The paper whose rows a script trains."""
+    for row, program in PROGRAMS.items():
+        if program.endswith(f".{script}"):
+            return row.split("/")[0]
+    return script
+
+
 def command(row, seed=None):
     words = ["python", *program_of(row), *ROWS[row].split()]
     return " ".join(words if seed is None else [*words, "--seed", str(seed)])
 
 
-def script_of(row):
-    """The script in the config.json of a row's run."""
-    return program_of(row)[-1].removeprefix("experiments.").removesuffix(".py")
-
-
 def is_of(row, seed, config):
     """Whether a run with this config.json is a run of this row and seed."""
-    if row.startswith(BEFORE):
-        return config["command"].split(" --out ")[0] == command(row, seed)
     module = program_of(row)[-1].removesuffix(".py")
     script = module.removeprefix("experiments.")
     recipe = importlib.import_module(module).recipe
-    wanted = dataclasses.asdict(common.parse(recipe, [*ROWS[row].split(), "--seed", str(seed)]))
+    wanted = common.parse(recipe, [*ROWS[row].split(), "--seed", str(seed)])
+    wanted = dataclasses.asdict(wanted)
     free = {"precision", "data"}  # an entry names its precision
     same = all(wanted.get(k) == v for k, v in config["settings"].items() if k not in free)
     return same and config["script"] == script
@@ -193,7 +208,7 @@ def entry_of(row, seed, folder):
         "seconds": metrics["seconds"],
         "images_per_second": metrics["images_per_second"],
         **{key: config[key] for key in ("device", "hardware", "versions", "commit")},
-        "precision": config.get("precision") or config["settings"]["precision"],
+        "precision": config["precision"],
     }
 
 
@@ -220,7 +235,7 @@ def shrink(path, limit=200_000):
 def file_folder(folder):
     """File a finished run folder named ROW-seedN, wherever it lies; nothing is run."""
     folder = Path(folder).resolve()
-    paper = common.read_config(folder)["script"].split("_")[0]  # mathieu_pretrained_s: mathieu
+    paper = paper_of(common.read_config(folder)["script"])
     name = re.fullmatch(r"(.+)-seed(\d+)", folder.name)
     if not name or f"{paper}/{name[1]}" not in ROWS:
         raise common.UserError(f"'{folder}' is not named ROW-seedN by a row of {paper}")
@@ -231,21 +246,17 @@ def file_folder(folder):
 
 
 # ---- Running rows --------------------------------------------------------------------------------
-def changed_since(folder, script):
+def changed_since(folder):
     """Whether the code differs from that which began the run in this folder."""
     config = common.read_config(folder)
-    if "code" in config:  # aae.py, bigan.py
-        return config["code"] != before.code_checksum(script)
     return config["commit"] != common.commit()
 
 
 def words_of(row, seed, folder):
     """The words of the process that begins a run in this folder, or goes on with it."""
-    begun = (ROOT / folder / "config.json").exists()
-    if begun and not row.startswith(BEFORE):
+    if (ROOT / folder / "config.json").exists():
         return [sys.executable, *program_of(row), "--resume", str(folder)]
-    words = [sys.executable, *command(row, seed).split()[1:], "--out", str(folder)]
-    return [*words, "--resume"] if begun else words
+    return [sys.executable, *command(row, seed).split()[1:], "--out", str(folder)]
 
 
 def train(row, seed, place, threads=None, anew=False):
@@ -258,7 +269,7 @@ def train(row, seed, place, threads=None, anew=False):
     folder = Path(place) / script / f"{name}-seed{seed}"
     if (ROOT / folder / "config.json").exists():
         finished = (ROOT / folder / "metrics.json").exists()
-        if changed_since(ROOT / folder, script) or (anew and finished):
+        if changed_since(ROOT / folder) or (anew and finished):
             aside = f"{folder}-before-{time.strftime('%Y%m%d-%H%M%S')}"
             print(f"{folder} is an earlier run, or one of other code: moved to {aside}")
             (ROOT / folder).rename(ROOT / aside)

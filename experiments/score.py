@@ -19,7 +19,7 @@ def main(folder, device="auto"):
     script = importlib.import_module(name if beside else f"experiments.{name}")
     settings = common.parse(script.recipe, ["--resume", str(folder), "--device", device])
     nets = script.load(folder, common.choose_device(settings.device))
-    data, test = common.load_data(settings)
+    data, test = getattr(script, "load_data", common.load_data)(settings)
     common.set_rng(common.read_checkpoint(folder)["rng"])  # some scores are of samples
     metrics, table = script.evaluate(nets, data, test, settings, folder)
     old = json.loads((folder / "metrics.json").read_text())

@@ -126,6 +126,19 @@ def hold_out_a_tenth(count, groups, rng):
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
 
+def balanced(y, count, seed=0):
+    """Indices of `count` examples, as many of each class of y [N] as of the others, drawn by the
+    seed; of all where there are no more, and of all of a class that has too few."""
+    if count >= len(y):
+        return torch.arange(len(y), device=y.device)
+    rng, classes = torch.Generator().manual_seed(seed), y.unique().tolist()
+    found = []
+    for label in classes:
+        index = (y.cpu() == label).nonzero()[:, 0]
+        found.append(index[torch.randperm(len(index), generator=rng)[: count // len(classes)]])
+    return torch.cat(found).to(y.device)
+
+
 def chance_error(train_y, test_y):
     """Test error in percent of always answering the commonest training label: a tensor [A].
 

@@ -18,7 +18,6 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = ["mathieu.py", "--dry-run", "--device", "cpu", "--batch-size", "64", "--z-dim", "4"]
-OF_BEFORE = ("bigan.py", "infogan.py")  # resumed by the same flags and --resume --out
 
 
 def same(a, b):
@@ -50,8 +49,6 @@ def words(command, folder):
 
 def words_of_resume(command, folder):
     """The words of a process that goes on with it: the folder has the settings."""
-    if command[0] in OF_BEFORE:
-        return [*words(command, folder), "--resume"]
     device = command[command.index("--device") :][:2] if "--device" in command else []
     return [sys.executable, str(ROOT / command[0]), "--resume", str(folder), *device]
 
@@ -98,10 +95,7 @@ def kill_and_resume(folder, times, rng, tell=lambda line: None, command=COMMAND)
         if (place / "checkpoint.pt").exists():  # what is there must load
             epoch = torch.load(place / "checkpoint.pt", weights_only=True)["epoch"]
             way = "resumed"
-        if way != "resumed" and command[0] in OF_BEFORE:
-            place = folder / f"killed-{number}-again"
-            run(words(command, place))
-        elif command[0] in OF_BEFORE or not (place / "metrics.json").exists():
+        if not (place / "metrics.json").exists():
             run(words_of_resume(command, place))
         assert same(truth, outcome(place)), f"kill {number} after epoch {epoch}"
         tell(f"kill {number + 1}: after {epoch} epochs saved, {way}, identical")

@@ -372,8 +372,8 @@ def plain_step(nets, loss, lr, names):
 
 @pytest.mark.parametrize("words", CASES)
 def test_a_step_is_the_papers(monkeypatch, words):
-    """One step of `train` moves every weight as the phases written again plainly do, each by its own
-    gradient step, in the paper's order."""
+    """One step of `train` moves every weight as the phases written again plainly do, each by a
+    gradient step of its own, in the paper's order."""
     o = settings(f"{words} --batch-size {N} --hidden 12")
     data, calls, sizes = images(N), [], []
     shuffle = torch.randperm(N, generator=torch.Generator().manual_seed(3))
@@ -604,13 +604,13 @@ def test_what_is_held_out_and_what_is_labelled():
 
 def test_labels_are_drawn_balanced_by_the_seed():
     y = mnist()[0].y
-    first, again, other = (common.balanced(y, 100, seed) for seed in (0, 0, 1))
+    first, again, other = (aae_scores.labelled(y, 100, seed) for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert len(first.unique()) == 100 and (torch.bincount(y[first]) == 10).all()
-    assert torch.equal(common.balanced(y, 60_000), torch.arange(60_000))
+    assert torch.equal(aae_scores.labelled(y, 60_000), torch.arange(60_000))
     for count in (55_000, 55):
         with pytest.raises(common.UserError, match="up to 54210, or 60000 for all"):
-            common.balanced(y, count)
+            aae_scores.labelled(y, count)
 
 
 def test_batch_norm_is_settled_on_clean_images():
@@ -788,7 +788,7 @@ def test_likelihood_of_good_samples_beats_that_of_bad_ones():
 def test_the_baseline_learns_from_its_labels_alone(monkeypatch):
     o = settings("--task semi --hidden 100 --batch-norm none")
     data, test = images(5000), images(1000, 1)
-    labelled = common.balanced(data.y, 100, 1)
+    labelled = aae_scores.labelled(data.y, 100, 1)
 
     def error(data):
         torch.manual_seed(0)

@@ -699,6 +699,7 @@ def test_imports_do_nothing_and_set_what_torch_reads(tmp_path):
     modules = "common, mathieu, aae, bigan, infogan, experiments.mathieu_scores"
     modules += ", experiments.mathieu_pretrained_s, experiments.score, data.sprites"
     modules += ", experiments.aae_scores, experiments.aae_figures, experiments.aae_compared"
+    modules += ", experiments.bigan_baselines, experiments.bigan_product, experiments.gaussians"
     code = f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); import {modules}"
     code += "; assert os.environ['PYTORCH_ENABLE_MPS_FALLBACK'] == '1'"
     done = subprocess.run(

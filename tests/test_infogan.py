@@ -705,7 +705,7 @@ def test_probes_read_the_layers_they_are_given(monkeypatch):
     found = infogan_scores.probe_scores(layers, data, test)
     names = [f"probe_error_{name}_{count}" for name in "ab" for count in (100, "all")]
     assert found == {name: k + 1 for k, name in enumerate(names)}
-    few, every = infogan_scores.balanced(data.y, 100), torch.arange(1000)
+    few, every = scores.balanced(data.y, 100), torch.arange(1000)
     for call, (name, index) in zip(asked, [("a", few), ("a", every), ("b", few), ("b", every)]):
         assert torch.equal(call[0], layers[name][0][index]) and torch.equal(
             call[2], layers[name][1]
@@ -718,10 +718,10 @@ def test_probes_read_the_layers_they_are_given(monkeypatch):
 
 def test_balanced_labels():
     y = digits(3000).y
-    chosen = infogan_scores.balanced(y, 100)
+    chosen = scores.balanced(y, 100)
     assert torch.bincount(y[chosen]).tolist() == [10] * 10 and len(set(chosen.tolist())) == 100
-    assert torch.equal(chosen, infogan_scores.balanced(y, 100))
-    assert torch.equal(infogan_scores.balanced(y, 3000), torch.arange(3000))
+    assert torch.equal(chosen, scores.balanced(y, 100))
+    assert torch.equal(scores.balanced(y, 3000), torch.arange(3000))
 
 
 def test_the_untrained_trunk_is_always_the_same():

@@ -1,15 +1,14 @@
 """The README's commands parse, its snippet runs as printed, its tables are those of results/."""
 
+import importlib
 import json
 import re
 import threading
 import time
 from pathlib import Path
 
-import bigan
 import common
-import infogan
-from experiments import before, reproduce
+from experiments import reproduce
 
 import benchmark
 import numpy as np
@@ -23,20 +22,19 @@ README = (ROOT / "README.md").read_text()
 def accept(script, words):
     """Parse the flags of a command; a wrong one ends in SystemExit."""
     return common.parse(importlib.import_module(script).recipe, words)
-    return script.resolve(script.make_parser().parse_args(words))
 
 
 def test_commands_are_accepted():
     commands = re.findall(r"python (mathieu|aae|bigan|infogan)\.py([^`\n|]*)", README)
     assert len(commands) >= 20
+    modules = "experiments.(?:mathieu_pretrained_s|bigan_baselines|bigan_product|gaussians)"
+    commands += re.findall(rf"python -m ({modules})([^`\n|]*)", README)
     for script, arguments in commands:
         words = [word for word in arguments.replace("NAME", "semi").split() if word != "..."]
         if not {"--help", "--resume"} & set(words):
             accept(script, words)
     for row, arguments in reproduce.ROWS.items():
-        accept(reproduce.script_of(row), arguments.split())
-    for script, arguments in re.findall(r"python -m experiments\.(aae_compared)([^`\n|]*)", README):
-        accept(script, arguments.split())
+        accept(reproduce.program_of(row)[-1].removesuffix(".py"), arguments.split())
     for arguments in re.findall(r"python -m experiments\.reproduce([^`\n|]*)", README):
         reproduce.make_parser().parse_args(arguments.split())
 
@@ -183,23 +181,22 @@ def test_plan_and_progress(tmp_path, monkeypatch, capsys):
 
 
 def config_of(command, script="aae", **settings):
-    """config.json as the scripts write it."""
-    config = {
+    """config.json as the script of that name writes it for this command."""
+    beside = (ROOT / f"{script}.py").exists()
+    recipe = importlib.import_module(script if beside else f"experiments.{script}").recipe
+    words = re.sub(r"^python (-m )?\S+| --out .*", "", command).split()
+    parsed = vars(common.parse(recipe, words))
+    settings = {k: v for k, v in parsed.items() if k not in ("resume", "out", "device")} | settings
+    return {
         "script": script,
         "command": command,
-        "settings": {"precision": "bf16", **settings},
+        "settings": settings,
+        "precision": "bf16",
         "device": "cpu",
         "hardware": "A, 1 threads",
         "versions": {},
         "commit": "HEAD",
     }
-    if script in reproduce.RECIPES:
-        words = re.sub(r"^python (-m )?\S+| --out .*", "", command).split()
-        settings = vars(common.parse(reproduce.RECIPES[script], words))
-        free = ("resume", "out", "device")
-        config["settings"] = {k: v for k, v in settings.items() if k not in free}
-        config["precision"] = "bf16"
-    return config
 
 
 class Child:
@@ -405,17 +402,13 @@ def test_seeds_are_those_of_the_tables():
     ]
 
 
-def test_changed_since_compares_the_code(tmp_path, monkeypatch):
+def test_changed_since_compares_the_commit(tmp_path, monkeypatch):
     config = {"script": "aae", "settings": {}, "commit": "abc+"}
-    code = {"code": before.code_checksum("aae")}
-    (tmp_path / "config.json").write_text(json.dumps({**config, **code}))
-    assert not reproduce.changed_since(tmp_path, "aae")
-    assert reproduce.changed_since(tmp_path, "bigan")
-    (tmp_path / "config.json").write_text(json.dumps(config))  # as mathieu.py writes it
+    (tmp_path / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(common, "commit", lambda: "abc+")
-    assert not reproduce.changed_since(tmp_path, "mathieu")
+    assert not reproduce.changed_since(tmp_path)
     monkeypatch.setattr(common, "commit", lambda: "abd")
-    assert reproduce.changed_since(tmp_path, "mathieu")
+    assert reproduce.changed_since(tmp_path)
 
 
 def test_minutes_are_of_the_fastest_machine(monkeypatch):
@@ -459,7 +452,9 @@ def test_linked_files_exist():
         assert target in anchors or (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("script, count", [("mathieu", 7), ("bigan", 15), ("infogan", 5)])
+@pytest.mark.parametrize(
+    "script, count", [("mathieu", 7), ("aae", 8), ("bigan", 3), ("infogan", 5)]
+)
 def test_log_legend_names_every_column(script, count):
     source = (ROOT / f"{script}.py").read_text()
     calls = []
