@@ -28,7 +28,6 @@ matplotlib.use("Agg")  # figures go into files
 os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # torch reads it at import
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -69,8 +68,8 @@ class Split(NamedTuple):
         return torch.cat([F.one_hot(column, size) for column, size in columns], 1).float()
 
 
-GREY = {"mnist": "MNIST", "fashion": "FashionMNIST", "kmnist": "KMNIST"}  # 28 x 28 pixels
-COLOUR = {"sprites": "sprites", "svhn": "SVHN", "cifar10": "CIFAR10"}  # 3 x 32 x 32
+GREY = ("mnist", "fashion", "kmnist")  # 28 x 28 pixels
+COLOUR = ("sprites", "svhn", "cifar10")  # 3 x 32 x 32
 DATASETS = (*GREY, *COLOUR)
 
 
@@ -94,8 +93,10 @@ def load_dataset(name, root=None, validation=False):
         return tuple(Split(*sprites(part)) for part in parts)
     if name not in DATASETS:
         raise UserError(f"unknown data set '{name}': choose one of {', '.join(DATASETS)}")
-    load = _load_mnist if name == "mnist" else _load_torchvision
-    train, test = load(name, root, "train"), load(name, root, "test")
+    from data import files
+
+    read = files.mnist if name == "mnist" else files.by_torchvision
+    train, test = (Split(*read(name, root, part)) for part in ("train", "test"))
     if validation:
         held_out = min(10_000, len(train.y) // 6)
         index = torch.arange(len(train.y))
@@ -111,58 +112,6 @@ def load_data(settings):
         train, test = train.take(slice(1024)), test.take(slice(512))
     device = choose_device(settings.device)
     return train.to(device), test.to(device)
-
-
-def _load_mnist(name, root, part):
-    path = root / "mnist.npz"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            x, y = file[f"x_{part}"], file[f"y_{part}"]
-    except FileNotFoundError:
-        raise UserError(f"no mnist.npz in '{root}': leave --data out to use the embedded copy")
-    except KeyError as error:
-        raise UserError(
-            f"'{path}' lacks the array {str(error).split()[0].strip(chr(34) + chr(39))}"
-        )
-    except Exception as error:  # zipfile, zlib and numpy each raise their own kinds
-        raise UserError(f"'{path}' cannot be read ({type(error).__name__}): git checkout data")
-    if x.dtype != np.uint8 or x.shape[1:] != (28, 28):
-        raise UserError(f"'{path}': x_{part} must be uint8 [N, 28, 28], not {x.dtype} {x.shape}")
-    if (
-        y.shape != x.shape[:1]
-        or not np.issubdtype(y.dtype, np.integer)
-        or not set(y) <= set(range(10))
-    ):
-        raise UserError(f"'{path}': y_{part} must hold a label from 0 to 9 for each image")
-    return Split(torch.from_numpy(x)[:, None], torch.from_numpy(y.astype(np.int64)))
-
-
-def _load_torchvision(name, root, part):
-    import torchvision.datasets
-
-    kind = {**GREY, **COLOUR}[name]
-    words = {"split": part} if name == "svhn" else {"train": part == "train"}
-    try:
-        try:
-            data = getattr(torchvision.datasets, kind)(root, download=False, **words)
-        except RuntimeError:  # not there yet
-            with contextlib.redirect_stdout(sys.stderr):
-                data = getattr(torchvision.datasets, kind)(root, download=True, **words)
-    except Exception as error:  # URLError, RuntimeError, OSError, ...
-        folder = {"svhn": root, "cifar10": root / "cifar-10-batches-py"}.get(
-            name, root / kind / "raw"
-        )
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{kind} could not be loaded or downloaded ({reason}): put its files into '{folder}'"
-        )
-    x = torch.as_tensor(np.asarray(data.data))
-    y = torch.as_tensor(np.asarray(data.labels if name == "svhn" else data.targets)).long()
-    if name in GREY:
-        x = x[:, None]
-    if name == "cifar10":
-        x = x.permute(0, 3, 1, 2).contiguous()
-    return Split(x, y)
 
 
 def image_parts(images, count=20_000, size=500):

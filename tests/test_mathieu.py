@@ -409,7 +409,9 @@ def test_the_papers_recipe_has_none_of_our_additions():
 def test_the_discriminators_are_told_the_class_or_seven_attributes():
     numbers = digits(50)
     assert torch.equal(numbers.one_hot_labels(), F.one_hot(numbers.y, 10).float())
+    assert digits(1).one_hot_labels().shape == (1, 10)  # with the classes that are not there
     people = common.Split(*sprites("test", images_per_identity=2))
+    assert people.take(slice(1)).one_hot_labels().shape == (1, 23)
     ids, start = people.one_hot_labels(), 0
     assert ids.shape == (200, sum(ATTRIBUTE_SIZES)) and ids.dtype == torch.float32
     for k, size in enumerate(ATTRIBUTE_SIZES):
