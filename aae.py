@@ -11,8 +11,8 @@ networks classify from few labels, or cluster without any.
 
 Where the paper's things are
     Figure 1, the game             train, phases 1 and 2; discriminator_loss, adversarial_loss
-    Figure 2                       --task prior; its VAE: experiments/aae_compared.py, with WAEs
-    Figures 3, 4                   --task prior-labels --prior mixture, or swiss-roll; told, Mixture
+    Figure 2                       --task prior; VAE and WAEs: experiments/aae_compared.py
+    Figures 3, 4                   --task prior-labels --prior mixture, or swiss-roll; TOLD, Mixture
     Table 1, Figure 5              --task likelihood
     Figures 6, 7                   --task style
     Table 2, Figure 8              --task semi --labels 100, or semi-all; train, phase 3
@@ -22,15 +22,14 @@ Where the paper's things are
 
 Differences              the paper, as far as known      here
     optimiser            SGD, up to 5000 epochs          Adam, 12 to 72 epochs
-    Enc's loss           minimax: log(1 - Disc)          -log Disc
-    batch norm           when clustering, heads, too     hidden layers; style: heads, too
+    Enc's loss           eq. 1's min max                 -log Disc
+    batch norm           when clustering, heads, too     most hidden layers; style: heads, too
     noise on the input   0.3, or 20 % of it dropped      0.1, or none
     Table 1              deterministic q(z|x)            Gaussian q(z|x), dropout
     Disc's input         z                               z / prior_std; style: the label, too
-    priors of Figure 4   pictures                        formulas of our own
-    held-out images      for Tables 1 and 3              for Figures 2 and 4, too
+    priors of Figure 4   pictures, no formulas           petals and a roll of our own sizes
 Six additions are ours: warp, warp_weight, smooth_weight, balance_weight, code_noise, y_weight.
-Their lines are marked "# ours". "Beyond the paper" says what they are for.
+Tasks with a y have them on; 0 turns one off (y_weight: 1). "Beyond the paper" says why.
 """
 
 import math
@@ -46,7 +45,7 @@ from torch import nn
 
 TASKS = "prior prior-labels likelihood style semi semi-all cluster embed embed-clusters".split()
 TOLD = "prior-labels", "style"  # tasks in which Disc is told the label
-Batch = Annotated[int, 3, 10**9]  # two images at least, when an epoch is cut into equal parts
+Batch = Annotated[int, 3, 10**9]  # 3: cut into equal parts, an epoch has no batch of one image
 
 
 # ---- Settings: a field is a flag, its comment the help; None: the task has no such flag ----------
@@ -64,17 +63,17 @@ class Settings(common.RunSettings):
     noise: Weight = 0.1  # deviation of the noise on Enc's input
     lr: Rate = 1e-3  # Adam's rate in phase 1, of Enc and Dec
     lr_disc: Rate = 3e-4  # Adam's rate in phase 2, of the discriminators
-    lr_disc_end: Share = 0.01  # share of it that is left at the end
+    lr_disc_end: Share = 0.01  # share of lr_disc that is left at the end
     lr_encoder: Rate = 1e-3  # Adam's rate in phase 2, of Enc
     beta1: Share = 0.5  # Adam's beta1 in phase 2; elsewhere 0.9
-    warp: Weight = 0.0  # ours: size of the random maps of training images (paper: 0)
+    warp: Weight = 0.0  # ours: size of the random affine maps of training images (paper: 0)
     labels: Count = None  # labelled training images, as many of each class
     labelled_batch: Batch = None  # labelled images in a step, drawn with replacement
     lr_labels: Rate = None  # Adam's rate in phase 3, of Enc
-    clusters: Count = None  # values of y, where it has no labels
-    head_distance: Size = None  # heads that are nearer are pushed apart (paper: no number)
+    clusters: Count = None  # number of clusters: values of a y that has no labels
+    head_distance: Size = None  # heads that are nearer are pushed apart
     y_weight: Weight = None  # ours: weight of fooling the discriminator of y (paper: 1)
-    code_noise: Weight = None  # ours: deviation of the noise on what it sees (paper: 0)
+    code_noise: Weight = None  # ours: deviation of the noise on what Disc_y sees (paper: 0)
     smooth_weight: Weight = None  # ours: weight of smoothness_loss (paper: 0)
     warp_weight: Weight = None  # ours: weight of invariance_loss (paper: 0)
     balance_weight: Weight = None  # ours: weight of balance_loss (paper: 0)
@@ -98,7 +97,7 @@ EMBED_CLUSTERS = replace(CLUSTER, z_dim=2, clusters=20, head_distance=8.0)
 
 
 def recipe(task="prior"):
-    """The settings of a task. (Of an unknown one PRIOR: the flags' parser refuses it.)"""
+    """The settings of a task, in the order of TASKS. The parser refuses an unknown task."""
     every = PRIOR, LABELLED, LIKELIHOOD, STYLE, SEMI, SEMI_ALL, CLUSTER, EMBED, EMBED_CLUSTERS
     return replace(dict(zip(TASKS, every)).get(task, PRIOR), task=task)
 
@@ -204,10 +203,10 @@ def head_distance_loss(heads, threshold):
 
 
 # ---- Priors p(z). A new one goes here: a class with these methods, and its name in PRIORS --------
-# sample: a z [n, d] for each component [n], a number from 0 to 9, one for each digit in Figure 4.
-# log_density: of z, [n]. component: of z, where there are several. outline: curves for figures.
+# Built by (z_dim, prior_std). sample(component [n], 0 to 9, in Figure 4 the digit) -> z [n, d].
+# log_density(z) -> [n]. component(z) -> [n], where a prior has several. outline() -> curves.
 class Gaussian:
-    """N(0, std^2 I), in one piece: of all components."""
+    """N(0, std^2 I), whatever the component."""
 
     def __init__(self, dim=2, std=5.0):
         self.dim, self.std = dim, std
@@ -332,7 +331,7 @@ def train(run, nets, data, labelled):
             # 1. Reconstruction. Enc, Dec minimise  1/2 |x - Dec(y,z)|^2,  y and z of Enc
             logits, z = enc.sample(noisy)
             y = logits if logits is None else logits.softmax(1)
-            y = F.one_hot(label, 10).float() if o.task == "style" else y  # Figure 6: the label
+            y = F.one_hot(label, 10).float() if o.task == "style" else y  # Figure 6: all are known
             loss_r = own = reconstruction_loss(dec(y, z), x)
             if dec.heads is not None:  # Figure 10
                 loss_r = loss_r + head_distance_loss(dec.heads.weight, o.head_distance)
@@ -362,7 +361,7 @@ def train(run, nets, data, labelled):
             if o.y_weight is not None:
                 loss_e = loss_e + o.y_weight * adversarial_loss(disc_y(y_seen))  # ours: y_weight
             losses = {"reconstruction": own, "discriminator": loss_d, "encoder": loss_e}
-            if o.clusters:  # ours
+            if o.clusters:  # ours: what keeps q(y|x) steady; with labels it rides on phase 3
                 losses["balance"] = balance_loss(y)
                 steady = steady_loss(enc, x, noisy, again, o, losses)
                 loss_e = loss_e + o.balance_weight * losses["balance"] + steady
@@ -378,9 +377,9 @@ def train(run, nets, data, labelled):
 
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
-# With few labels, or none, q(y|x) settles on wrong classes. It shall bear a small change of x
-# (smooth_weight), answer two warps of x alike (warp_weight; training images are warped by `warp`),
-# and without labels use all classes (balance_weight). Disc_y tells one-hots from probabilities too
+# With few labels, or none, q(y|x) settles on wrong classes. It must bear a small change of x
+# (smooth_weight), answer two warps of x alike (warp_weight; `warp` warps the training images), and
+# without labels use all classes (balance_weight). Disc_y tells one-hots from probabilities too
 # easily: both get noise (code_noise), and fooling it weighs more (y_weight).
 def warp(x, amount):
     """A random affine map of each image [B, C, H, W]: up to 9 degrees, 10 % in size, a shear of 0.2
@@ -424,7 +423,8 @@ def balance_loss(y):
 
 
 def steady_loss(enc, x, noisy, again, o, losses):
-    """The first two with their weights. noisy, again: two warps of the images, with noise."""
+    """smoothness_loss and invariance_loss with their weights, put into `losses`, too. noisy, again:
+    two warps of the images, with noise."""
     losses["smoothness"] = losses["invariance"] = x.new_zeros(())
     if o.smooth_weight:
         losses["smoothness"] = smoothness_loss(enc.classify, x)

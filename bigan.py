@@ -7,8 +7,8 @@ ALICE. Li et al. 2017, arXiv 1709.01215: ALI with cycle terms.
 
 A generator G makes an image of a code z. An encoder E finds a code for a real image x. One
 discriminator D sees pairs, (x, E(x)) or (G(z), z); E and G learn to mislead it. When the best D
-cannot tell the pairs apart, E and G are inverses of each other. Yet nothing compares x with
-G(E(x)), so reconstructions are often of another digit; ALICE adds that comparison.
+cannot tell the pairs apart, BiGAN's E and G are inverses of each other. Yet nothing compares x
+with G(E(x)), so reconstructions are often of another digit; ALICE adds that comparison.
 
 Where the papers' things are
     BiGAN section 4, networks           Encoder, Generator, Discriminator
@@ -22,16 +22,16 @@ Where the papers' things are
 
 Differences        the papers                           here
     epochs         400 (BiGAN, released)                30
-    rates          2e-4, then an exponential fall       5e-4, then a linear fall
-    losses         halved (BiGAN, released)             summed; so weight decay counts half
+    rates          2e-4 (ALI 1e-4), exponential fall    5e-4, linear fall
+    losses         halved (BiGAN, released)             summed: weight decay is half as strong
     batch norm     epsilon 1e-8 (BiGAN), 1e-4 (ALI)     epsilon 1e-5
     ALI's data     natural images, convolutions         MNIST, BiGAN's networks and 50 numbers
-    ALI's D        one batch norm for both pairs        one for each kind of pair, as in BiGAN
+    ALI's D        both kinds of pairs in one batch     a batch of each kind, as in BiGAN
     ALI's E        mu and sigma without bounds          batch norm on mu, sigma at most 1
     ALICE          several kinds of cycle terms         squared errors, one weight for both
 Left out: ImageNet, PASCAL VOC; ALI's semi-supervised and conditional models.
-Three additions are ours: penalty, skip_fade, average. Their lines are marked "# ours".
-"Beyond the paper" says what they are for; --recipe paper turns them off.
+Three more are marked "# ours": penalty, skip_fade, average. "Beyond the paper" says what they are
+for. --recipe paper turns them off, and takes BiGAN's rates; the other differences stay.
 """
 
 import copy
@@ -81,7 +81,7 @@ NO_ADDITIONS = {"penalty": 0.0, "skip_fade": 0.0, "average": 0.0}
 def recipe(model="bigan", recipe="ours"):
     """The settings of a model. A new one: its name and settings above, its networks in `build`,
     its codes in `draw_prior`, its terms in `train`."""
-    settings = MODELS.get(model, MODELS["bigan"])
+    settings = MODELS.get(model, MODELS["bigan"])  # the parser refuses other names
     if recipe == "paper":
         settings = dataclasses.replace(settings, **RELEASED, **NO_ADDITIONS)
     return dataclasses.replace(settings, recipe=recipe)
@@ -157,7 +157,7 @@ class Discriminator(Network):
     """The logit [B] of D(x, z): is the pair (x, E(x)), and not (G(z), z)?
 
     x [B, C, H, W], z [B, z_dim]. z enters at the second layer, by a linear map that is added (BiGAN
-    section 4). Behind the batch norm it lets D win at once. skip: see "Beyond the paper"."""
+    section 4). Added behind the batch norm, z lets D win at once. skip: see "Beyond the paper"."""
 
     def __init__(self, shape=(1, 28, 28), z_dim=50, hidden=1024, skip=False):
         super().__init__()
@@ -313,14 +313,14 @@ def figure_samples(nets, z, path):
 # kept). E's codes crowd into the corners of [-1, 1]^50, where the prior has almost no mass.
 # skip: D's batch norm takes away what a batch has in common, so D is blind to a G that makes one
 # image, and 1 of 5 runs ended so. D's first layer has no batch norm; the logit sees it, too, by a
-# linear map that fades: 0 of 5 (the tables with --skip 1).
+# linear map that fades: 0 of 5.
 # average: the running average of the weights keeps 68 % of the digits where the last weights keep
 # 57 (the rows "last" and "average").
 
 
 def slope_penalty(disc, x, z):
-    """|dD / d(x, z)|^2, a mean over the pairs, to which no gradient goes back. Of both kinds of
-    pairs: R1 and R2 of Mescheder et al. 2018, arXiv 1801.04406."""
+    """|d logit / d(x, z)|^2, a mean over the pairs. D learns from it, E and G do not. Of both kinds
+    of pairs: R1 and R2 of Mescheder et al. 2018, arXiv 1801.04406, where it weighs gamma / 2."""
     pair = x.detach().requires_grad_(), z.detach().requires_grad_()
     slopes = torch.autograd.grad(disc(*pair).sum(), pair, create_graph=True)
     return sum(slope.flatten(1).square().sum(1) for slope in slopes).mean()

@@ -7,19 +7,19 @@ nets. Chen, Duan, Houthooft, Schulman, Sutskever, Abbeel 2016, arXiv 1606.03657.
 A generator G makes an image of noise z and a code: a category c1, and numbers c2 (the paper's c2
 and c3). A discriminator D tells real images from generated ones. A second head Q on D's body reads
 the code from the image, and both G and Q are rewarded when it can. So the code comes to tell what
-an image shows: which digit, how slanted, how thick. No label is used.
+an image shows: which digit, how slanted, how wide. No label is used.
 
 Where the paper's things are
     Eq. 6                         train, with a function for each term
     Eq. 4, 5, Lemma 5.1           the comment above category_loss
     Table 1 (appendix C.1)        Trunk, DHead, QHead, Generator
     Figure 2                      figure_categories (a, b), figure_sweep (c, d)
-    Figure 1, "5 % error" (7.2)   experiments/infogan_scores.py; --recipe baseline: the regular GAN
+    Figure 1, the 5 % error       experiments/infogan_scores.py; --recipe baseline: the regular GAN
 
 Where K = 10 enters: draw_codes draws c1 from K equally likely values, and G's input and Q's output
-have the room for it. Nothing else in the training knows how many classes there are.
+have the room for it. No other part of the training knows how many classes there are.
 
-Differences           the paper                          here
+Differences           paper; released code               here
     length            released: 5,000 updates,           1,876 updates, rates fall in the second
                       constant rates                     half (--recipe paper: 5,159, constant)
     lambda of c2      section 6: smaller; appendix: 1    4 (--recipe paper: 1)
@@ -45,7 +45,7 @@ from torch import nn
 @dataclasses.dataclass
 class Settings(common.RunSettings):
     dataset: Literal["mnist", "fashion", "kmnist"] = "mnist"  # mnist needs no network
-    epochs: Count = 4  # passes over the training images (released: 10.7)
+    epochs: Count = 4  # passes over the training images (released: 5,000 updates, 10.7 passes)
     recipe: Literal["ours", "paper", "baseline"] = "ours"  # baseline: Figure 1's regular GAN
     batch_size: Annotated[int, 3, 10**6] = 128  # real images in a step, at least 3 (released: 128)
     lr: Rate = 1e-3  # Adam's rate for G (paper: 1e-3)
@@ -59,8 +59,8 @@ class Settings(common.RunSettings):
     continuous_weight: Weight = 4.0  # lambda of eq. 6 for c2 (released: 1)
     continuous_start: Share = 0.4  # ours: share of the run after which c2 is rewarded (paper: 0)
     warp: Size = 1.0  # ours: size of the warps of the images that Q reads (paper: 0)
-    far: Share = 0.5  # ours: further images, of far codes, per real image; needs warps (paper: 0)
-    baseline_epochs: Whole = 2  # epochs in which Figure 1's regular GAN is trained beside
+    far: Share = 0.5  # ours: more fakes a real image, c2 in [-2, 2], for Q; needs warps (paper: 0)
+    baseline_epochs: Whole = 2  # epochs of Figure 1's regular GAN, trained beside; 0: none
 
 
 OFF = {"warp": 0.0, "far": 0.0, "continuous_start": 0.0}  # the additions
@@ -69,7 +69,7 @@ PAPER = Settings(recipe="paper", epochs=11, schedule="constant", continuous_weig
 
 
 def regular(o):
-    """Settings of the regular GAN beside: the same, but without rewards and additions."""
+    """Of the regular GAN: G gets no reward from Q, and Q trains on features it does not move."""
     off = {**OFF, "recipe": "baseline", "continuous_weight": 1.0, "baseline_epochs": 0}
     return dataclasses.replace(o, epochs=min(o.epochs, o.baseline_epochs), **off)
 
@@ -131,7 +131,7 @@ class Generator(nn.Module):
             nn.BatchNorm1d(1024),
             nn.ReLU(),
             nn.Linear(1024, 128 * side**2),
-            nn.BatchNorm1d(128 * side**2),  # of 6,272 features, not of 128 channels, as released
+            nn.BatchNorm1d(128 * side**2),  # released: of each of the 6,272 features
             nn.ReLU(),
             nn.Unflatten(1, (128, side, side)),
             nn.ConvTranspose2d(128, 64, kernel_size=4, stride=2, padding=1),
@@ -180,12 +180,12 @@ def category_loss(logits, c1):
 
 def continuous_loss(mean, c2):
     """-log Q(c2|x) in nats, Q = N(mean, 1), a sum over the n numbers of c2; both [B, n]. It is at
-    least 0.919 a number, and H(c2) is 0.693: L_I of c2 is never above 0."""
+    least 0.919 a number, and H(c2) is 0.693 a number: L_I of c2 is never above 0."""
     return (0.5 * (c2 - mean).square() + 0.5 * math.log(2 * math.pi)).sum(1).mean()
 
 
 def mutual_information(logits, c1):
-    """L_I of the category in nats, H(c1) = log K less its loss; 0 where Q knows nothing."""
+    """L_I of the category in nats: H(c1) = log K, less its loss; 0 where Q is uniform."""
     return math.log(max(c1.shape[1], 1)) - category_loss(logits, c1)
 
 
@@ -295,11 +295,11 @@ def figure_sweep(nets, o, path, which, order, columns=11):
 
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
-# warp: without it, categories are mixtures of digits of one slant. So in training Q reads warped
-# copies of the images, and c1 must be what a warp leaves alone. I(c; warp(x)) <= I(c; x), so it is
-# still a bound. split_loss: c2 is read from them, too. Its first number is scored on copies that do
-# not lean, so it may be the slant; the others on copies that lean at random, so they may not be.
-# continuous_start: rewarded from the start, c2 competes with c1 for the digit.
+# warp: without it, categories are often mixtures of digits of one slant. So Q reads warped copies
+# of the images, and c1 must be what a warp leaves alone. I(c; warp(x)) <= I(c; x): still a bound.
+# split_loss: c2 is read from them, too. Its first number is scored on copies that the warp leans no
+# further, so it may be the slant; the others on copies that it leans at random.
+# continuous_start: c2's loss is off until then, or c2 would compete with c1 for the digit.
 # far: Figure 2 goes twice as far as the prior of c2, and on the way the digit changes. So Q must
 # tell c1 on images of such c2, too. (Tries of all of it: results/NOTES.md.)
 
