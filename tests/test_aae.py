@@ -403,6 +403,10 @@ def test_a_step_is_the_papers(monkeypatch, words):
         name, truth = players_of(o)[len(calls)]
         assert moved == truth
         calls.append(group["betas"])
+        if name == "d":  # codes reach the discriminators detached
+            encoder = list(nets.enc.parameters())
+            found = torch.autograd.grad(loss, encoder, retain_graph=True, allow_unused=True)
+            assert all(gradient is None for gradient in found)
         plain_step(nets, loss, RATES[name], moved)
 
     for name, fake in (("warp", warp), ("add_noise", add_noise), ("update", update)):

@@ -775,3 +775,15 @@ def test_losses_have_a_panel_each(drawn):
     assert list(panels) == ["a", "b", "c"]
     for k, name in enumerate("abc"):
         assert panels[name].tolist() == [[n + 1, (k + 1) * n] for n in range(4)]
+
+
+def test_settled_batch_norm_has_the_statistics_of_all_batches():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.5))
+    net(torch.randn(50, 3) + 7)  # what training left
+    x = 2 * torch.randn(40, 3)
+    common.settle_batch_norm(net, [(part,) for part in x.split(20)])
+    norm = net[0]
+    assert torch.allclose(norm.running_mean, x.mean(0), atol=1e-6)
+    assert torch.allclose(norm.running_var, (x[:20].var(0) + x[20:].var(0)) / 2)
+    assert norm.momentum == 0.1 and not norm.training and not net[1].training
