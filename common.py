@@ -9,6 +9,7 @@ import contextlib
 import csv
 import dataclasses
 import difflib
+import functools
 import inspect
 import io
 import json
@@ -169,10 +170,11 @@ class RunSettings:
     resume: str = ""  # run folder to go on with, by the settings it has
 
 
-def field_comments(settings):
+@functools.cache
+def field_comments(kind):
     """The comment of each field of a dataclass, read from its source: {name: words}."""
     found = {}
-    for cls in reversed(type(settings).__mro__[:-1]):
+    for cls in reversed(kind.__mro__[:-1]):
         found.update(re.findall(r"^    (\w+): [^#]*#\s*(.*)$", inspect.getsource(cls), re.M))
     return found
 
@@ -214,7 +216,10 @@ def make_parser(settings):
     that is None has no flag."""
     doc = sys.modules["__main__"].__doc__ or ""
     parser = Parser(description=doc.split("\n\n")[0], allow_abbrev=False)
-    comments, hints = field_comments(settings), get_type_hints(type(settings), include_extras=True)
+    comments, hints = (
+        field_comments(type(settings)),
+        get_type_hints(type(settings), include_extras=True),
+    )
     for name, hint in hints.items():
         default = getattr(settings, name)
         if default is None:  # these settings do not have it

@@ -228,14 +228,15 @@ def run_steps(script, o, nets, data, monkeypatch, stop_at=None):
         torch.manual_seed(5)
         return torch.arange(n)
 
-    monkeypatch.setattr(common.Run, "log", log)
-    monkeypatch.setattr(torch, "randperm", randperm)
     train = getattr(script, "train", bigan.train)
-    try:
-        train(common.Run("bigan", o), nets, data)
-    except Enough:
-        pass
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(common.Run, "log", log)
+        patch.setattr(torch, "randperm", randperm)
+        run = common.Run("bigan", dataclasses.replace(o, out=""))
+        try:
+            train(run, nets, data)
+        except Enough:
+            pass
     return logged
 
 

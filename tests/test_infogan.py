@@ -906,7 +906,7 @@ def test_help_tells_every_flag_with_its_comment(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="^0$"):
         common.run_main(infogan.main, infogan.recipe)
     words = " ".join(capsys.readouterr().out.split())
-    comments = common.field_comments(infogan.OURS)
+    comments = common.field_comments(infogan.Settings)
     for field in dataclasses.fields(infogan.Settings):
         flag = f"--{field.name.replace('_', '-')}"
         assert f"{flag} " in words and " ".join(comments[field.name].split()) in words, flag

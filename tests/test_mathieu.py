@@ -882,7 +882,7 @@ def test_help_tells_every_flag_with_its_comment_and_default(monkeypatch, capsys)
     with pytest.raises(SystemExit) as stop:
         common.run_main(mathieu.main, mathieu.recipe)
     words = " ".join(capsys.readouterr().out.split())
-    comments = common.field_comments(mathieu.MNIST)
+    comments = common.field_comments(mathieu.Settings)
     assert stop.value.code == 0
     for field in dataclasses.fields(mathieu.Settings):
         flag, default = f"--{field.name.replace('_', '-')}", getattr(mathieu.MNIST, field.name)
