@@ -30,8 +30,8 @@ Differences        the papers                           here
     ALI's E        mu and sigma without bounds          batch norm on mu, sigma at most 1
     ALICE          several kinds of cycle terms         squared errors, one weight for both
 Left out: ImageNet, PASCAL VOC; ALI's semi-supervised and conditional models.
-Three more are marked "# ours": penalty, skip_fade, average. "Beyond the paper" says what they are
-for. --recipe paper turns them off, and takes BiGAN's rates; the other differences stay.
+Three more are marked "# ours", see "Beyond the paper": penalty, skip_fade (BiGAN only), average.
+--recipe paper turns them off, and takes BiGAN's 400 epochs and rates; other differences stay.
 """
 
 import copy
@@ -53,7 +53,7 @@ from torch import nn
 @dataclasses.dataclass
 class Settings(common.RunSettings):
     model: Literal["bigan", "ali", "alice"] = "bigan"  # ali: E draws a sample; alice: cycle terms
-    recipe: Literal["ours", "paper"] = "ours"  # paper: as released, the three additions are off
+    recipe: Literal["ours", "paper"] = "ours"  # paper: released epochs and rates, no additions
     epochs: Count = 30  # passes over the training images (released: 400)
     batch_size: Annotated[int, 3, 10**9] = 128  # images in a step, and as many codes
     lr: Rate = 5e-4  # Adam's rate for G and E (released: 2e-4)
@@ -79,8 +79,8 @@ NO_ADDITIONS = {"penalty": 0.0, "skip_fade": 0.0, "average": 0.0}
 
 
 def recipe(model="bigan", recipe="ours"):
-    """The settings of a model. A new one: its name and settings above, its networks in `build`,
-    its codes in `draw_prior`, its terms in `train`."""
+    """The settings of a model. A new one: its name in Settings.model, its settings in MODELS, its
+    networks in `build` and codes in `draw_prior` (else ALI's), its terms in `train`."""
     settings = MODELS.get(model, MODELS["bigan"])  # the parser refuses other names
     if recipe == "paper":
         settings = dataclasses.replace(settings, **RELEASED, **NO_ADDITIONS)
@@ -157,7 +157,7 @@ class Discriminator(Network):
     """The logit [B] of D(x, z): is the pair (x, E(x)), and not (G(z), z)?
 
     x [B, C, H, W], z [B, z_dim]. z enters at the second layer, by a linear map that is added (BiGAN
-    section 4). Added behind the batch norm, z lets D win at once. skip: see "Beyond the paper"."""
+    section 4, released code). skip: see "Beyond the paper"."""
 
     def __init__(self, shape=(1, 28, 28), z_dim=50, hidden=1024, skip=False):
         super().__init__()
@@ -262,8 +262,8 @@ def train(run, nets, data):
             update(opt_ge, swapped + o.cycle_weight * cycle)
 
             # D maximises  log D(x, E(x)) + log(1 - D(G(z), z))
-            # on the same pairs. So all move at once: E and G learned from the old D, and D learns
-            # from the old E and G. Each kind of pair has its own pass, and its own batch norm.
+            # on the pairs of the old E and G, who learned from the old D: all move as if at once.
+            # In batch norm, each kind of pair is a batch of its own.
             loss_d = discriminator_loss(disc(x, z_x.detach()), disc(x_z.detach(), z))
             slope = 0.0
             if o.penalty and run.step % 4 == 1:  # ours: in every fourth step, four times as heavy
@@ -276,8 +276,8 @@ def train(run, nets, data):
 
 @torch.no_grad()
 def settle(nets, data, o):
-    """Batch norm's statistics anew, with the final weights, from up to 20,000 training images, then
-    eval mode. D's of the training mix both kinds of pairs; here it gets (x, E(x))."""
+    """New statistics for batch norm, with the final weights, from up to 20,000 training images;
+    then eval mode. In training D's mixed both kinds of pairs; here D gets only (x, E(x))."""
     images = data.x[:20_000]
     parts = [common.to_float(x) for x in images.tensor_split(math.ceil(len(images) / 500))]
     with torch.random.fork_rng():
@@ -383,7 +383,7 @@ def evaluate(nets, data, test, settings, folder):
 
 
 def main(settings, script="bigan", build=build):
-    """Train, then score. To train only, end with run.finish({})."""
+    """Train, then score. To train only, drop the judge and end with run.finish({})."""
     from experiments import bigan_scores
 
     bigan_scores.load_judge(settings)  # a damaged file shall show now, not after the training

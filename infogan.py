@@ -7,7 +7,7 @@ nets. Chen, Duan, Houthooft, Schulman, Sutskever, Abbeel 2016, arXiv 1606.03657.
 A generator G makes an image of noise z and a code: a category c1, and numbers c2 (the paper's c2
 and c3). A discriminator D tells real images from generated ones. A second head Q on D's body reads
 the code from the image, and both G and Q are rewarded when it can. So the code comes to tell what
-an image shows: which digit, how slanted, how wide. No label is used.
+an image shows: which digit, how slanted, how wide. No image's label is used.
 
 Where the paper's things are
     Eq. 6                         train, with a function for each term
@@ -16,8 +16,8 @@ Where the paper's things are
     Figure 2                      figure_categories (a, b), figure_sweep (c, d)
     Figure 1, the 5 % error       experiments/infogan_scores.py; --recipe baseline: the regular GAN
 
-Where K = 10 enters: draw_codes draws c1 from K equally likely values, and G's input and Q's output
-have the room for it. No other part of the training knows how many classes there are.
+Where K = 10, the number of c1's values, enters: draw_codes (K equally likely), the sizes of G's
+input and Q's output, and log K in the logged L_I. It is the number of digits: a hint from labels.
 
 Differences           paper; released code               here
     length            released: 5,000 updates,           1,876 updates, rates fall in the second
@@ -45,7 +45,7 @@ from torch import nn
 @dataclasses.dataclass
 class Settings(common.RunSettings):
     dataset: Literal["mnist", "fashion", "kmnist"] = "mnist"  # mnist needs no network
-    epochs: Count = 4  # passes over the training images (released: 5,000 updates, 10.7 passes)
+    epochs: Count = 4  # passes over the training images (released: 5,000 updates)
     recipe: Literal["ours", "paper", "baseline"] = "ours"  # baseline: Figure 1's regular GAN
     batch_size: Annotated[int, 3, 10**6] = 128  # real images in a step, at least 3 (released: 128)
     lr: Rate = 1e-3  # Adam's rate for G (paper: 1e-3)
@@ -59,7 +59,7 @@ class Settings(common.RunSettings):
     continuous_weight: Weight = 4.0  # lambda of eq. 6 for c2 (released: 1)
     continuous_start: Share = 0.4  # ours: share of the run after which c2 is rewarded (paper: 0)
     warp: Size = 1.0  # ours: size of the warps of the images that Q reads (paper: 0)
-    far: Share = 0.5  # ours: more fakes a real image, c2 in [-2, 2], for Q; needs warps (paper: 0)
+    far: Share = 0.5  # ours: extra fakes per real image, c2 in [-2, 2]; needs warp (paper: 0)
     baseline_epochs: Whole = 2  # epochs of Figure 1's regular GAN, trained beside; 0: none
 
 
@@ -69,7 +69,7 @@ PAPER = Settings(recipe="paper", epochs=11, schedule="constant", continuous_weig
 
 
 def regular(o):
-    """Of the regular GAN: G gets no reward from Q, and Q trains on features it does not move."""
+    """Settings of the regular GAN: Q's losses train Q alone, not G and not the trunk."""
     off = {**OFF, "recipe": "baseline", "continuous_weight": 1.0, "baseline_epochs": 0}
     return dataclasses.replace(o, epochs=min(o.epochs, o.baseline_epochs), **off)
 
@@ -242,7 +242,7 @@ def train(run, nets, data):
                 opt_g.param_groups[0]["lr"] = o.lr * rate
                 weight_c2 = o.continuous_weight if done >= o.continuous_start else 0  # ours
 
-                # D sees the first B images of `made`. The rest are of far codes (ours), for Q.
+                # D and c2's losses read the first B of `made`; c1's read all (far codes: ours).
                 far = round(o.far * len(x)) if o.warp else 0  # ours
                 z, c1, c2 = draw_codes(o, len(x), x.device, far)
                 made = gen(z, c1, c2)
@@ -297,8 +297,8 @@ def figure_sweep(nets, o, path, which, order, columns=11):
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # warp: without it, categories are often mixtures of digits of one slant. So Q reads warped copies
 # of the images, and c1 must be what a warp leaves alone. I(c; warp(x)) <= I(c; x): still a bound.
-# split_loss: c2 is read from them, too. Its first number is scored on copies that the warp leans no
-# further, so it may be the slant; the others on copies that it leans at random.
+# split_loss: c2 is read from warped copies, too. Its first number is scored on copies not rotated
+# or sheared, so that it can be the slant; the others on copies rotated and sheared at random.
 # continuous_start: c2's loss is off until then, or c2 would compete with c1 for the digit.
 # far: Figure 2 goes twice as far as the prior of c2, and on the way the digit changes. So Q must
 # tell c1 on images of such c2, too. (Tries of all of it: results/NOTES.md.)
