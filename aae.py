@@ -23,13 +23,13 @@ Where the paper's things are
 Differences              the paper, as far as known      here
     optimiser            SGD, up to 5000 epochs          Adam, 12 to 72 epochs
     Enc's loss           eq. 1's min max                 -log Disc
-    batch norm           when clustering, heads, too     most hidden layers; style: heads, too
+    batch norm           clusters, SVHN: heads, too      Enc: hidden, or none; style: heads, too
     noise on the input   0.3, or 20 % of it dropped      0.1, or none
     Table 1              deterministic q(z|x)            Gaussian q(z|x), dropout
     Disc's input         z                               z / prior_std; style: the label, too
     priors of Figure 4   pictures, no formulas           petals and a roll of our own sizes
 Six additions are ours: warp, warp_weight, smooth_weight, balance_weight, code_noise, y_weight.
-Tasks with a y have them on; 0 turns one off (y_weight: 1). "Beyond the paper" says why.
+On if y is inferred (balance_weight: clusters; warp: prior-labels, too). Off at 0, y_weight at 1.
 """
 
 import math
@@ -198,13 +198,13 @@ def discriminator_loss(logits_prior, logits_code):
 
 
 def head_distance_loss(heads, threshold):
-    """Figure 10: the sum over pairs of heads [K, d] of max(0, threshold - distance)."""
+    """Sum over pairs of heads [K, d] of max(0, threshold - distance): our reading of Figure 10."""
     return (threshold - F.pdist(heads)).clamp(min=0).sum()
 
 
 # ---- Priors p(z). A new one goes here: a class with these methods, and its name in PRIORS --------
-# Built by (z_dim, prior_std). sample(component [n], 0 to 9, in Figure 4 the digit) -> z [n, d].
-# log_density(z) -> [n]. component(z) -> [n], where a prior has several. outline() -> curves.
+# Built by (z_dim, prior_std). Training calls sample(component [n], 0 to 9: Figure 4's digit) -> z
+# [n, d] alone. Scores: log_density(z) -> [n], component(z) -> [n] if several, outline() -> curves.
 class Gaussian:
     """N(0, std^2 I), whatever the component."""
 
@@ -343,11 +343,11 @@ def train(run, nets, data, labelled):
             if o.task in TOLD:
                 component = torch.where(label < 10, label, component)
             z_prior, z = nets.prior.sample(component) / o.prior_std, z / o.prior_std
-            if o.task in TOLD:  # Figure 3: Disc sees the label; the eleventh number says unknown
+            if o.task in TOLD:  # Figure 3 (style: ours): the label's one-hot; the 11th says unknown
                 one_hot = F.one_hot(label, 11).to(z)
                 z_prior, z = torch.cat([z_prior, one_hot], 1), torch.cat([z, one_hot], 1)
             loss_d = discriminator_loss(*disc(torch.cat([z_prior, z.detach()])).chunk(2))
-            if o.y_weight is not None:  # Disc_y maximises the same; y' is any class, one-hot
+            if o.y_weight is not None:  # y is inferred: Disc_y does the same; y' is any class
                 y = logits.softmax(1)
                 drawn = torch.randint(0, y.shape[1], label.shape, device=label.device)
                 y_prior = add_noise(F.one_hot(drawn, y.shape[1]).to(y), o.code_noise)  # ours: noise
@@ -361,7 +361,7 @@ def train(run, nets, data, labelled):
             if o.y_weight is not None:
                 loss_e = loss_e + o.y_weight * adversarial_loss(disc_y(y_seen))  # ours: y_weight
             losses = {"reconstruction": own, "discriminator": loss_d, "encoder": loss_e}
-            if o.clusters:  # ours: what keeps q(y|x) steady; with labels it rides on phase 3
+            if o.clusters:  # ours: steady_loss stands here; a task with labels has it in phase 3
                 losses["balance"] = balance_loss(y)
                 steady = steady_loss(enc, x, noisy, again, o, losses)
                 loss_e = loss_e + o.balance_weight * losses["balance"] + steady
@@ -435,7 +435,7 @@ def steady_loss(enc, x, noisy, again, o, losses):
 
 # ---- For notebooks, and the command line ---------------------------------------------------------
 def build(o):
-    """Untrained networks. A new data set: common.load_dataset, and here its shape."""
+    """Untrained networks. New data: common.load_dataset, its shape here; ten classes throughout."""
     shape = (1, 28, 28) if o.dataset in common.GREY else (3, 32, 32)
     classes = 0 if o.y_weight is None else o.clusters or 10  # of an inferred y
     beside_z = 10 if o.task == "style" else 0 if o.head_distance else classes
@@ -482,7 +482,7 @@ def evaluate(nets, data, test, o, folder):
 
 
 def main(o):
-    """Train, then score. To train only, end with run.finish({})."""
+    """Train, then score; split picks the labels. No scores: make the last line run.finish({})."""
     from experiments import aae_scores
 
     aae_scores.check(o, PRIORS)  # mistakes shall show now, not after the training
