@@ -405,7 +405,8 @@ def test_batches_are_in_order_and_nearly_equal():
         parts = list(run.batches(torch.arange(22).view(11, 2), 4))
         run.log(loss=torch.zeros(()))
     assert [len(part) for part in parts] == [4, 4, 3]  # no small rest
-    assert torch.equal(torch.cat(parts), torch.arange(22).view(11, 2)) and run.images == 22
+    assert torch.equal(torch.cat(parts), torch.arange(22).view(11, 2))
+    assert run.images == run.bar.total == 22  # of a pair both count
 
 
 @pytest.mark.parametrize("step", [1, 3, 6, 10, 15])
