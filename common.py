@@ -698,6 +698,8 @@ def figure_losses(path, history):
         axes.plot([row["epoch"] for row in history], [row[name] for row in history], marker=".")
         axes.set_title(name, fontsize=9)
         axes.grid(alpha=0.3)
+    for axes in panels.flat[len(names) :]:
+        axes.axis("off")
     figure.supxlabel("epoch")
     figure.tight_layout()
     save_figure(figure, path)
