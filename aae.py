@@ -34,10 +34,10 @@ On if y is inferred (balance_weight: clusters; warp: prior-labels, too). Off at 
 
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Literal
 
 import common
-from common import Count, Rate, Share, Size, Weight
+from common import Batch, Beta, Count, Rate, Share, Size, Weight
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,6 @@ from torch import nn
 
 TASKS = "prior prior-labels likelihood style semi semi-all cluster embed embed-clusters".split()
 TOLD = "prior-labels", "style"  # tasks in which Disc is told the label
-Batch = Annotated[int, 3, 10**9]  # 3: cut into equal parts, an epoch has no batch of one image
 
 
 # ---- Settings: a field is a flag, its comment the help; None: the task has no such flag ----------
@@ -65,7 +64,7 @@ class Settings(common.RunSettings):
     lr_disc: Rate = 3e-4  # Adam's rate in phase 2, of the discriminators
     lr_disc_end: Share = 0.01  # share of lr_disc that is left at the end
     lr_encoder: Rate = 1e-3  # Adam's rate in phase 2, of Enc
-    beta1: Share = 0.5  # Adam's beta1 in phase 2; elsewhere 0.9
+    beta1: Beta = 0.5  # Adam's beta1 in phase 2; elsewhere 0.9
     warp: Weight = 0.0  # ours: size of the random affine maps of training images (paper: 0)
     labels: Count = None  # labelled training images, as many of each class
     labelled_batch: Batch = None  # labelled images in a step, drawn with replacement

@@ -38,10 +38,10 @@ import copy
 import dataclasses
 import functools
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
 import common
-from common import Count, Rate, Share, Weight
+from common import Batch, Beta, Count, Rate, Share, Weight
 
 import torch
 import torch.nn.functional as F
@@ -55,11 +55,11 @@ class Settings(common.RunSettings):
     model: Literal["bigan", "ali", "alice"] = "bigan"  # ali: E draws a sample; alice: cycle terms
     recipe: Literal["ours", "paper"] = "ours"  # paper: released epochs and rates, no additions
     epochs: Count = 30  # passes over the training images (released: 400)
-    batch_size: Annotated[int, 3, 10**9] = 128  # images in a step, and as many codes
+    batch_size: Batch = 128  # images in a step, and as many codes
     lr: Rate = 5e-4  # Adam's rate for G and E (released: 2e-4)
     lr_disc: Rate = 5e-4  # Adam's rate for D (released: 2e-4)
     schedule: Literal["linear", "exponential"] = "linear"  # of the rates (released: exponential)
-    beta1: Share = 0.5  # Adam's beta1
+    beta1: Beta = 0.5  # Adam's beta1
     weight_decay: Weight = 2.5e-5  # times each weight, is added to its gradient
     z_dim: Count = 50  # numbers in a code
     hidden: Count = 1024  # units of a hidden layer

@@ -151,6 +151,8 @@ Whole = Annotated[int, 0, 2**31]
 Weight = Annotated[float, 0, 1e9]
 Rate = Annotated[float, 1e-12, 1e3]
 Share = Annotated[float, 0, 1]
+Beta = Annotated[float, 0, 0.9999]
+Batch = Annotated[int, 3, 10**9]  # in equal parts of an epoch none is then alone in batch norm
 Size = Annotated[float, 0, 1e3]
 
 
@@ -252,7 +254,8 @@ def parse(recipe, words):
     given = [word.split("=")[0] for word in words if word.startswith("--")]
     if set(given) - {"--resume", "--device"}:
         raise UserError("beside --resume only --device may stand: the folder has the settings")
-    saved = read_config(folder)["settings"]
+    config = read_config(folder)
+    saved = {**config["settings"], "precision": config.get("precision", "auto")}
     try:
         settings = dataclasses.replace(recipe(**{name: saved[name] for name in names}), **saved)
     except (TypeError, KeyError):
@@ -271,6 +274,9 @@ def exit_on_mistake(call):
         return call()
     except UserError as error:
         words, status = error, 2
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # nothing is flushed into the closed pipe at exit
+        words, status = "stdout was closed: the table is not printed", 1
     except KeyboardInterrupt:
         words, status = "stopped; --resume RUN goes on from the last whole epoch", 130
     print(f"{Path(sys.argv[0]).name}: {words}", file=sys.stderr)
@@ -443,10 +449,16 @@ class Run:
         out, number = self.settings.out, 1
         self.folder = Path(out or stem)
         try:
-            while not out and self.folder.exists():
-                number += 1
-                self.folder = stem.with_name(f"{stem.name}-{number}")
-            self.folder.mkdir(parents=True, exist_ok=bool(out))
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            while True:  # until a name is free; another run may take one at the same moment
+                try:
+                    self.folder.mkdir(exist_ok=bool(out))
+                    break
+                except FileExistsError:
+                    if out:
+                        raise
+                    number += 1
+                    self.folder = stem.with_name(f"{stem.name}-{number}")
             # What a run leaves that was cut off in its first epoch may be overwritten.
             files = {file.name for file in self.folder.iterdir()} - {"lock", "config.json.part"}
             if files and (files != {"config.json"} or not read_config(self.folder)):
@@ -471,7 +483,10 @@ class Run:
 
     def _lock(self):
         """A run folder belongs to one process at a time (not enforced where there is no fcntl)."""
-        self.lock = open(self.folder / "lock", "a")
+        try:
+            self.lock = open(self.folder / "lock", "a")
+        except OSError as error:
+            raise UserError(f"cannot write to '{self.folder}' ({error.strerror})")
         with contextlib.suppress(ImportError):
             import fcntl
 
@@ -574,7 +589,7 @@ class Run:
             if self.epoch
             else "nothing was saved yet"
         )
-        raise UserError(f"training broke: {words}; try a lower rate; {kept}")
+        raise UserError(f"training broke: {words}; try a lower rate in a new run; {kept}")
 
     def finish(self, metrics, table=()):
         """Write metrics.json (name -> number) and the last checkpoint; print the table.
@@ -592,6 +607,7 @@ class Run:
         self.write("metrics.json", json.dumps({**metrics, **more}, indent=1))
         self.save(finished=True)  # last: without optimisers it could not be resumed
         print_table(table, metrics)
+        sys.stdout.flush()
         say(f"{seconds:.0f} s, {speed:.0f} images/s; all of it is in {self.folder}")
 
 

@@ -31,10 +31,10 @@ Three additions are ours, marked "# ours": warp, far, continuous_start; see "Bey
 
 import dataclasses
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
 import common
-from common import Count, Rate, Share, Size, Weight, Whole
+from common import Batch, Beta, Count, Rate, Share, Size, Weight, Whole
 
 import torch
 import torch.nn.functional as F
@@ -47,11 +47,11 @@ class Settings(common.RunSettings):
     dataset: Literal["mnist", "fashion", "kmnist"] = "mnist"  # mnist needs no network
     epochs: Count = 4  # passes over the training images (released: 5,000 updates)
     recipe: Literal["ours", "paper", "baseline"] = "ours"  # baseline: Figure 1's regular GAN
-    batch_size: Annotated[int, 3, 10**6] = 128  # real images in a step, at least 3 (released: 128)
+    batch_size: Batch = 128  # real images in a step (released: 128)
     lr: Rate = 1e-3  # Adam's rate for G (paper: 1e-3)
     lr_disc: Rate = 2e-4  # Adam's rate for D and Q (paper: 2e-4)
     schedule: Literal["linear", "constant"] = "linear"  # linear: rates fall from half of the run on
-    beta1: Share = 0.5  # Adam's beta1 (released: 0.5)
+    beta1: Beta = 0.5  # Adam's beta1 (released: 0.5)
     z_dim: Whole = 62  # numbers in z, uniform in [-1, 1] (paper: 62)
     categories: Whole = 10  # K, the number of values of c1; 0: no c1 (paper: 10)
     continuous: Whole = 2  # numbers in c2, uniform in [-1, 1] (paper: 2)

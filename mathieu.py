@@ -35,7 +35,7 @@ import math
 from typing import Literal
 
 import common
-from common import Count, Rate, Share, Size, Weight
+from common import Batch, Beta, Count, Rate, Size, Weight
 
 import torch
 import torch.nn.functional as F
@@ -48,10 +48,10 @@ from torch import nn
 @dataclasses.dataclass
 class Settings(common.RunSettings):
     recipe: Literal["ours", "paper"] = "ours"  # paper: the three additions are off
-    batch_size: Count = 128  # pairs in a step (released: 16 triplets)
+    batch_size: Batch = 128  # pairs in a step (released: 16 triplets)
     lr: Rate = 2e-3  # Adam's rate, for Enc, Dec and CodeDiscriminator (released: 0.01)
     lr_disc: Rate = 1e-3  # Adam's rate for Disc (released: 0.01)
-    beta1: Share = 0.5  # Adam's beta1 (released: 0.5)
+    beta1: Beta = 0.5  # Adam's beta1 (released: 0.5)
     z_dim: Count = 16  # numbers in z (paper: 16 on MNIST, 512 on sprites)
     s_dim: Count = 16  # numbers in s (paper: 16 on MNIST, 64 on sprites)
     own_weight: Weight = 0.2  # weight of |x1 - Dec(z1,s1)|^2 (released: 0.5)

@@ -19,12 +19,12 @@ import copy
 import dataclasses
 import functools
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
 import bigan
 import common
 from bigan import discriminator_loss, draw_prior, move_average, rate, squared_error, update
-from common import Count, Rate, Share, Weight
+from common import Batch, Beta, Count, Rate, Share, Weight
 from experiments import bigan_scores
 
 import torch
@@ -56,10 +56,10 @@ class Untrained(common.RunSettings):
 class Autoencoder(Untrained):
     model: NAMES = "ae-l2"  # see above
     epochs: Count = 30  # passes over the training images (released: 400)
-    batch_size: Annotated[int, 3, 10**9] = 128  # images in a step
+    batch_size: Batch = 128  # images in a step
     lr: Rate = 5e-4  # Adam's rate for G and E (released: 2e-4)
     schedule: Literal["linear", "exponential"] = "linear"  # of the rates (released: exponential)
-    beta1: Share = 0.5  # Adam's beta1
+    beta1: Beta = 0.5  # Adam's beta1
     weight_decay: Weight = 2.5e-5  # times each weight, is added to its gradient
     average: Share = 0.999  # ours: decay of the average of the weights (paper: 0, the last weights)
 

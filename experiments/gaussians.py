@@ -32,7 +32,7 @@ from bigan import (
     swapped_loss,
     update,
 )
-from common import Count, Rate, Share, Size, Weight, Whole
+from common import Batch, Beta, Count, Rate, Share, Size, Weight, Whole
 from experiments.bigan_baselines import generator_loss
 
 import torch
@@ -53,7 +53,7 @@ class RandomSettings:
     out: str = ""  # run folder (empty: runs/gaussians/SETTING-seedN)
     dry_run: bool = False  # every line on 2,000 points
     resume: str = ""  # run folder to go on with, by the settings it has
-    batch_size: Annotated[int, 3, 10**9] = 256  # points in a step, and as many codes
+    batch_size: Batch = 256  # points in a step, and as many codes
     hidden: Count = 256  # units of a hidden layer of E and G
     generator_layers: Count = 4  # hidden layers of G
     maxout: Count = 128  # units of D's layers
@@ -61,7 +61,7 @@ class RandomSettings:
     init_std: Size = 0.0  # of Gaussian initial weights; 0: PyTorch's
     lr: Rate = 5e-4  # Adam's rate for E and G
     lr_disc: Rate = 1e-3  # Adam's rate for D
-    beta1: Share = 0.0  # Adam's beta1
+    beta1: Beta = 0.0  # Adam's beta1
     schedule: Literal["linear", "constant"] = "linear"  # of the rates
     penalty: Weight = 0.015  # ours: gamma of the penalty on D's slope (paper: 0)
     average: Share = 0.998  # ours: decay of the average of the weights (paper: 0)

@@ -11,9 +11,11 @@ from pathlib import Path
 import common
 
 
-def main(folder, device="auto"):
+def main(*words):
     """Prints the table; the new scores replace those of the same name in metrics.json."""
-    folder = Path(folder)
+    if len(words) not in (1, 2):
+        raise common.UserError("name a run folder, and if you like a device: score RUN cpu")
+    folder, device = Path(words[0]), (*words, "auto")[1]
     name = common.read_config(folder)["script"]
     beside = (common.HERE / f"{name}.py").exists()
     script = importlib.import_module(name if beside else f"experiments.{name}")

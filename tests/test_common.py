@@ -18,6 +18,7 @@ from typing import Literal
 
 import common
 from data.sprites import sprites
+from experiments import score
 
 import numpy as np
 import pytest
@@ -564,6 +565,44 @@ def test_a_run_folder_belongs_to_one_process_at_a_time():
     common.Run("toy", Toy(out="run"))  # free again
 
 
+def test_a_name_that_is_taken_at_the_same_moment_leads_to_the_next(monkeypatch):
+    real = Path.mkdir
+
+    def mkdir(path, *words, **more):
+        if path.name == "mnist-seed0" and not path.exists():
+            real(path, *words, **more)  # another run, a moment earlier
+        real(path, *words, **more)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert common.Run("toy", Toy(dataset="mnist")).folder == Path("runs/toy/mnist-seed0-2")
+
+
+def test_a_folder_without_a_lock_that_can_be_written_is_one_line():
+    interrupted(Toy(out="run"), stop_at=8)
+    Path("run/lock").unlink()
+    Path("run/lock").mkdir()
+    with pytest.raises(common.UserError, match="cannot write to 'run'"):
+        resume("run")
+
+
+def test_a_resumed_run_keeps_its_precision():
+    interrupted(Toy(out="run"), stop_at=8)
+    config = json.loads(Path("run/config.json").read_text())
+    config["settings"]["precision"], config["precision"] = "auto", "bf16"  # of another processor
+    Path("run/config.json").write_text(json.dumps(config))
+    assert parse("--resume", "run").precision == "bf16"
+
+
+def test_a_closed_pipe_is_one_line(monkeypatch, capsys):
+    def call():
+        raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # put back afterwards
+    with pytest.raises(SystemExit) as stop:
+        common.exit_on_mistake(call)
+    assert stop.value.code == 1 and capsys.readouterr().err.count("\n") == 1
+
+
 def test_a_loss_that_is_not_finite_is_named_and_the_last_good_checkpoint_kept():
     with pytest.raises(common.UserError) as caught:
         toy(Toy(out="run"), break_at=8)
@@ -788,3 +827,9 @@ def test_settled_batch_norm_has_the_statistics_of_all_batches():
     assert torch.allclose(norm.running_mean, x.mean(0), atol=1e-6)
     assert torch.allclose(norm.running_var, (x[:20].var(0) + x[20:].var(0)) / 2)
     assert norm.momentum == 0.1 and not norm.training and not net[1].training
+
+
+@pytest.mark.parametrize("words", [(), ("run", "cpu", "more")])
+def test_scoring_again_asks_for_a_run(words):
+    with pytest.raises(common.UserError, match="name a run folder"):
+        score.main(*words)
