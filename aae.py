@@ -451,9 +451,7 @@ def build(o):
 
 def load(folder, device="cpu", recipe=recipe):
     """Trained networks in eval mode: load("runs/aae/semi-100-seed0")."""
-    nets = build(common.parse(recipe, ["--resume", str(folder)])).to(device)
-    nets.load_state_dict(common.read_checkpoint(folder, device, finished=True)["states"]["nets"])
-    return nets.eval()
+    return common.load(folder, recipe, build, device)
 
 
 @torch.no_grad()
@@ -472,7 +470,7 @@ def decode(nets, y, z):
     return torch.cat([nets.dec(*codes) for codes in zip(ys, z.split(1000))])
 
 
-@common.own_random_numbers()
+@torch.random.fork_rng()
 def evaluate(nets, data, test, o, folder):
     """Figures into the run's folder; returns the scores and the rows of the printed table."""
     from experiments import aae_scores
@@ -482,7 +480,7 @@ def evaluate(nets, data, test, o, folder):
 
 def main(o):
     """Train, then score; split picks the labels. No scores: make the last line run.finish({})."""
-    from experiments import aae_scores
+    from experiments import aae_scores, batch_norm
 
     aae_scores.check(o, PRIORS)  # mistakes shall show now, not after the training
     images, test = common.load_data(o)
@@ -491,7 +489,7 @@ def main(o):
     nets = build(o).to(run.device)
     with run.autocast():
         train(run, nets, data, labelled)
-    common.settle_batch_norm(nets.enc, ((x,) for x in common.image_parts(data.x)))
+    batch_norm.settle(nets.enc, ((x,) for x in batch_norm.image_parts(data.x)))
     run.finish(*evaluate(nets, images, test, o, run.folder))
 
 

@@ -278,14 +278,15 @@ def train(run, nets, data):
 def settle(nets, data, o):
     """New statistics for batch norm, with the final weights, from up to 20,000 training images;
     then eval mode. In training D's mixed both kinds of pairs; here D gets only (x, E(x))."""
-    images = data.x[:20_000]
-    parts = [common.to_float(x) for x in images.tensor_split(math.ceil(len(images) / 500))]
+    from experiments import batch_norm
+
+    parts = batch_norm.image_parts(data.x)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         codes = [draw_prior(o.model, len(x), o.z_dim, x.device) for x in parts]
-        common.settle_batch_norm(nets.gen, [(z,) for z in codes])
-        common.settle_batch_norm(nets.enc, [(x,) for x in parts])
-        common.settle_batch_norm(nets.disc, [(x, nets.enc(x)) for x in parts])
+        batch_norm.settle(nets.gen, [(z,) for z in codes])
+        batch_norm.settle(nets.enc, [(x,) for x in parts])
+        batch_norm.settle(nets.disc, [(x, nets.enc(x)) for x in parts])
 
 
 # ---- Figures -------------------------------------------------------------------------------------
@@ -350,9 +351,7 @@ def build(o, discriminator=Discriminator):
 
 def load(folder, device="cpu", build=build, recipe=recipe):
     """Trained networks in eval mode: load("runs/bigan/bigan-mnist-seed0")."""
-    nets = build(common.parse(recipe, ["--resume", str(folder)])).to(device)
-    nets.load_state_dict(common.read_checkpoint(folder, device, finished=True)["states"]["nets"])
-    return nets.eval()
+    return common.load(folder, recipe, build, device)
 
 
 @torch.no_grad()

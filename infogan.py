@@ -326,8 +326,7 @@ def warp(x, amount=1.0):
 def split_loss(mean, c2):
     """`continuous_loss` of warped images: the first number on upright ones, the rest on leaning."""
     slant = continuous_loss(mean[0::2, :1], c2[0::2, :1])
-    others = continuous_loss(mean[1::2, 1:], c2[1::2, 1:])
-    return slant + others
+    return slant + continuous_loss(mean[1::2, 1:], c2[1::2, 1:])
 
 
 # ---- For notebooks, and the command line ---------------------------------------------------------
@@ -345,8 +344,10 @@ def build(o, steps=1):
 
 def load(folder, device="cpu"):
     """Trained networks in eval mode: load("runs/infogan/mnist-seed0")."""
-    o = common.parse(recipe, ["--resume", str(folder)])
-    state = common.read_checkpoint(folder, device, finished=True)["states"]["nets"]
+    from experiments import run_folder
+
+    o = run_folder.read_settings(folder, recipe)
+    state = run_folder.read_checkpoint(folder, device, finished=True)["states"]["nets"]
     nets = build(o, len(state["curve"]) // o.epochs).to(device)
     nets.load_state_dict(state)
     return nets.eval()
@@ -365,21 +366,20 @@ def decode(nets, z, c1, c2):
     return torch.cat([nets.gen(*part) for part in codes])
 
 
+@torch.random.fork_rng()
 def evaluate(nets, data, test, o, folder):
     """Figures into the run's folder; returns the scores and the rows of the printed table."""
     from experiments import infogan_scores
 
-    with common.own_random_numbers():  # the checkpoint keeps them as the training left them
-        tools = build, draw_codes, decode
-        found, order = infogan_scores.evaluate(nets, *tools, data, test, o, folder)
-        common.say("figures")
-        if o.categories:
-            figure_categories(nets, o, folder / "categories.png", order, "Categories (Fig. 2a)")
-        if nets.gan is not None:
-            path, words = folder / "categories-baseline.png", "Of a regular GAN (Fig. 2b)"
-            figure_categories(nets.gan, o, path, order.sort().values, words)
-        for k in range(o.continuous):
-            figure_sweep(nets, o, folder / f"continuous-{k + 1}.png", k, order)
+    found, order = infogan_scores.evaluate(nets, build, draw_codes, decode, data, test, o, folder)
+    common.say("figures")
+    if o.categories:
+        figure_categories(nets, o, folder / "categories.png", order, "Categories (Fig. 2a)")
+    if nets.gan is not None:
+        path, words = folder / "categories-baseline.png", "Of a regular GAN (Fig. 2b)"
+        figure_categories(nets.gan, o, path, order.sort().values, words)
+    for k in range(o.continuous):
+        figure_sweep(nets, o, folder / f"continuous-{k + 1}.png", k, order)
     return found, infogan_scores.table(found, o)
 
 

@@ -351,9 +351,7 @@ def build(o):
 
 def load(folder, device="cpu", build=build):
     """Trained networks in eval mode: load("runs/mathieu/mnist-seed0")."""
-    nets = build(common.parse(recipe, ["--resume", str(folder)])).to(device)
-    nets.load_state_dict(common.read_checkpoint(folder, device, finished=True)["states"]["nets"])
-    return nets.eval()
+    return common.load(folder, recipe, build, device)
 
 
 @torch.no_grad()

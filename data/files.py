@@ -1,6 +1,6 @@
-"""Reads data sets from files: (images uint8 [N, C, H, W], labels int64 [N]).
+"""Reads a data set: (images uint8 [N, C, H, W], labels int64 [N]), of sprites two arrays more.
 
-name: of the data set; root: the folder of its files; part: "train" or "test".
+name: of the data set; part: "train" or "test"; root: the folder of its files.
 """
 
 import contextlib
@@ -14,7 +14,16 @@ import torch
 KINDS = {"fashion": "FashionMNIST", "kmnist": "KMNIST", "svhn": "SVHN", "cifar10": "CIFAR10"}
 
 
-def mnist(name, root, part):
+def read(name, part, root):
+    """One part of a data set. The sprites are drawn; they have a part "validation", too."""
+    if name == "sprites":
+        from data.sprites import sprites
+
+        return sprites(part)
+    return mnist(part, root) if name == "mnist" else by_torchvision(name, part, root)
+
+
+def mnist(part, root):
     """mnist.npz in `root`, with the keys of Keras; `UserError` where it is missing or damaged."""
     path = root / "mnist.npz"
     try:
@@ -39,7 +48,7 @@ def mnist(name, root, part):
     return torch.from_numpy(x)[:, None], torch.from_numpy(y.astype(np.int64))
 
 
-def by_torchvision(name, root, part):
+def by_torchvision(name, part, root):
     """What torchvision finds in `root` or downloads; `UserError` where it can do neither."""
     import torchvision.datasets
 

@@ -21,7 +21,7 @@ import aae
 import common
 from aae import PRIORS, discriminator_loss, evaluate, rate, reconstruction_loss, update
 from common import Weight
-from experiments import aae_scores
+from experiments import aae_scores, batch_norm
 from experiments.aae_scores import mmd_loss
 
 import torch
@@ -137,7 +137,7 @@ def main(o):
     nets = aae.build(o).to(run.device)
     with run.autocast():
         train(run, nets, data)
-    common.settle_batch_norm(nets.enc, ((x,) for x in common.image_parts(data.x)))
+    batch_norm.settle(nets.enc, ((x,) for x in batch_norm.image_parts(data.x)))
     run.finish(*evaluate(nets, images, test, o, run.folder))
 
 

@@ -4,11 +4,12 @@ encode: images -> logits of y, or None, and z; decode: (y, z) -> images. A new p
 `outline`; its grid of images (Figures 2e, 4b, 4d) comes from `walk`, which has samples for it.
 """
 
-from common import figure_grid, figure_scatter, to_float
+from common import figure_grid, save_figure, to_float
 from experiments import scores
 
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 
 
 def percentiles(n):
@@ -118,3 +119,24 @@ def draw(nets, encode, decode, data, test, task, folder):
         figure_style(nets, decode, test, folder / "style.png")
     if task in ("cluster", "embed-clusters"):
         figure_clusters(nets, encode, decode, test, folder / "clusters.png")
+
+
+def figure_scatter(path, points, y, title, outline=(), marks=None):
+    """Points [N, 2] as PNG, a colour for each class y [N]. outline: curves [n, 2]; marks: crosses
+    [K, 2]."""
+    figure = Figure(figsize=(5.4, 4.8), dpi=100)
+    axes = figure.subplots()
+    points, y = points.cpu(), y.cpu()
+    style = {"markersize": 2.5, "alpha": 0.6, "zorder": 1, "markeredgewidth": 0}
+    for label in y.unique().tolist():
+        axes.plot(*points[y == label].t(), ".", color=f"C{label}", label=str(label), **style)
+    for curve in outline:
+        axes.plot(*curve.cpu().t(), color=".25", linewidth=0.8, zorder=2)
+    if marks is not None:
+        axes.plot(*marks.cpu().t(), "kx", markersize=7, zorder=3)
+    axes.set_aspect("equal")
+    place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    axes.legend(markerscale=5, fontsize=8, frameon=False, **place)
+    axes.set_title(title, fontsize=10)
+    figure.tight_layout()
+    save_figure(figure, path)

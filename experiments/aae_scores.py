@@ -9,15 +9,10 @@ import math
 
 from common import (
     UserError,
-    choose_device,
-    choose_precision,
-    image_parts,
-    own_random_numbers,
     say,
-    settle_batch_norm,
     to_float,
 )
-from experiments import aae_figures, scores
+from experiments import aae_figures, batch_norm, machine, scores
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +75,7 @@ def name(o):
 
 def load_judge(o):
     """The classifier that reads digits from images."""
-    return scores.load_judge(o.dataset, o.data, choose_device(o.device), quick=o.dry_run)
+    return scores.load_judge(o.dataset, o.data, machine.choose_device(o.device), quick=o.dry_run)
 
 
 def percent(hits):
@@ -159,7 +154,8 @@ def parzen_scores(nets, decode, x, held_out, o, parts, sigmas):
     size = 500 if o.dry_run else 10_000
 
     def density(images, sigmas):  # in parts; the same samples at each call
-        with own_random_numbers(o.seed):
+        with torch.random.fork_rng():
+            torch.manual_seed(o.seed)
             each = []
             for _ in range(parts):
                 samples = decode(nets, None, draw_prior(nets, size, x.device)).flatten(1)
@@ -228,7 +224,7 @@ def baseline_error(enc, data, test, labelled, o):
     parameters = [*enc.body.parameters(), *enc.to_y.parameters()]
     optimiser = torch.optim.Adam(parameters, o.lr_labels, fused=True)
     device = data.x.device
-    bf16 = choose_precision(o.precision, device) == "bf16"
+    bf16 = machine.choose_precision(o.precision, device) == "bf16"
     batch = min(100, o.labelled_batch)
     total = 20 if o.dry_run else max(1000, 10 * len(labelled) // batch)
     for step in range(total):
@@ -242,7 +238,7 @@ def baseline_error(enc, data, test, labelled, o):
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-    settle_batch_norm(enc, ((x,) for x in image_parts(data.x)))
+    batch_norm.settle(enc, ((x,) for x in batch_norm.image_parts(data.x)))
     with torch.no_grad():
         answers = [enc.classify(to_float(part)).argmax(1) for part in test.x.split(1000)]
     return percent(torch.cat(answers) != test.y)

@@ -25,7 +25,7 @@ import bigan
 import common
 from bigan import discriminator_loss, draw_prior, move_average, rate, squared_error, update
 from common import Batch, Beta, Count, Rate, Share, Weight
-from experiments import bigan_scores
+from experiments import batch_norm, bigan_scores
 
 import torch
 import torch.nn.functional as F
@@ -226,15 +226,15 @@ def settle(nets, data, o):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if hasattr(nets, "enc"):
-            common.settle_batch_norm(nets.enc, [(x,) for x in parts])
+            batch_norm.settle(nets.enc, [(x,) for x in parts])
         if o.model in ("ae-l2", "ae-l1"):
             codes = [nets.enc(x) for x in parts]
         else:
             codes = [draw_prior("bigan", len(x), o.z_dim, x.device) for x in parts]
         if hasattr(nets, "gen"):
-            common.settle_batch_norm(nets.gen, [(z,) for z in codes])
+            batch_norm.settle(nets.gen, [(z,) for z in codes])
         if hasattr(nets, "disc"):
-            common.settle_batch_norm(nets.disc, [(x,) for x in parts])
+            batch_norm.settle(nets.disc, [(x,) for x in parts])
 
 
 # ---- The command line ----------------------------------------------------------------------------

@@ -6,8 +6,8 @@ How Table 1 is measured the paper says in part. Here the references are all 60,0
 released log agrees with that. 1-NN on the code is on E's bounded output (in that log: on logits).
 """
 
-from common import UserError, choose_device, figure_grid, say, to_float
-from experiments import scores
+from common import UserError, figure_grid, say, to_float
+from experiments import machine, scores
 
 import torch
 
@@ -26,7 +26,7 @@ def load_judge(settings):
     if settings.dataset == "sprites":
         words = "the test characters of sprites are in no training image, so 1-NN means nothing"
         raise UserError(f"{words}: choose another --dataset")
-    device = choose_device(settings.device)
+    device = machine.choose_device(settings.device)
     return scores.load_judge(settings.dataset, settings.data, device, quick=settings.dry_run)
 
 

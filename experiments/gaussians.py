@@ -33,9 +33,11 @@ from bigan import (
     update,
 )
 from common import Batch, Beta, Count, Rate, Share, Size, Weight, Whole
+from experiments import batch_norm
 from experiments.bigan_baselines import generator_loss
 
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 
@@ -349,13 +351,13 @@ def settle(nets, x_train, names):
         for name in names:
             net = getattr(nets, name)
             if name == "vae_enc":
-                common.settle_batch_norm(net.net, ((x,) for x in parts))
+                batch_norm.settle(net.net, ((x,) for x in parts))
             elif name.endswith("enc"):
-                common.settle_batch_norm(net, ((x,) for x in parts))
+                batch_norm.settle(net, ((x,) for x in parts))
             elif name == "vae_gen":
-                common.settle_batch_norm(net, ((nets.vae_enc(x),) for x in parts))
+                batch_norm.settle(net, ((nets.vae_enc(x),) for x in parts))
             elif name.endswith("gen"):
-                common.settle_batch_norm(net, ((torch.randn_like(x),) for x in parts))
+                batch_norm.settle(net, ((torch.randn_like(x),) for x in parts))
             else:
                 net.eval()
 
@@ -435,7 +437,8 @@ def figure_mixture(nets, path, n=2500):
     z = torch.randn(n, 2, device=device)
     words = ["test examples x", "codes z ~ q(z|x)", "reconstructions G(z)"]
     words += ["prior samples z", "samples G(z)"]
-    figure, panels = common.plt.subplots(5, 4, figsize=(7.1, 8.8), dpi=90)
+    figure = Figure(figsize=(7.1, 8.8), dpi=90)
+    panels = figure.subplots(5, 4)
     for column, (title, enc, gen) in zip(panels.T, columns(nets).values()):
         codes, samples = enc(x), gen(z)
         made = torch.cdist(samples, means(device)).argmin(1)
@@ -455,9 +458,7 @@ def figure_mixture(nets, path, n=2500):
 # ---- The command line ----------------------------------------------------------------------------
 def load(folder, device="cpu"):
     """The trained networks of a run folder, in eval mode."""
-    nets = build(common.parse(recipe, ["--resume", str(folder)])).to(device)
-    nets.load_state_dict(common.read_checkpoint(folder, device, finished=True)["states"]["nets"])
-    return nets.eval()
+    return common.load(folder, recipe, build, device)
 
 
 def load_data(settings):

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import common
+from experiments import command_line, run_folder
 
 COLUMNS = {
     "cluster_error": "one to one",
@@ -44,7 +45,7 @@ def read(folders):
     whose probes stand in the trunk's columns."""
     found, beside = [], {}
     for folder in folders:
-        config, path = common.read_config(folder), Path(folder) / "metrics.json"
+        config, path = run_folder.read_config(folder), Path(folder) / "metrics.json"
         if config["script"] != "infogan" or not path.exists():
             raise common.UserError(f"'{folder}' is no finished run of infogan.py")
         metrics = json.loads(path.read_text())
@@ -75,4 +76,4 @@ def main(folders):
 
 
 if __name__ == "__main__":
-    common.exit_on_mistake(lambda: main(sys.argv[1:]))
+    command_line.exit_on_mistake(lambda: main(sys.argv[1:]))

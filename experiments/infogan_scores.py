@@ -10,19 +10,15 @@ import functools
 import math
 
 from common import (
-    choose_device,
-    image_parts,
-    own_random_numbers,
-    plt,
     save_figure,
     say,
-    settle_batch_norm,
     to_float,
 )
-from experiments import scores
+from experiments import batch_norm, machine, scores
 
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 
 
 def percent(hits):
@@ -180,7 +176,8 @@ def curve_scores(curve, categories):
 
 def figure_information(curves, categories, path):
     """Figure 1: L_I of each update, a mean of ten. curves: {words: nats [updates]}."""
-    figure, axes = plt.subplots(figsize=(5.2, 3.4), dpi=100)
+    figure = Figure(figsize=(5.2, 3.4), dpi=100)
+    axes = figure.subplots()
     for words, curve in curves.items():
         mean = curve.cpu().unfold(0, min(10, len(curve)), 1).mean(1)
         axes.plot(torch.arange(len(mean)) + min(10, len(curve)), mean, label=words)
@@ -221,9 +218,10 @@ def in_parts(net, x):
 
 def untrained_trunk(build, settings, images):
     """A trunk with initial weights, always the same; its batch norm is settled on the images."""
-    with own_random_numbers(seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
         trunk = build(settings).trunk.to(images.device)
-    settle_batch_norm(trunk, [[x] for x in image_parts(images)])
+    batch_norm.settle(trunk, [[x] for x in batch_norm.image_parts(images)])
     return trunk
 
 
@@ -233,21 +231,22 @@ def settle(nets, draw, images, settings):
     """Batch norm's averages by the final weights, before anything is scored: G's of codes like
     those of the training, the trunk's and Q's of real training images. (The released code scores
     with the statistics of a batch. Q has seen generated images alone.)"""
-    parts = image_parts(images)
+    parts = batch_norm.image_parts(images)
     for gan, far in ((nets, settings.far if settings.warp else 0.0), (nets.gan, 0.0)):
         if gan is None:
             continue
-        with own_random_numbers(seed=0):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
             codes = [draw(len(x), x.device, round(far * len(x))) for x in parts]
-        settle_batch_norm(gan.gen, codes)
-        settle_batch_norm(gan.trunk, [[x] for x in parts])
-        settle_batch_norm(gan.q, [[gan.trunk(x)] for x in parts])
+        batch_norm.settle(gan.gen, codes)
+        batch_norm.settle(gan.trunk, [[x] for x in parts])
+        batch_norm.settle(gan.q, [[gan.trunk(x)] for x in parts])
     nets.eval()
 
 
 def load_judge(settings):
     """The classifier that reads digits."""
-    device = choose_device(settings.device)
+    device = machine.choose_device(settings.device)
     return scores.load_judge(settings.dataset, settings.data, device, quick=settings.dry_run)
 
 

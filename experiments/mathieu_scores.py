@@ -6,9 +6,9 @@ in percent unless its text says otherwise.
 
 import functools
 
-from common import choose_device, figure_grid, say, to_float
+from common import figure_grid, say, to_float
 from data.sprites import ATTRIBUTES, draw_sprites
-from experiments import scores
+from experiments import machine, scores
 
 import torch
 
@@ -137,7 +137,7 @@ def load_judge(settings):
     """The classifier that reads digits, or None for sprites."""
     if settings.dataset == "sprites":
         return None
-    device = choose_device(settings.device)
+    device = machine.choose_device(settings.device)
     return scores.load_judge(settings.dataset, settings.data, device, quick=settings.dry_run)
 
 

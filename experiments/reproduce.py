@@ -30,6 +30,8 @@ from functools import partial
 from pathlib import Path
 
 import common
+from experiments import command_line, run_folder
+from experiments.machine import commit
 
 import numpy as np
 from PIL import Image
@@ -188,7 +190,7 @@ def is_of(row, seed, config):
     module = program_of(row)[-1].removesuffix(".py")
     script = module.removeprefix("experiments.")
     recipe = importlib.import_module(module).recipe
-    wanted = common.parse(recipe, [*ROWS[row].split(), "--seed", str(seed)])
+    wanted = command_line.parse(recipe, [*ROWS[row].split(), "--seed", str(seed)])
     wanted = dataclasses.asdict(wanted)
     free = {"precision", "data"}  # an entry names its precision
     same = all(wanted.get(k) == v for k, v in config["settings"].items() if k not in free)
@@ -197,7 +199,7 @@ def is_of(row, seed, config):
 
 def entry_of(row, seed, folder):
     """What is kept of a finished run folder."""
-    config = common.read_config(folder)
+    config = run_folder.read_config(folder)
     if not is_of(row, seed, config):
         raise common.UserError(f"'{folder}' is no run of: {command(row, seed)}")
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -235,7 +237,7 @@ def shrink(path, limit=200_000):
 def file_folder(folder):
     """File a finished run folder named ROW-seedN, wherever it lies; nothing is run."""
     folder = Path(folder).resolve()
-    paper = paper_of(common.read_config(folder)["script"])
+    paper = paper_of(run_folder.read_config(folder)["script"])
     name = re.fullmatch(r"(.+)-seed(\d+)", folder.name)
     if not name or f"{paper}/{name[1]}" not in ROWS:
         raise common.UserError(f"'{folder}' is not named ROW-seedN by a row of {paper}")
@@ -248,8 +250,8 @@ def file_folder(folder):
 # ---- Running rows --------------------------------------------------------------------------------
 def changed_since(folder):
     """Whether the code differs from that which began the run in this folder."""
-    config = common.read_config(folder)
-    return config["commit"] != common.commit()
+    config = run_folder.read_config(folder)
+    return config["commit"] != commit()
 
 
 def words_of(row, seed, folder):
@@ -862,7 +864,7 @@ def rendered(text):
 # ---- The command line ----------------------------------------------------------------------------
 def make_parser():
     words = "Runs the commands behind the README's tables and files what they gave in results/."
-    cli = common.Parser(prog="python -m experiments.reproduce", description=words)
+    cli = command_line.Parser(prog="python -m experiments.reproduce", description=words)
     words = f"rows to run (default: all, many hours): {', '.join(ROWS)}"
     cli.add_argument(
         "--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=words

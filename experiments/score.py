@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import common
+from experiments import command_line, machine, run_folder
 
 
 def main(*words):
@@ -16,13 +17,14 @@ def main(*words):
     if len(words) not in (1, 2):
         raise common.UserError("name a run folder, and if you like a device: score RUN cpu")
     folder, device = Path(words[0]), (*words, "auto")[1]
-    name = common.read_config(folder)["script"]
+    name = run_folder.read_config(folder)["script"]
     beside = (common.HERE / f"{name}.py").exists()
     script = importlib.import_module(name if beside else f"experiments.{name}")
-    settings = common.parse(script.recipe, ["--resume", str(folder), "--device", device])
-    nets = script.load(folder, common.choose_device(settings.device))
+    settings = command_line.parse(script.recipe, ["--resume", str(folder), "--device", device])
+    nets = script.load(folder, machine.choose_device(settings.device))
     data, test = getattr(script, "load_data", common.load_data)(settings)
-    common.set_rng(common.read_checkpoint(folder)["rng"])  # some scores are of samples
+    rng = run_folder.read_checkpoint(folder)["rng"]  # some scores are of samples
+    common.set_rng(rng, data.x.device)
     metrics, table = script.evaluate(nets, data, test, settings, folder)
     old = json.loads((folder / "metrics.json").read_text())
     common.write_atomic(folder / "metrics.json", json.dumps({**old, **metrics}, indent=1).encode())
@@ -30,4 +32,4 @@ def main(*words):
 
 
 if __name__ == "__main__":
-    common.exit_on_mistake(lambda: main(*sys.argv[1:]))
+    command_line.exit_on_mistake(lambda: main(*sys.argv[1:]))

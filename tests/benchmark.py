@@ -30,7 +30,7 @@ import bigan  # noqa: E402
 import common  # noqa: E402
 import infogan  # noqa: E402
 import mathieu  # noqa: E402
-from experiments import scores  # noqa: E402
+from experiments import command_line, machine, scores  # noqa: E402
 
 
 def best_time(call, seconds=3.0):
@@ -64,7 +64,7 @@ def time_default(script, rows, steps, counted_steps, precision):
 
         def train(steps, name, **changes):
             words = ["--epochs", "1", "--precision", precision, "--out", f"{folder}/{name}"]
-            settings = dataclasses.replace(common.parse(script.recipe, words), **changes)
+            settings = dataclasses.replace(command_line.parse(script.recipe, words), **changes)
             run = common.Run(script.__name__, settings)
             chosen = torch.arange(rows * settings.batch_size * steps)
             data = common.load_dataset("mnist")[0].take(chosen).to(run.device)
@@ -94,7 +94,7 @@ def time_aae(name, precision, steps=200):
 
         def train(steps, place):
             words = [*AAE[name], "--epochs", "1", "--precision", precision]
-            o = common.parse(aae.recipe, [*words, "--out", f"{folder}/{place}"])
+            o = command_line.parse(aae.recipe, [*words, "--out", f"{folder}/{place}"])
             run = common.Run("aae", o)
             data = common.load_dataset("mnist")[0].take(torch.arange(steps * o.batch_size))
             data = data.to(run.device)
@@ -118,7 +118,7 @@ def time_settings(script, words, precision, steps, counted_steps, train):
 
         def epoch(steps, place):
             more = ["--epochs", "1", "--precision", precision, "--out", f"{folder}/{place}"]
-            settings = common.parse(script.recipe, [*words, *more])
+            settings = command_line.parse(script.recipe, [*words, *more])
             data = common.load_dataset("mnist")[0].take(slice(steps * settings.batch_size))
             run = common.Run(script.__name__, settings)
             with run.autocast():
@@ -168,7 +168,7 @@ def measure(name, precision):
         "gflop_per_second": flops / seconds / 1e9,
         "matmul_gflop_per_second": rate / 1e9,
         "ratio": flops / seconds / rate,
-        "hardware": common.hardware(device),
+        "hardware": machine.hardware(device),
         "torch": torch.__version__,
     }
 
@@ -181,8 +181,8 @@ WORDS = (
 
 
 def main(names):
-    device = common.choose_device("auto")
-    bf16 = device.type == "cuda" or common.choose_precision("auto", device) == "bf16"
+    device = machine.choose_device("auto")
+    bf16 = device.type == "cuda" or machine.choose_precision("auto", device) == "bf16"
     rows = []
     for name in names or TIMES:
         for precision in ("fp32", "bf16") if bf16 else ("fp32",):  # no emulation

@@ -20,7 +20,17 @@ from types import SimpleNamespace
 
 import aae
 import common
-from experiments import aae_compared, aae_figures, aae_scores, reproduce, score, scores
+from experiments import (
+    aae_compared,
+    aae_figures,
+    aae_scores,
+    batch_norm,
+    command_line,
+    reproduce,
+    run_folder,
+    score,
+    scores,
+)
 
 import pytest
 import torch
@@ -33,7 +43,7 @@ D = torch.sigmoid
 
 def settings(words="", recipe=aae.recipe, **changes):
     plain = ["--device", "cpu", "--precision", "fp32", "--epochs", "1", "--out", "run"]
-    o = common.parse(recipe, [*plain, *words.split()])
+    o = command_line.parse(recipe, [*plain, *words.split()])
     return dataclasses.replace(o, **changes)
 
 
@@ -560,7 +570,7 @@ def test_a_task_has_the_flags_that_it_reads():
     for task in aae.TASKS:
         o = aae.recipe(task)
         assert o.task == task
-        flags = common.make_parser(o)._option_string_actions
+        flags = command_line.make_parser(o)._option_string_actions
         for field in dataclasses.fields(o):
             has = getattr(o, field.name) is not None
             assert has == (task in only.get(field.name, aae.TASKS)), (task, field.name)
@@ -622,7 +632,7 @@ def test_batch_norm_is_settled_on_clean_images():
     enc, x = aae.Encoder(hidden=20, norm="hidden", dropout=0.5), images(1000).x
     for _ in range(5):
         enc(torch.randn(50, 784))
-    common.settle_batch_norm(enc, ((part,) for part in common.image_parts(x, size=1000)))
+    batch_norm.settle(enc, ((part,) for part in batch_norm.image_parts(x, size=1000)))
     h = enc.body[0](common.to_float(x).flatten(1))
     assert not enc.training and torch.allclose(enc.body[1].running_mean, h.mean(0), atol=1e-4)
     h = enc.body[4](torch.relu(enc.body[1](h)))  # the second layer sees no dropout
@@ -989,7 +999,7 @@ def test_every_task_runs_through(task, command, capsys):
     told = set(re.findall(r"\w+", " ".join(re.findall(r"^\| (.*?) \|", legend, re.MULTILINE))))
     assert set(Path("run/log.csv").read_text().splitlines()[0].split(",")) <= told | {"epoch"}
     nets = aae.load("run")
-    saved = common.read_checkpoint("run")["states"]
+    saved = run_folder.read_checkpoint("run")["states"]
     assert set(saved) == {"nets"} and not any(m.training for m in nets.modules())
     assert all(torch.equal(v, saved["nets"][k]) for k, v in nets.state_dict().items())
     if task in ("prior-labels", "likelihood", "semi"):
@@ -1155,7 +1165,7 @@ def test_help_tells_the_flags_of_a_task_with_comments_and_defaults(monkeypatch, 
         with pytest.raises(SystemExit):
             common.run_main(aae.main, aae.recipe)
         words, o = " ".join(capsys.readouterr().out.split()), aae.recipe(task)
-        comments = common.field_comments(aae.Settings)
+        comments = command_line.field_comments(aae.Settings)
         for field in dataclasses.fields(o):
             flag, value = f"--{field.name.replace('_', '-')} ", getattr(o, field.name)
             assert (flag in words) == (value is not None), flag

@@ -14,7 +14,15 @@ from pathlib import Path
 
 import bigan
 import common
-from experiments import bigan_baselines, bigan_product, bigan_scores, gaussians, score, scores
+from experiments import (
+    bigan_baselines,
+    bigan_product,
+    bigan_scores,
+    command_line,
+    gaussians,
+    score,
+    scores,
+)
 
 import pytest
 import torch
@@ -652,10 +660,9 @@ def test_modes_of_hand_made_samples():
 
 
 def test_a_random_setting_is_drawn_by_the_seed():
-    drawn = [
-        common.parse(gaussians.recipe, f"--setting random --seed {s}".split()) for s in range(20)
-    ]
-    assert len({o.lr for o in drawn}) == 20 and drawn[3] == common.parse(
+    words = "--setting random --seed"
+    drawn = [command_line.parse(gaussians.recipe, [*words.split(), str(s)]) for s in range(20)]
+    assert len({o.lr for o in drawn}) == 20 and drawn[3] == command_line.parse(
         gaussians.recipe, ["--seed", "3", "--setting", "random"]
     )
     for o in drawn:
@@ -871,7 +878,7 @@ def test_a_resumed_training_ends_as_the_undisturbed_one(script, monkeypatch):
         try:
             script.train(run, nets, data)
         except Enough:
-            run.lock.close()
+            run.lock.release()
         return nets.state_dict()
 
     whole = train(dataclasses.replace(o, out="whole"))

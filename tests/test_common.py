@@ -18,7 +18,7 @@ from typing import Literal
 
 import common
 from data.sprites import sprites
-from experiments import score
+from experiments import batch_norm, command_line, machine, run_folder, score
 
 import numpy as np
 import pytest
@@ -214,7 +214,7 @@ def recipe(recipe="small"):
 
 
 def parse(*words):
-    return common.parse(recipe, list(words))
+    return command_line.parse(recipe, list(words))
 
 
 def test_flags_change_the_fields_of_a_recipe():
@@ -231,7 +231,7 @@ def test_a_dry_run_has_two_epochs_at_most():
 
 
 def test_help_is_the_comments_of_the_fields_with_their_defaults():
-    words = " ".join(common.make_parser(recipe("large")).format_help().split())
+    words = " ".join(command_line.make_parser(recipe("large")).format_help().split())
     assert "--size SIZE rows of a step (paper: 100 %) [8]" in words
     assert "--epochs EPOCHS passes over twenty numbers [3]" in words  # its own, not RunSettings'
     assert "--dry-run every line of the script on a few images" in words
@@ -289,7 +289,7 @@ def test_a_folder_that_cannot_be_resumed_is_one_line():
     with pytest.raises(common.UserError, match="'absent' is no run folder"):
         parse("--resume", "absent")
     common.Run("toy", Toy(out="run"))
-    whole = common.read_config("run")
+    whole = run_folder.read_config("run")
     for broken in ("", "{", "[]", "{}", '{"script": "toy", "settings": 3}', '{"script": "toy"}'):
         Path("run/config.json").write_text(broken)
         with pytest.raises(common.UserError, match="'run/config.json' is damaged"):
@@ -480,7 +480,7 @@ def test_a_run_cut_off_before_its_first_checkpoint_may_be_begun_again_in_its_fol
     interrupted(Toy(out="run"), stop_at=4)
     toy(Toy(out="run", rate=0.2))
     assert same(state("whole"), state("run"))
-    assert common.read_config("run")["settings"]["rate"] == 0.2
+    assert run_folder.read_config("run")["settings"]["rate"] == 0.2
 
 
 def test_time_spent_before_an_interruption_counts(monkeypatch):
@@ -599,7 +599,7 @@ def test_a_closed_pipe_is_one_line(monkeypatch, capsys):
 
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # put back afterwards
     with pytest.raises(SystemExit) as stop:
-        common.exit_on_mistake(call)
+        command_line.exit_on_mistake(call)
     assert stop.value.code == 1 and capsys.readouterr().err.count("\n") == 1
 
 
@@ -673,13 +673,13 @@ def test_a_damaged_checkpoint_is_one_line():
 def test_an_unfinished_or_absent_run_is_not_loaded():
     interrupted(Toy(out="run"), stop_at=7)
     with pytest.raises(common.UserError, match="'run' is not finished: go on with --resume run"):
-        common.read_checkpoint("run", finished=True)
-    assert common.read_checkpoint("run")["epoch"] == 1
+        run_folder.read_checkpoint("run", finished=True)
+    assert run_folder.read_checkpoint("run")["epoch"] == 1
     Path("run/metrics.json").write_text("{}")
-    assert common.read_checkpoint("run", finished=True)["epoch"] == 1
+    assert run_folder.read_checkpoint("run", finished=True)["epoch"] == 1
     Path("run/checkpoint.pt").unlink()
     with pytest.raises(common.UserError, match="cannot read 'run/checkpoint.pt' .No such file"):
-        common.read_checkpoint("run")
+        run_folder.read_checkpoint("run")
 
 
 def test_ctrl_c_and_mistakes_end_with_one_line_and_their_status(monkeypatch, capsys):
@@ -710,10 +710,10 @@ def test_precision_follows_the_hardware(monkeypatch):
         ({"avx2": True}, "fp32"),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
-        assert common.choose_precision("auto", cpu) == precision
-        assert common.choose_precision("auto", torch.device("cuda")) == "fp32"
-    assert common.choose_precision("bf16", cpu) == "bf16"
-    assert common.choose_precision("fp32", cpu) == "fp32"
+        assert machine.choose_precision("auto", cpu) == precision
+        assert machine.choose_precision("auto", torch.device("cuda")) == "fp32"
+    assert machine.choose_precision("bf16", cpu) == "bf16"
+    assert machine.choose_precision("fp32", cpu) == "fp32"
 
 
 def test_products_have_the_precision_of_the_run():
@@ -726,12 +726,14 @@ def test_products_have_the_precision_of_the_run():
 def test_an_absent_device_is_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert common.choose_device("auto") == common.choose_device("cpu") == torch.device("cpu")
+    assert machine.choose_device("auto") == machine.choose_device("cpu") == torch.device("cpu")
     for name in ("cuda", "mps"):
         with pytest.raises(common.UserError, match=f"no {name} device"):
-            common.choose_device(name)
+            machine.choose_device(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert common.choose_device("auto").type == "cuda" and common.choose_device("cpu").type == "cpu"
+    assert (
+        machine.choose_device("auto").type == "cuda" and machine.choose_device("cpu").type == "cpu"
+    )
 
 
 def test_imports_do_nothing_and_set_what_torch_reads(tmp_path):
@@ -822,7 +824,7 @@ def test_settled_batch_norm_has_the_statistics_of_all_batches():
     net = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.5))
     net(torch.randn(50, 3) + 7)  # what training left
     x = 2 * torch.randn(40, 3)
-    common.settle_batch_norm(net, [(part,) for part in x.split(20)])
+    batch_norm.settle(net, [(part,) for part in x.split(20)])
     norm = net[0]
     assert torch.allclose(norm.running_mean, x.mean(0), atol=1e-6)
     assert torch.allclose(norm.running_var, (x[:20].var(0) + x[20:].var(0)) / 2)

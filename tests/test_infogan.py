@@ -17,7 +17,7 @@ from pathlib import Path
 
 import common
 import infogan
-from experiments import infogan_leak, infogan_scores, score, scores
+from experiments import command_line, infogan_leak, infogan_scores, run_folder, score, scores
 
 import numpy as np
 import pytest
@@ -545,8 +545,8 @@ def test_a_stopped_training_goes_on_bit_for_bit(monkeypatch):
         infogan.main(dataclasses.replace(o, out="part"))
     gc.collect()
     torch.manual_seed(99)
-    infogan.main(common.parse(infogan.recipe, ["--resume", "part"]))
-    whole, part = (common.read_checkpoint(name) for name in ("whole", "part"))
+    infogan.main(command_line.parse(infogan.recipe, ["--resume", "part"]))
+    whole, part = (run_folder.read_checkpoint(name) for name in ("whole", "part"))
     assert same(whole["states"], part["states"]) and same(whole["rng"], part["rng"])
     assert part["step"] == 2 and (part["states"]["nets"]["gan.curve"] != 0).all()
 
@@ -825,7 +825,7 @@ def test_a_run_makes_everything_loads_and_is_scored_again(run, capsys):
     assert f"{metrics['mutual_information']:.4g}" in printed and "2.30" in printed
     log = Path("run/log.csv").read_text().splitlines()
     assert log[0] == "epoch,disc,gen,c1,c2,bound" and len(log) == 2
-    saved = common.read_checkpoint("run")["states"]
+    saved = run_folder.read_checkpoint("run")["states"]
     assert set(saved) == {"nets"}
     bound = saved["nets"]["curve"].mean().item()
     assert metrics["mutual_information"] == pytest.approx(bound, rel=1e-4)
@@ -906,7 +906,7 @@ def test_help_tells_every_flag_with_its_comment(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="^0$"):
         common.run_main(infogan.main, infogan.recipe)
     words = " ".join(capsys.readouterr().out.split())
-    comments = common.field_comments(infogan.Settings)
+    comments = command_line.field_comments(infogan.Settings)
     for field in dataclasses.fields(infogan.Settings):
         flag = f"--{field.name.replace('_', '-')}"
         assert f"{flag} " in words and " ".join(comments[field.name].split()) in words, flag

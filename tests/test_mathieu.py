@@ -20,7 +20,14 @@ from pathlib import Path
 import common
 import mathieu
 from data.sprites import ATTRIBUTE_SIZES, draw_sprites, sprites
-from experiments import mathieu_pretrained_s, mathieu_scores, score, scores
+from experiments import (
+    command_line,
+    mathieu_pretrained_s,
+    mathieu_scores,
+    run_folder,
+    score,
+    scores,
+)
 
 import numpy as np
 import pytest
@@ -755,8 +762,8 @@ def test_a_resumed_run_skips_the_pretraining_and_ends_bit_for_bit(monkeypatch):
     gc.collect()
     monkeypatch.delattr(mathieu_pretrained_s, "pretrain")
     torch.manual_seed(99)
-    mathieu_pretrained_s.main(common.parse(mathieu.recipe, ["--resume", "part"]))
-    whole, part = (common.read_checkpoint(name)["states"] for name in ("whole", "part"))
+    mathieu_pretrained_s.main(command_line.parse(mathieu.recipe, ["--resume", "part"]))
+    whole, part = (run_folder.read_checkpoint(name)["states"] for name in ("whole", "part"))
     assert same(whole, part)
     nets = mathieu_pretrained_s.load("part")
     assert same(nets.state_dict(), part["nets"]) and not nets.enc.training
@@ -813,7 +820,7 @@ def test_a_dry_run_makes_everything(dry_run):
         assert (folder / f"{name}.png").stat().st_size > 2000
     assert "swap shows the class of the s donor" in done.stdout and "(guessing)" in done.stdout
     assert f"{numbers(folder)['swap_accuracy']:.4g}" in done.stdout
-    assert common.read_checkpoint(folder)["images"] >= 2 * 1024  # of both epochs
+    assert run_folder.read_checkpoint(folder)["images"] >= 2 * 1024  # of both epochs
     log = (folder / "log.csv").read_text().splitlines()
     assert log[0] == "epoch,own,same,kl,swap,prior,disc,hide" and len(log) == 3
 
@@ -826,7 +833,7 @@ def test_load_gives_the_trained_networks_in_eval_mode(dry_run):
     found = mathieu_scores.reconstruction_scores(codes, decode, test)
     truth = numbers(dry_run[0])["reconstruction_mse"]
     assert found["reconstruction_mse"] == pytest.approx(truth, rel=1e-3)
-    saved = common.read_checkpoint(dry_run[0])["states"]
+    saved = run_folder.read_checkpoint(dry_run[0])["states"]
     assert set(saved) == {"nets"} and same(nets.state_dict(), saved["nets"])
 
 
@@ -869,7 +876,7 @@ def test_other_variants_run_through(command, monkeypatch):
     assert nets.enc.to_mu.out_features == 512
     assert nets.disc.tables[0].shape[0] == sum(ATTRIBUTE_SIZES)
     assert {"pose_r2_z", "swap_mse", "s_error_weapon"} <= set(numbers("runs/mathieu/dry-run"))
-    config = common.read_config("runs/mathieu/dry-run-2")["settings"]
+    config = run_folder.read_config("runs/mathieu/dry-run-2")["settings"]
     assert config["recipe"] == "paper" and config["code_weight"] == 0 and config["validation"]
 
 
@@ -882,7 +889,7 @@ def test_help_tells_every_flag_with_its_comment_and_default(monkeypatch, capsys)
     with pytest.raises(SystemExit) as stop:
         common.run_main(mathieu.main, mathieu.recipe)
     words = " ".join(capsys.readouterr().out.split())
-    comments = common.field_comments(mathieu.Settings)
+    comments = command_line.field_comments(mathieu.Settings)
     assert stop.value.code == 0
     for field in dataclasses.fields(mathieu.Settings):
         flag, default = f"--{field.name.replace('_', '-')}", getattr(mathieu.MNIST, field.name)
@@ -973,7 +980,7 @@ def prepare():
     Path("taken/notes.txt").write_text("mine")
     Path("aae-run/config.json").write_text(json.dumps({"script": "aae", "settings": {"task": "a"}}))
     Path("broken-run/config.json").write_text('{"script": ')
-    common.Run("mathieu_pretrained_s", settings(dry_run=True)).lock.close()
+    common.Run("mathieu_pretrained_s", settings(dry_run=True)).lock.release()
     Path("run").rename("frozen-run")
 
 
@@ -1009,7 +1016,7 @@ def test_damaged_data_are_one_line_and_the_mended_command_works(
     damaged(kind)
     words = ["--data", "d", "--dry-run", "--out", "run", "--device", "cpu"]
     assert complaint in complaint_of(words, monkeypatch, capsys)
-    common.Run("mathieu", common.parse(mathieu.recipe, ["--out", "run", "--device", "cpu"]))
+    common.Run("mathieu", command_line.parse(mathieu.recipe, ["--out", "run", "--device", "cpu"]))
 
 
 def test_a_training_that_breaks_says_where_and_keeps_what_was_good(monkeypatch, capsys):
@@ -1020,7 +1027,7 @@ def test_a_training_that_breaks_says_where_and_keeps_what_was_good(monkeypatch, 
     assert "training broke: the loss '" in complaint and "is not finite at step" in complaint
     assert "try a lower rate" in complaint and not Path("run/metrics.json").exists()
     if Path("run/checkpoint.pt").exists():
-        saved = common.read_checkpoint("run")
+        saved = run_folder.read_checkpoint("run")
         assert f"--resume run goes on from epoch {saved['epoch']}" in complaint
         assert all(v.isfinite().all() for v in saved["states"]["nets"].values())
     else:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import common
-from experiments import reproduce
+from experiments import command_line, machine, reproduce
 
 import benchmark
 import numpy as np
@@ -21,7 +21,7 @@ README = (ROOT / "README.md").read_text()
 
 def accept(script, words):
     """Parse the flags of a command; a wrong one ends in SystemExit."""
-    return common.parse(importlib.import_module(script).recipe, words)
+    return command_line.parse(importlib.import_module(script).recipe, words)
 
 
 def test_commands_are_accepted():
@@ -62,8 +62,8 @@ def test_benchmark_writes_what_the_table_shows(tmp_path, monkeypatch, capsys):
     rates = {torch.float32: 1e10, torch.bfloat16: 4e10}
     monkeypatch.setattr(benchmark, "matmul_rate", lambda device, dtype: rates[dtype])
     # On a GPU both precisions are always measured.
-    monkeypatch.setattr(common, "choose_device", lambda name: torch.device("cpu"))
-    monkeypatch.setattr(common, "choose_precision", lambda name, device: "bf16")
+    monkeypatch.setattr(machine, "choose_device", lambda name: torch.device("cpu"))
+    monkeypatch.setattr(machine, "choose_precision", lambda name, device: "bf16")
     monkeypatch.setattr(benchmark, "__file__", str(tmp_path / "tests/benchmark.py"))
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
     (tmp_path / "results").mkdir()
@@ -79,7 +79,7 @@ def test_benchmark_writes_what_the_table_shows(tmp_path, monkeypatch, capsys):
     assert len(lines) == len(benchmark.TIMES)
     assert all(line.endswith("| 200 | 0.80 | 200 | 0.20 |") for line in lines)
     # Another machine, one without bf16.
-    monkeypatch.setattr(common, "choose_precision", lambda name, device: "fp32")
+    monkeypatch.setattr(machine, "choose_precision", lambda name, device: "fp32")
     monkeypatch.setattr(common, "hardware", lambda device: "Other, 2 threads")
     benchmark.main([])
     lines = reproduce.speed_table().splitlines()[2:]
@@ -185,7 +185,7 @@ def config_of(command, script="aae", **settings):
     beside = (ROOT / f"{script}.py").exists()
     recipe = importlib.import_module(script if beside else f"experiments.{script}").recipe
     words = re.sub(r"^python (-m )?\S+| --out .*", "", command).split()
-    parsed = vars(common.parse(recipe, words))
+    parsed = vars(command_line.parse(recipe, words))
     settings = {k: v for k, v in parsed.items() if k not in ("resume", "out", "device")} | settings
     return {
         "script": script,
@@ -405,9 +405,9 @@ def test_seeds_are_those_of_the_tables():
 def test_changed_since_compares_the_commit(tmp_path, monkeypatch):
     config = {"script": "aae", "settings": {}, "commit": "abc+"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(common, "commit", lambda: "abc+")
+    monkeypatch.setattr(reproduce, "commit", lambda: "abc+")
     assert not reproduce.changed_since(tmp_path)
-    monkeypatch.setattr(common, "commit", lambda: "abd")
+    monkeypatch.setattr(reproduce, "commit", lambda: "abd")
     assert reproduce.changed_since(tmp_path)
 
 

@@ -1,0 +1,32 @@
+"""Batch norm's averages anew, once the training is over: those of the training lag behind."""
+
+import math
+
+from common import to_float
+
+import torch
+from torch import nn
+
+
+def image_parts(images, count=20_000, size=500):
+    """The first `count` images as floats, in nearly equal parts of at most `size`: none has a
+    single image, which batch norm refuses."""
+    images = images[:count]
+    return [to_float(part) for part in images.tensor_split(math.ceil(len(images) / size))]
+
+
+@torch.no_grad()
+def settle(net, batches):
+    """Batch norm's averages anew: the plain mean over `batches`, each the inputs of one call. Those
+    of the training lag behind the weights. Leaves the network in eval mode."""
+    norms = [m for m in net.eval().modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean
+        norm.train()
+    for inputs in batches if norms else ():
+        net(*inputs)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+    net.eval()

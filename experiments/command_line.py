@@ -1,0 +1,119 @@
+"""The command line of the scripts: a flag for each field of the settings, its comment the help."""
+
+import argparse
+import dataclasses
+import difflib
+import functools
+import inspect
+import math
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+
+from common import UserError
+from experiments.run_folder import read_settings
+
+
+@functools.cache
+def field_comments(kind):
+    """The comment of each field of a dataclass, read from its source: {name: words}."""
+    found = {}
+    for cls in reversed(kind.__mro__[:-1]):
+        found.update(re.findall(r"^    (\w+): [^#]*#\s*(.*)$", inspect.getsource(cls), re.M))
+    return found
+
+
+def value_parser(hint):
+    """A function from a flag's text to a checked value of this type."""
+    if get_origin(hint) is not Annotated:
+        return str
+    kind, low, high = get_args(hint)
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:  # false for nan, too
+            words = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"'{text}' is not {words} from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a wrong flag ends in one line that names the nearest right one."""
+
+    def error(self, message):
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        if unknown:
+            near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
+            message = f"there is no {unknown[1]} here" + (
+                f"; did you mean {near[0]}?" if near else ""
+            )
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def make_parser(settings):
+    """The flags of a dataclass instance: a flag a field, the instance's values as defaults. A field
+    that is None has no flag."""
+    doc = sys.modules["__main__"].__doc__ or ""
+    parser = Parser(description=doc.split("\n\n")[0], allow_abbrev=False)
+    comments = field_comments(type(settings))
+    hints = get_type_hints(type(settings), include_extras=True)
+    for name, hint in hints.items():
+        default = getattr(settings, name)
+        if default is None:  # these settings do not have it
+            continue
+        words = {"help": f"{comments[name]} [{default}]".replace("%", "%%"), "default": default}
+        if hint is bool:
+            words["action"] = "store_true"
+        elif get_origin(hint) is Literal:
+            words["choices"] = get_args(hint)
+        else:
+            words["type"] = value_parser(hint)
+        parser.add_argument(f"--{name.replace('_', '-')}", **words)
+    return parser
+
+
+def parse(recipe, words):
+    """Settings from a command line's words: `recipe` gives an instance by the flags in its
+    signature, the other flags change it. With --resume all come from that folder's config.json."""
+    first = Parser(add_help=False, allow_abbrev=False)
+    for name in ["resume", *inspect.signature(recipe).parameters]:
+        first.add_argument(f"--{name}")
+    chosen = {k: v for k, v in vars(first.parse_known_args(words)[0]).items() if v is not None}
+    folder = chosen.pop("resume", "")
+    if not folder:
+        settings = recipe(**chosen)
+        settings = dataclasses.replace(settings, **vars(make_parser(settings).parse_args(words)))
+        settings.epochs = min(settings.epochs, 2) if settings.dry_run else settings.epochs
+        return settings
+    given = [word.split("=")[0] for word in words if word.startswith("--")]
+    if set(given) - {"--resume", "--device"}:
+        raise UserError("beside --resume only --device may stand: the folder has the settings")
+    settings = read_settings(folder, recipe)
+    return dataclasses.replace(settings, **vars(make_parser(settings).parse_args(words)))
+
+
+def run(main, recipe):
+    """Read the flags and call main(settings)."""
+    exit_on_mistake(lambda: main(parse(recipe, sys.argv[1:])))
+
+
+def exit_on_mistake(call):
+    """Call; a mistake by the user ends in one line on stderr and exit status 2."""
+    try:
+        return call()
+    except UserError as error:
+        words, status = error, 2
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # nothing is flushed into the closed pipe at exit
+        words, status = "stdout was closed: the table is not printed", 1
+    except KeyboardInterrupt:
+        words, status = "stopped; --resume RUN goes on from the last whole epoch", 130
+    print(f"{Path(sys.argv[0]).name}: {words}", file=sys.stderr)
+    sys.exit(status)

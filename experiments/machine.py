@@ -1,0 +1,69 @@
+"""The machine: its devices, their precision and random numbers; what config.json says of it."""
+
+import contextlib
+import platform
+import subprocess
+from pathlib import Path
+
+from common import UserError
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def choose_device(name):
+    """torch.device for `--device`; `UserError` where it is absent."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next((kind for kind in present if present[kind]), "cpu")
+    if not present.get(name, name == "cpu"):
+        raise UserError(f"no {name} device on this machine: leave --device out")
+    return torch.device(name)
+
+
+def choose_precision(name, device):
+    """'fp32' or 'bf16' for `--precision`. auto: bf16 on a CPU that multiplies it, else fp32 (small
+    networks on a GPU wait for launches, of which bf16 has more)."""
+    if name != "auto":
+        return name
+    features = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return "bf16" if features.get("avx512_bf16") or features.get("amx_tile") else "fp32"
+
+
+def describe(device):
+    """What config.json says of the machine and the code."""
+    return {
+        "device": device.type,
+        "hardware": hardware(device),
+        "commit": commit(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
+def hardware(device):
+    """The processor in words: 'NAME, AVX2, 2 threads', with the vector instructions in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), name)
+    if device.type == "mps":
+        return f"{name}, GPU"
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return f"{name}, {vectors}, {torch.get_num_threads()} threads"
+
+
+def commit():
+    """Short hash of the repository's commit, '+' behind it where code or data changed since."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        )
+        status = [*git, "status", "--porcelain", "-uno", "--", "*.py", "data"]
+        changed = subprocess.run(status, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return "unknown"
+    return head.stdout.strip() + ("+" if changed else "") if head.returncode == 0 else "unknown"

@@ -1,0 +1,117 @@
+"""A run's folder on disk: made, locked, read. What is wrong with it is one line for the user."""
+
+import dataclasses
+import inspect
+import json
+import sys
+from pathlib import Path
+
+import common
+from common import UserError, write_atomic
+from experiments import machine
+
+import filelock
+import torch
+
+
+def create(run, name):
+    """The folder of a new `common.Run`, with config.json in it, and its lock."""
+    settings = dataclasses.asdict(run.settings)
+    name = "dry-run" if settings["dry_run"] else f"{name}-seed{settings['seed']}"
+    folder = make(settings["out"], Path("runs", run.script, name))
+    held = lock(folder)
+    for key in ("resume", "out", "device"):  # of this process, not of the run
+        del settings[key]
+    config = {"script": run.script, "settings": settings, "precision": run.precision}
+    config["command"] = " ".join(["python", *sys.orig_argv[1:]])
+    text = json.dumps({**config, **machine.describe(run.device)}, indent=1)
+    write_atomic(folder / "config.json", text.encode())
+    return folder, held
+
+
+def open_again(run):
+    """The folder of an unfinished `common.Run`, its lock and its checkpoint, None if it has none
+    yet. `UserError` where it is another script's, finished, or in use."""
+    folder = Path(run.settings.resume)
+    script = read_config(folder)["script"]
+    if script != run.script:
+        raise UserError(f"'{folder}' is a run of {script}, not of {run.script}")
+    if (folder / "metrics.json").exists():
+        again = "python -m experiments.score scores it again"
+        raise UserError(f"already finished: {folder}; {again}")
+    held = lock(folder)
+    saved = (folder / "checkpoint.pt").exists()  # else it was cut off in its first epoch
+    return folder, held, read_checkpoint(folder, run.device) if saved else None
+
+
+def make(out, stem):
+    """Makes the folder `out`, or the first free of stem, stem-2, stem-3, ..., and returns it."""
+    folder, number = Path(out or stem), 1
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                folder.mkdir(exist_ok=bool(out))
+                break
+            except FileExistsError:  # an earlier run, or another one at the same moment
+                if out:
+                    raise
+                number += 1
+                folder = stem.with_name(f"{stem.name}-{number}")
+        # What a run leaves that was cut off in its first epoch may be overwritten.
+        files = {file.name for file in folder.iterdir()} - {"lock", "config.json.part"}
+    except OSError as error:
+        raise UserError(f"cannot write to '{folder}' ({error.strerror}): choose another --out")
+    if files and (files != {"config.json"} or not read_config(folder)):
+        raise UserError(f"'{folder}' is not empty: choose another --out, or --resume {folder}")
+    return folder
+
+
+def lock(folder):
+    """A run folder belongs to one process at a time: until what is returned is gone."""
+    held = filelock.FileLock(folder / "lock")
+    try:
+        held.acquire(blocking=False)
+    except filelock.Timeout:
+        raise UserError(f"another process is at work in '{folder}'")
+    except OSError as error:
+        raise UserError(f"cannot write to '{folder}' ({error.strerror})")
+    return held
+
+
+def read_config(folder):
+    """config.json of a run folder; `UserError` where it is missing or damaged."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text())
+        return {**config, "script": str(config["script"]), "settings": dict(config["settings"])}
+    except OSError as error:
+        raise UserError(f"'{folder}' is no run folder: config.json: {error.strerror}")
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"'{folder}/config.json' is damaged")
+
+
+def read_settings(folder, recipe):
+    """The settings of the run in `folder`, by the `recipe` of its script."""
+    config = read_config(folder)
+    saved = {**config["settings"], "resume": str(folder)}
+    saved["precision"] = config.get("precision", "auto")
+    names = inspect.signature(recipe).parameters
+    try:
+        return dataclasses.replace(recipe(**{name: saved[name] for name in names}), **saved)
+    except (TypeError, KeyError):
+        raise UserError(f"'{folder}' is of another version: its config.json names the commit")
+
+
+def read_checkpoint(folder, device="cpu", finished=False):
+    """checkpoint.pt of a run folder, a dict. finished: `UserError` where the run is not."""
+    path = Path(folder) / "checkpoint.pt"
+    if finished and not (Path(folder) / "metrics.json").exists():
+        raise UserError(f"the run in '{folder}' is not finished: go on with --resume {folder}")
+    try:
+        saved = torch.load(path, map_location=device, weights_only=True)
+        return {key: saved[key] for key in ("states", "rng", *common.Run.COUNTERS)}
+    except (FileNotFoundError, PermissionError) as error:
+        raise UserError(f"cannot read '{path}' ({error.strerror})")
+    except Exception as error:  # zip and pickle fail in many ways
+        words = f"'{path}' is damaged ({type(error).__name__})"
+        raise UserError(f"{words}: start again in a new folder")
