@@ -2,6 +2,7 @@
 
 A data set is a `Split` of uint8 images [N, C, H, W]; a batch is an index into it; `to_float` maps
 bytes to [0, 1]. A mistake by the user raises `UserError`, which ends a script with one line.
+Flags: experiments/command_line.py. A run's folder on disk: experiments/run_folder.py.
 """
 
 import contextlib
@@ -172,7 +173,7 @@ def set_rng(states, device):
 
 def write_atomic(path, content):
     """Write bytes so that a kill at any moment leaves the old file or the new one."""
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
             file.write(content)

@@ -1,6 +1,7 @@
 """The command line of the scripts: a flag for each field of the settings, its comment the help."""
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -8,12 +9,16 @@ import inspect
 import math
 import os
 import re
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 from common import UserError
 from experiments.run_folder import read_settings
+
+import matplotlib
 
 
 @functools.cache
@@ -104,16 +109,33 @@ def run(main, recipe):
     exit_on_mistake(lambda: main(parse(recipe, sys.argv[1:])))
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: it ends a run as Ctrl-C does, with another status."""
+
+
+def terminate(signal_number, frame):
+    raise Terminated
+
+
 def exit_on_mistake(call):
     """Call; a mistake by the user ends in one line on stderr and exit status 2."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # None where the shell closed it
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+    if threading.current_thread() is threading.main_thread():  # others may not
+        signal.signal(signal.SIGTERM, terminate)
+    matplotlib.rcdefaults()  # figures look alike everywhere, whatever the user's matplotlibrc says
     try:
         return call()
     except UserError as error:
         words, status = error, 2
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # nothing is flushed into the closed pipe at exit
-        words, status = "stdout was closed: the table is not printed", 1
-    except KeyboardInterrupt:
-        words, status = "stopped; --resume RUN goes on from the last whole epoch", 130
+    except KeyboardInterrupt as error:
+        words = "stopped; --resume RUN goes on from the last whole epoch"
+        status = 143 if isinstance(error, Terminated) else 130
+    except OSError as error:
+        if error.filename is not None:  # of a file, not of stdout
+            raise
+        words, status = f"cannot print the table ({error.strerror}); the run is in its folder", 1
+        with contextlib.suppress(OSError, ValueError):  # what is left is not flushed at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(f"{Path(sys.argv[0]).name}: {words}", file=sys.stderr)
     sys.exit(status)

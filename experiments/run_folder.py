@@ -3,7 +3,9 @@
 import dataclasses
 import inspect
 import json
+import os
 import sys
+import time
 from pathlib import Path
 
 import common
@@ -58,24 +60,29 @@ def make(out, stem):
                     raise
                 number += 1
                 folder = stem.with_name(f"{stem.name}-{number}")
-        # What a run leaves that was cut off in its first epoch may be overwritten.
-        files = {file.name for file in folder.iterdir()} - {"lock", "config.json.part"}
+        names = {file.name for file in folder.iterdir() if file.suffix != ".part"}
     except OSError as error:
         raise UserError(f"cannot write to '{folder}' ({error.strerror}): choose another --out")
-    if files and (files != {"config.json"} or not read_config(folder)):
+    # What a run leaves that was cut off in its first epoch may be overwritten.
+    names = {name for name in names if name not in ("lock", "owner") and name[0] != "."}
+    if names and (names != {"config.json"} or not read_config(folder)):
         raise UserError(f"'{folder}' is not empty: choose another --out, or --resume {folder}")
     return folder
 
 
 def lock(folder):
     """A run folder belongs to one process at a time: until what is returned is gone."""
-    held = filelock.FileLock(folder / "lock")
+    held, owner = filelock.FileLock(folder / "lock"), folder / "owner"
     try:
         held.acquire(blocking=False)
+        owner.write_text(f"pid {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
     except filelock.Timeout:
-        raise UserError(f"another process is at work in '{folder}'")
+        who = owner.read_text() if owner.exists() else "unknown"
+        raise UserError(f"another process is at work in '{folder}' ({who})")
     except OSError as error:
         raise UserError(f"cannot write to '{folder}' ({error.strerror})")
+    for part in folder.glob("*.part"):  # of a process that was killed
+        part.unlink()
     return held
 
 

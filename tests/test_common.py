@@ -10,9 +10,11 @@ import json
 import math
 import os
 import pickle
+import signal
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Literal
 
@@ -367,7 +369,7 @@ def test_a_run_folder_holds_its_contract(capsys):
     assert set(saved["states"]) == {"net"}  # the optimisers are not needed any more
     assert (folder / "losses.png").stat().st_size > 2000
     assert {file.name for file in folder.iterdir()} == set(
-        "config.json log.csv metrics.json checkpoint.pt losses.png lock".split()
+        "config.json log.csv metrics.json checkpoint.pt losses.png lock owner".split()
     )
     out, err = capsys.readouterr()
     assert [line.split("  ")[0] for line in out.splitlines()] == ["score", "a score"]
@@ -559,10 +561,27 @@ def test_a_run_folder_belongs_to_one_process_at_a_time():
     )
     assert process.stdout.readline() == "ready\n"
     for settings in (Toy(out="run"), parse("--resume", "run")):
-        with pytest.raises(common.UserError, match="another process is at work in 'run'"):
+        who = rf"another process is at work in 'run' \(pid {process.pid}, since 20"
+        with pytest.raises(common.UserError, match=who):
             common.Run("toy", settings)
     process.communicate("\n")
     common.Run("toy", Toy(out="run"))  # free again
+
+
+def test_a_folder_with_nothing_but_hidden_files_is_empty():
+    Path("run").mkdir()
+    for name in (".DS_Store", "checkpoint.pt.123.part"):
+        Path("run", name).write_text("x")
+    common.Run("toy", Toy(out="run"))
+    assert Path("run/.DS_Store").exists() and not list(Path("run").glob("*.part"))
+
+
+def test_a_link_to_nowhere_is_one_line():
+    Path("runs").symlink_to("nowhere")
+    for settings in (Toy(), Toy(out="runs/deeper")):
+        with pytest.raises(common.UserError, match="cannot write to 'runs/.*another --out"):
+            common.Run("toy", settings)
+    assert not Path("nowhere").exists()
 
 
 def test_a_name_that_is_taken_at_the_same_moment_leads_to_the_next(monkeypatch):
@@ -593,14 +612,67 @@ def test_a_resumed_run_keeps_its_precision():
     assert parse("--resume", "run").precision == "bf16"
 
 
-def test_a_closed_pipe_is_one_line(monkeypatch, capsys):
-    def call():
-        raise BrokenPipeError
+def closed_pipe():
+    read, write = os.pipe()
+    os.close(read)
+    return open(write, "w")
 
-    monkeypatch.setattr(sys, "stdout", sys.stdout)  # put back afterwards
-    with pytest.raises(SystemExit) as stop:
-        command_line.exit_on_mistake(call)
-    assert stop.value.code == 1 and capsys.readouterr().err.count("\n") == 1
+
+@pytest.mark.parametrize("stdout", [lambda: open("/dev/full", "w"), closed_pipe])
+def test_a_table_that_cannot_be_printed_is_one_line(stdout, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(sys, "stdout", stdout())
+        command_line.exit_on_mistake(lambda: toy(Toy(out="run")))
+    assert stop.value.code == 1 and Path("run/metrics.json").exists()
+    assert "cannot print the table" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_missing_file_is_not_taken_for_stdout():
+    with pytest.raises(FileNotFoundError):
+        command_line.exit_on_mistake(lambda: open("absent"))
+
+
+def test_a_run_needs_neither_stdout_nor_stderr(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    command_line.exit_on_mistake(lambda: toy(Toy(out="run")))
+    assert Path("run/metrics.json").exists()
+
+
+def test_a_run_may_be_made_in_a_thread_and_one_may_follow_another():
+    settings, threads = Toy(), []
+    for _ in range(2):
+        call = lambda: toy(settings)  # noqa: E731
+        threads.append(threading.Thread(target=command_line.exit_on_mistake, args=[call]))
+        threads[-1].start()
+        threads[-1].join()
+    assert Path("runs/toy/mnist-seed0/metrics.json").exists()
+    assert same(state("runs/toy/mnist-seed0"), state("runs/toy/mnist-seed0-2"))
+
+
+def test_sigterm_ends_with_a_line_and_its_status(capsys):
+    kept = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            command_line.exit_on_mistake(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    finally:
+        signal.signal(signal.SIGTERM, kept)
+    assert stop.value.code == 143 and "stopped; --resume RUN" in capsys.readouterr().err
+
+
+def test_two_may_write_a_file_at_the_same_moment():
+    def write(letter):
+        for _ in range(50):
+            common.write_atomic(Path("file"), letter * 100_000)
+            assert len(set(Path("file").read_bytes())) == 1
+
+    code = f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]}; import test_common as t"
+    code += "; from pathlib import Path; print('ready', flush=True)"
+    code += "; [t.common.write_atomic(Path('file'), b'b' * 100_000) for _ in range(50)]"
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    other.stdout.readline()
+    write(b"a")
+    assert other.wait() == 0 and not list(Path().glob("*.part"))
 
 
 def test_a_loss_that_is_not_finite_is_named_and_the_last_good_checkpoint_kept():
@@ -647,7 +719,7 @@ def test_a_write_that_fails_leaves_the_old_file(monkeypatch):
         with monkeypatch.context() as patch, pytest.raises(common.UserError, match="'file'"):
             patch.setattr(common.os, step, fails)
             common.write_atomic(Path("file"), b"new")
-        assert open("file").read() == "old" and not Path("file.part").exists()
+        assert open("file").read() == "old" and not list(Path().glob("*.part"))
     common.write_atomic(Path("file"), b"new")
     assert open("file").read() == "new"
 
