@@ -56,8 +56,8 @@ class Split(NamedTuple):
         return torch.cat([F.one_hot(column, size) for column, size in columns], 1).float()
 
 
-GREY = ("mnist", "fashion", "kmnist")  # 28 x 28 pixels
-COLOUR = ("sprites", "svhn", "cifar10")  # 3 x 32 x 32
+GREY = ("mnist", "fashion", "kmnist", "grey")  # 28 x 28 pixels
+COLOUR = ("sprites", "svhn", "cifar10", "colour")  # 3 x 32 x 32
 DATASETS = (*GREY, *COLOUR)
 
 
@@ -67,21 +67,15 @@ def to_float(x):
 
 
 def load_dataset(name, root=None, validation=False):
-    """Training and test `Split`. mnist is embedded, sprites are drawn; for the others torchvision
-    finds the files in `root` (the repository's data/) or downloads them. validation: instead of
-    the test set, the last 10,000 training images (at most a sixth); of sprites 72 characters."""
+    """Training and test `Split`, by data.files.read: mnist is embedded, sprites are drawn, grey and
+    colour are your own images in `root`; for the others torchvision finds the files in `root` (the
+    repository's data/) or downloads them. validation: a part of the training set as test set."""
     from data.files import read
 
     if name not in DATASETS:
         raise UserError(f"unknown data set '{name}': choose one of {', '.join(DATASETS)}")
-    root = Path(root or HERE / "data")
-    train = Split(*read(name, "train", root))
-    if not validation:
-        return train, Split(*read(name, "test", root))
-    if name == "sprites":
-        return train, Split(*read(name, "validation", root))
-    held_out = min(10_000, len(train.y) // 6)
-    return train.take(slice(-held_out)), train.take(slice(-held_out, None))
+    train, test = read(name, Path(root or HERE / "data"), validation)
+    return Split(*train), Split(*test)
 
 
 def load_data(settings):
@@ -131,12 +125,12 @@ Size = Annotated[float, 0, 1e3]
 class RunSettings:
     """Settings that all scripts have; each adds its own."""
 
-    dataset: str = "mnist"  # mnist and sprites need no network; fashion, kmnist, svhn, cifar10
+    dataset: str = "mnist"  # or sprites, fashion, kmnist, svhn, cifar10; grey, colour: your own
     epochs: Count = 50  # passes over the training images
     seed: Whole = 0  # of weights, batches and noise: same seed, same run, bit for bit on one CPU
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: a GPU where there is one
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on CPUs that multiply it
-    data: str = ""  # folder of the data files (empty: the repository's data/)
+    data: str = ""  # folder of the images, see data/files.py (empty: the repository's data/)
     out: str = ""  # run folder (empty: runs/SCRIPT/NAME-seedN, numbered where that is taken)
     validation: bool = False  # score on a held-out part of the training set, for tuning
     dry_run: bool = False  # every line of the script on a few images; the numbers mean nothing

@@ -44,7 +44,7 @@ from torch import nn
 # ---- Settings: each field is a flag, its comment the help ----------------------------------------
 @dataclasses.dataclass
 class Settings(common.RunSettings):
-    dataset: Literal["mnist", "fashion", "kmnist"] = "mnist"  # mnist needs no network
+    dataset: Literal["mnist", "fashion", "kmnist", "grey"] = "mnist"  # grey: your own
     epochs: Count = 4  # passes over the training images (released: 5,000 updates)
     recipe: Literal["ours", "paper", "baseline"] = "ours"  # baseline: Figure 1's regular GAN
     batch_size: Batch = 128  # real images in a step (released: 128)

@@ -1,77 +1,186 @@
-"""Reads a data set: (images uint8 [N, C, H, W], labels int64 [N]), of sprites two arrays more.
+"""Reads data sets: MNIST as embedded, torchvision's, the sprites, and images of your own.
 
-name: of the data set; part: "train" or "test"; root: the folder of its files.
+Of your own, in a folder `root` (--dataset grey or colour, --data root), one of
+    root/train/CLASS/*.png, root/test/CLASS/*.png    a folder a class; any format that PIL reads
+    root/CLASS/*.png                                 the same; a random sixth is the test set
+    root/NAME.npz                                    x_train, y_train, x_test, y_test, as in Keras
+Images in folders are resized to 28 x 28 pixels (grey) or 32 x 32 (colour); in an .npz they have
+that size.
 """
 
 import contextlib
 import sys
+import zlib
+from pathlib import Path
 
-from common import UserError
+from common import UserError, say
 
 import numpy as np
 import torch
 
 KINDS = {"fashion": "FashionMNIST", "kmnist": "KMNIST", "svhn": "SVHN", "cifar10": "CIFAR10"}
+SHAPES = {name: (1, 28, 28) for name in ("mnist", "fashion", "kmnist", "grey")}
+SHAPES.update({name: (3, 32, 32) for name in ("svhn", "cifar10", "colour")})
+MNIST = 4083391318  # checksum of MNIST's training images
+LEAST = 100, 20  # training and test images that all scores and figures can do with
 
 
-def read(name, part, root):
-    """One part of a data set. The sprites are drawn; they have a part "validation", too."""
+def read(name, root, validation=False):
+    """Two parts of a data set, training and test: (images uint8 [N, C, H, W], labels int64 [N]), of
+    sprites two arrays more.
+
+    root: the folder of the files. validation: instead of the test set the last 10,000 training
+    images, at most a sixth; of the sprites 72 characters. Whatever is not MNIST is shuffled, always
+    in the same way, so that the first or last images are a sample. `UserError` for what is missing,
+    damaged, or too little.
+    """
     if name == "sprites":
         from data.sprites import sprites
 
-        return sprites(part)
-    return mnist(part, root) if name == "mnist" else by_torchvision(name, part, root)
+        return sprites("train"), sprites("validation" if validation else "test")
+    parts = {"mnist": mnist, "grey": own, "colour": own}.get(name, by_torchvision)(name, root)
+    for (x, y), part, least in zip(parts, ("training", "test"), LEAST):
+        check(x, y, SHAPES[name], f"'{root}', {part} set")
+        if len(y) < least:
+            raise UserError(f"'{root}' has {len(y)} {part} images: at least {least} are needed")
+    train, test = parts
+    if not is_mnist(train[0]):
+        train, test = shuffled(*train), shuffled(*test)
+    unknown = set(test[1].tolist()) - set(train[1].tolist())
+    if unknown:
+        raise UserError(f"'{root}': no training image has the class {min(unknown)} of a test image")
+    if validation:
+        held_out = min(10_000, len(train[1]) // 6)
+        test = [array[-held_out:] for array in train]
+        train = [array[:-held_out] for array in train]
+    return train, test
 
 
-def mnist(part, root):
-    """mnist.npz in `root`, with the keys of Keras; `UserError` where it is missing or damaged."""
-    path = root / "mnist.npz"
+def is_mnist(x):
+    """Whether these are MNIST's training images, whole and in their order."""
+    return len(x) == 60_000 and zlib.crc32(x.contiguous().numpy()) == MNIST
+
+
+def shuffled(x, y):
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    return x[order], y[order]
+
+
+def check(x, y, shape, where):
+    """`UserError` unless there is an image of this shape, in bytes, for each label from 0 to 9."""
+    if x.dtype != torch.uint8 or x.shape[1:] != shape:
+        words = f"images must be uint8 [N, {', '.join(map(str, shape))}]"
+        kind = str(x.dtype).removeprefix("torch.")
+        raise UserError(f"{where}: {words}, not {kind} {list(x.shape)}")
+    if y.shape != x.shape[:1]:
+        raise UserError(f"{where}: {len(x)} images, but labels of the shape {list(y.shape)}")
+    if y.is_floating_point() or len(y) and not 0 <= y.min() <= y.max() <= 9:
+        raise UserError(
+            f"{where}: a label is a whole number from 0 to 9, here {y.min()} to {y.max()}"
+        )
+
+
+def mnist(name, root):
+    """mnist.npz in `root`. Other images of its size are read, too; they are not taken for MNIST."""
+    if not (root / "mnist.npz").exists():
+        raise UserError(f"no mnist.npz in '{root}': leave --data out to use the embedded copy")
+    return npz(root / "mnist.npz")
+
+
+def npz(path):
+    """The two parts in a file with the keys of Keras; `UserError` where it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            x, y = file[f"x_{part}"], file[f"y_{part}"]
-    except FileNotFoundError:
-        raise UserError(f"no mnist.npz in '{root}': leave --data out to use the embedded copy")
+            arrays = [
+                torch.from_numpy(file[f"{a}_{part}"]) for part in ("train", "test") for a in "xy"
+            ]
     except KeyError as error:
-        raise UserError(
-            f"'{path}' lacks the array {str(error).split()[0].strip(chr(34) + chr(39))}"
-        )
-    except Exception as error:  # zipfile, zlib and numpy each raise their own kinds
-        raise UserError(f"'{path}' cannot be read ({type(error).__name__}): git checkout data")
-    if x.dtype != np.uint8 or x.shape[1:] != (28, 28):
-        raise UserError(f"'{path}': x_{part} must be uint8 [N, 28, 28], not {x.dtype} {x.shape}")
-    if (
-        y.shape != x.shape[:1]
-        or not np.issubdtype(y.dtype, np.integer)
-        or not set(y) <= set(range(10))
-    ):
-        raise UserError(f"'{path}': y_{part} must hold a label from 0 to 9 for each image")
-    return torch.from_numpy(x)[:, None], torch.from_numpy(y.astype(np.int64))
+        name = str(error).split()[0].strip("\"'")
+        raise UserError(f"'{path}' lacks the array {name}")
+    except Exception as error:  # zipfile, zlib, numpy and torch each raise their own kinds
+        raise UserError(f"'{path}' cannot be read ({type(error).__name__})")
+    parts = []
+    for x, y in (arrays[:2], arrays[2:]):
+        y = y.flatten() if y.dim() == 2 and y.shape[1] == 1 else y  # Keras has such of CIFAR-10
+        if x.dim() == 3:
+            x = x[:, None]
+        elif x.dim() == 4 and x.shape[3] in (1, 3):  # channels last
+            x = x.permute(0, 3, 1, 2).contiguous()
+        parts.append((x, y if y.is_floating_point() else y.long()))
+    return parts
 
 
-def by_torchvision(name, part, root):
+def own(name, root):
+    """Images of the user, in one of the layouts above."""
+    if root == Path(__file__).resolve().parent:
+        raise UserError(f"--dataset {name} takes your own images: name their folder with --data")
+    archives = sorted(root.glob("*.npz"))
+    if archives:
+        parts, where = npz(archives[0]), archives[0]
+    else:
+        parts, where = folders(name, root), root
+    for (x, y), part in zip(parts, ("training", "test")):
+        classes = len(y.unique())
+        say(f"{where}: {len(x)} {part} images of {classes} classes, {list(x.shape[1:])}")
+    return parts
+
+
+def folders(name, root):
+    """Images in a folder a class, by `torchvision.datasets.ImageFolder`."""
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    channels, *size = SHAPES[name]
+    steps = [transforms.Grayscale(channels)] if channels == 1 else []
+    steps += [transforms.Resize(size, antialias=True), transforms.PILToTensor()]
+    split = (root / "train").is_dir()
+    parts, classes = [], None
+    for part in ("train", "test") if split else ("",):
+        try:
+            found = ImageFolder(root / part, transforms.Compose(steps))
+        except OSError as error:  # no folder, no classes, or one without images
+            raise UserError(f"no images in '{root / part}' ({str(error).splitlines()[0]})")
+        if classes not in (None, found.classes):
+            raise UserError(f"'{root}': train and test must have the same folders of classes")
+        classes = found.classes
+        if len(classes) > 10:
+            raise UserError(f"'{root / part}' has {len(classes)} classes: ten at most")
+        try:
+            x, y = zip(*found)
+        except OSError as error:
+            raise UserError(f"an image in '{root / part}' cannot be read ({error})")
+        parts.append((torch.stack(x), torch.tensor(y)))
+    if not split:
+        x, y = shuffled(*parts[0])
+        held_out = len(y) // 6
+        parts = [(x[held_out:], y[held_out:]), (x[:held_out], y[:held_out])]
+    return parts
+
+
+def by_torchvision(name, root):
     """What torchvision finds in `root` or downloads; `UserError` where it can do neither."""
     import torchvision.datasets
 
-    kind = KINDS[name]
-    words = {"split": part} if name == "svhn" else {"train": part == "train"}
-    try:
+    kind, parts = KINDS[name], []
+    for part in ("train", "test"):
+        words = {"split": part} if name == "svhn" else {"train": part == "train"}
         try:
-            data = getattr(torchvision.datasets, kind)(root, download=False, **words)
-        except RuntimeError:  # not there yet
-            with contextlib.redirect_stdout(sys.stderr):
-                data = getattr(torchvision.datasets, kind)(root, download=True, **words)
-    except Exception as error:  # URLError, RuntimeError, OSError, ...
-        folder = {"svhn": root, "cifar10": root / "cifar-10-batches-py"}.get(
-            name, root / kind / "raw"
-        )
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{kind} could not be loaded or downloaded ({reason}): put its files into '{folder}'"
-        )
-    x = torch.as_tensor(np.asarray(data.data))
-    y = torch.as_tensor(np.asarray(data.labels if name == "svhn" else data.targets)).long()
-    if x.dim() == 3:  # grey
-        x = x[:, None]
-    if name == "cifar10":
-        x = x.permute(0, 3, 1, 2).contiguous()
-    return x, y
+            try:
+                data = getattr(torchvision.datasets, kind)(root, download=False, **words)
+            except RuntimeError:  # not there yet
+                with contextlib.redirect_stdout(sys.stderr):
+                    data = getattr(torchvision.datasets, kind)(root, download=True, **words)
+        except Exception as error:  # URLError, RuntimeError, OSError, ...
+            places = {"svhn": root, "cifar10": root / "cifar-10-batches-py"}
+            folder = places.get(name, root / kind / "raw")
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            words = f"{kind} could not be loaded or downloaded ({reason})"
+            raise UserError(f"{words}: put its files into '{folder}'")
+        x = torch.as_tensor(np.asarray(data.data))
+        y = torch.as_tensor(np.asarray(data.labels if name == "svhn" else data.targets)).long()
+        if x.dim() == 3:  # grey
+            x = x[:, None]
+        if name == "cifar10":
+            x = x.permute(0, 3, 1, 2).contiguous()
+        parts.append((x, y))
+    return parts

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 import common
+from data import files
 from data.sprites import sprites
 from experiments import batch_norm, command_line, machine, run_folder, score
 
@@ -27,6 +28,7 @@ import pytest
 import torch
 from conftest import ROOT
 from kills import same
+from PIL import Image
 from torch import nn
 
 # ---- Data ----------------------------------------------------------------------------------------
@@ -94,8 +96,15 @@ def write_idx(path, array):
     Path(f"{path}.gz").write_bytes(gzip.compress(head + array.tobytes()))
 
 
+@pytest.fixture
+def as_they_lie(monkeypatch):
+    """Data sets may be tiny, and stay in their order."""
+    monkeypatch.setattr(files, "LEAST", (1, 1))
+    monkeypatch.setattr(files, "shuffled", lambda x, y: (x, y))
+
+
 @pytest.mark.parametrize("name, folder", [("fashion", "FashionMNIST"), ("kmnist", "KMNIST")])
-def test_torchvision_idx_files(tmp_path, name, folder):
+def test_torchvision_idx_files(tmp_path, name, folder, as_they_lie):
     raw = tmp_path / folder / "raw"
     raw.mkdir(parents=True)
     rng, images = np.random.default_rng(0), {}
@@ -111,7 +120,7 @@ def test_torchvision_idx_files(tmp_path, name, folder):
     assert len(train.y) == 10 and torch.equal(held.x[:, 0], torch.from_numpy(images["train"][10:]))
 
 
-def test_torchvision_cifar_files(tmp_path, monkeypatch):
+def test_torchvision_cifar_files(tmp_path, monkeypatch, as_they_lie):
     import torchvision.datasets
 
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
@@ -129,7 +138,7 @@ def test_torchvision_cifar_files(tmp_path, monkeypatch):
     assert torch.equal(test.x, torch.from_numpy(stored).view(4, 3, 32, 32))
 
 
-def test_svhn_has_labels_and_layout_as_torchvision_has_them(tmp_path, monkeypatch):
+def test_svhn_has_labels_and_layout_as_torchvision_has_them(tmp_path, monkeypatch, as_they_lie):
     import torchvision.datasets
 
     images = {"train": np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), np.uint8)}
@@ -157,6 +166,130 @@ def test_a_failed_download_is_one_line_that_names_the_folder(tmp_path, monkeypat
     words = str(caught.value)
     assert str(tmp_path / "FashionMNIST/raw") in words and "unreachable" in words
     assert "\n" not in words
+
+
+def write_images(folder, classes, each, mode="RGB", size=(40, 30)):
+    """`each` PNG files a class in folder/CLASS: class k has the level 20 k, with a little noise."""
+    rng = np.random.default_rng(0)
+    for k, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for n in range(each):
+            level = np.uint8(20 * k + rng.integers(0, 3))
+            Image.new("L", size, int(level)).convert(mode).save(folder / name / f"{n}.png")
+
+
+@pytest.mark.parametrize("name, shape", [("grey", (1, 28, 28)), ("colour", (3, 32, 32))])
+def test_own_images_in_a_folder_a_class(tmp_path, name, shape, capsys):
+    write_images(tmp_path / "train", "abc", 40, mode="P" if name == "grey" else "RGBA")
+    write_images(tmp_path / "test", "abc", 10)
+    train, test = common.load_dataset(name, tmp_path)
+    assert train.x.shape == (120, *shape) and test.x.shape == (30, *shape)
+    for part in (train, test):
+        level = part.x.float().mean((1, 2, 3))
+        assert part.x.dtype == torch.uint8 and ((level / 20).round() == part.y).all()
+    assert len(train.y[:20].unique()) == 3  # shuffled: the first ones are a sample
+    told = capsys.readouterr().err
+    assert "120 training images of 3 classes, [%d, %d, %d]" % shape in told
+
+
+def test_own_images_without_a_test_set_give_a_random_sixth(tmp_path):
+    write_images(tmp_path, ["cat", "dog"], 100)
+    train, test = common.load_dataset("grey", tmp_path)
+    assert len(train.y) == 167 and len(test.y) == 33
+    assert 5 < test.y.sum() < 28 and torch.equal(test.y, common.load_dataset("grey", tmp_path)[1].y)
+
+
+def own_npz(path, **changes):
+    """An .npz with Keras's keys and labels in order; class k has the level 20 k."""
+    arrays = {}
+    for part, count in (("train", 200), ("test", 50)):
+        y = np.arange(count) * 10 // count
+        arrays[f"y_{part}"] = y.astype(np.uint8)
+        arrays[f"x_{part}"] = np.broadcast_to(20 * y[:, None, None], (count, 28, 28)).astype("u1")
+    arrays.update(changes)
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+
+
+def test_a_sorted_file_is_shuffled_and_its_validation_part_has_all_classes(tmp_path):
+    own_npz(tmp_path / "mine.npz")
+    for validation in (False, True):
+        train, test = common.load_dataset("grey", tmp_path, validation)
+        for part in (train, test):
+            assert (part.x[:, 0, 0, 0] == 20 * part.y).all()  # each with its label
+            assert len(part.y[: len(part.y) // 2].unique()) >= 8
+    assert len(test.y) == 33
+
+
+def test_keras_layouts(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (200, 32, 32, 3), np.uint8), np.arange(200)[:, None] % 10
+    own_npz(tmp_path / "c.npz", x_train=x, y_train=y, x_test=x[:50], y_test=y[:50])
+    train, _ = common.load_dataset("colour", tmp_path)
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(train.x, torch.from_numpy(x).permute(0, 3, 1, 2)[order])
+    assert torch.equal(train.y, torch.from_numpy(y[:, 0])[order])
+
+
+def test_mnist_is_known_by_its_images_not_by_its_name(tmp_path):
+    (x, y), _ = files.npz(ROOT / "data/mnist.npz")
+    assert files.is_mnist(x) and not files.is_mnist(x.flip(0)) and not files.is_mnist(x[1:])
+    train, _ = common.load_dataset("mnist")
+    assert torch.equal(train.x, x) and torch.equal(train.y, y)  # not shuffled
+
+
+BYTES = np.zeros((200, 28, 28), np.uint8)
+FAULTS = [
+    ({"x_train": BYTES[:, :20]}, "training set: images must be uint8 [N, 1, 28, 28], not uint8"),
+    ({"x_train": BYTES.astype(np.float32)}, "not float32 [200, 1, 28, 28]"),
+    ({"y_train": np.arange(250) % 10}, "training set: 200 images, but labels of the shape [250]"),
+    ({"y_train": np.arange(200) % 10 + 1}, "a label is a whole number from 0 to 9, here 1 to 10"),
+    ({"y_train": np.arange(200) % 2 - 1}, "a label is a whole number from 0 to 9, here -1 to 0"),
+    ({"y_train": np.arange(200) / 200}, "a label is a whole number from 0 to 9"),
+    ({"y_train": np.zeros(200, int)}, "no training image has the class 1 of a test image"),
+    ({"x_train": BYTES[:50], "y_train": np.arange(50) % 10}, "has 50 training images: at least"),
+    ({"x_test": BYTES[:8], "y_test": np.arange(8)}, "has 8 test images: at least"),
+    ({"y_test": None}, "lacks the array y_test"),
+]
+
+
+@pytest.mark.parametrize("changes, complaint", FAULTS, ids=[words for _, words in FAULTS])
+def test_faults_of_an_npz_are_one_line(changes, complaint, tmp_path):
+    own_npz(tmp_path / "mine.npz", **changes)
+    with pytest.raises(common.UserError) as caught:
+        common.load_dataset("grey", tmp_path)
+    assert complaint in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_torchvision_gives_is_checked_too(tmp_path, monkeypatch):
+    import torchvision.datasets
+
+    class Fashion:
+        def __init__(self, root, train, download):
+            self.data, self.targets = torch.zeros(300, 28, 28).byte(), torch.arange(250) % 10
+
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", Fashion)
+    with pytest.raises(common.UserError, match="300 images, but labels of the shape .250."):
+        common.load_dataset("fashion", tmp_path)
+
+
+def test_faults_of_folders_are_one_line(tmp_path):
+    def complaint(root):
+        with pytest.raises(common.UserError) as caught:
+            common.load_dataset("grey", root)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "name their folder with --data" in complaint(None)
+    assert "no images in" in complaint(tmp_path / "absent")
+    (tmp_path / "empty/a").mkdir(parents=True)
+    assert "no images in" in complaint(tmp_path / "empty")
+    write_images(tmp_path / "many", "abcdefghijk", 10)
+    assert "has 11 classes: ten at most" in complaint(tmp_path / "many")
+    write_images(tmp_path / "other/train", "ab", 60)
+    write_images(tmp_path / "other/test", "ac", 20)
+    assert "must have the same folders of classes" in complaint(tmp_path / "other")
+    (tmp_path / "other/train/a/0.png").write_bytes(b"no image")
+    assert "cannot be read" in complaint(tmp_path / "other")
 
 
 # ---- Pairs ---------------------------------------------------------------------------------------

@@ -915,17 +915,11 @@ def complaint_of(words, monkeypatch, capsys):
 
 def damaged(kind):
     """Makes the folder d with an mnist.npz that has this fault."""
-    arrays = {"x_train": np.zeros((4, 28, 28), np.uint8), "y_train": np.array([0, 0, 1, 1])}
-    arrays.update({"x_test": np.zeros((2, 28, 28), np.uint8), "y_test": np.array([0, 1])})
-    faults = {
-        "wrong shape": {"x_train": np.zeros((4, 32, 32), np.uint8)},
-        "wrong type": {"x_train": np.zeros((4, 28, 28), np.float32)},
-        "wrong label": {"y_train": np.array([0, 0, 1, 10])},
-        "label type": {"y_train": np.array([0.5, 0, 1, 1])},
-        "fewer labels": {"y_train": np.array([0, 0, 1])},
-        "single": {"y_train": np.array([0, 0, 0, 7])},
-    }
-    arrays.update(faults.get(kind, {}))
+    n = 4 if kind == "few" else 200
+    arrays = {"x_train": np.zeros((n, 28, 28), np.uint8), "y_train": np.arange(n) % 2}
+    arrays.update({"x_test": np.zeros((50, 28, 28), np.uint8), "y_test": np.arange(50) % 2})
+    if kind == "single":
+        arrays["y_train"][0] = 7
     if kind == "no key":
         del arrays["y_test"]
     Path("d").mkdir()
@@ -1000,11 +994,7 @@ DAMAGES = [
     ("text", "cannot be read"),
     ("compression", "cannot be read"),
     ("no key", "lacks the array y_test"),
-    ("wrong shape", "x_train must be uint8 [N, 28, 28], not uint8 (4, 32, 32)"),
-    ("wrong type", "x_train must be uint8 [N, 28, 28], not float32"),
-    ("wrong label", "y_train must hold a label from 0 to 9 for each image"),
-    ("label type", "y_train must hold a label from 0 to 9 for each image"),
-    ("fewer labels", "y_train must hold a label from 0 to 9 for each image"),
+    ("few", "has 4 training images: at least 100 are needed"),
     ("single", "class 7 has a single image"),
 ]
 
