@@ -440,6 +440,7 @@ def build(o):
     beside_z = 10 if o.task == "style" else 0 if o.head_distance else classes
     sizes, gaussian = (math.prod(shape), o.z_dim, classes, o.hidden), o.encoder == "gaussian"
     nets = nn.Module()
+    nets.shape = shape
     nets.enc = Encoder(*sizes, gaussian, o.batch_norm, o.dropout)
     nets.dec = Decoder(o.z_dim + beside_z, shape, o.hidden, o.dropout)
     nets.disc = Discriminator(o.z_dim + (11 if o.task in TOLD else 0), o.hidden)
@@ -456,10 +457,10 @@ def load(folder, device="cpu", recipe=recipe):
 
 @torch.no_grad()
 def encode(nets, x, sample=False):
-    """Images uint8 [N, C, H, W] -> logits of q(y|x) [N, classes], or None, and the mean of q(z|x)
+    """Images [N, C, H, W] -> logits of q(y|x) [N, classes], or None, and the mean of q(z|x)
     [N, z_dim], or a sample."""
     call = nets.enc.sample if sample else nets.enc
-    logits, z = zip(*(call(common.to_float(part))[:2] for part in x.split(1000)))
+    logits, z = zip(*(call(part)[:2] for part in common.image_batches(x, nets)))
     return None if logits[0] is None else torch.cat(logits), torch.cat(z)
 
 

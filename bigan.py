@@ -340,6 +340,7 @@ def build(o, discriminator=Discriminator):
     """Untrained networks. A new data set: common.load_dataset, and here the shape of its images."""
     shape = (1, 28, 28) if o.dataset in common.GREY else (3, 32, 32)
     nets = nn.Module()
+    nets.shape = shape
     encoder = Encoder if o.model == "bigan" else GaussianEncoder
     nets.enc = encoder(shape, o.z_dim, o.hidden)
     nets.gen = Generator(shape, o.z_dim, o.hidden)
@@ -356,8 +357,8 @@ def load(folder, device="cpu", build=build, recipe=recipe):
 
 @torch.no_grad()
 def encode(nets, x):
-    """Images uint8 [N, C, H, W] -> codes [N, z_dim]: E(x), or the mean of q(z|x)."""
-    return torch.cat([nets.enc(common.to_float(part), sample=False) for part in x.split(1000)])
+    """Images [N, C, H, W] -> codes [N, z_dim]: E(x), or the mean of q(z|x)."""
+    return torch.cat([nets.enc(part, sample=False) for part in common.image_batches(x, nets)])
 
 
 @torch.no_grad()

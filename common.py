@@ -62,8 +62,22 @@ DATASETS = (*GREY, *COLOUR)
 
 
 def to_float(x):
-    """Images uint8 [0, 255] to float32 [0, 1]; floats stay as they are."""
-    return x.float() / 255 if x.dtype == torch.uint8 else x
+    """Images uint8 [0, 255] to float32 [0, 1]; floats keep their values."""
+    return x.float() / 255 if x.dtype == torch.uint8 else x.float()
+
+
+def image_batches(x, nets, size=1000):
+    """Parts of at most `size` images, floats in [0, 1], on the device of `nets`, which take images
+    of nets.shape. x: images [N, C, H, W] or one [C, H, W], of torch or numpy, uint8 or floats in
+    [0, 1]; `ValueError` for anything else."""
+    x, device = torch.as_tensor(x), next(nets.parameters()).device
+    x = x[None] if x.dim() == 3 else x
+    if x.dim() != 4 or x.shape[1:] != nets.shape or not len(x):
+        words = ", ".join(map(str, nets.shape))
+        raise ValueError(f"images must be [N, {words}] or [{words}], not {list(x.shape)}")
+    if x.dtype != torch.uint8 and not (x.is_floating_point() and 0 <= x.min() and x.max() <= 1):
+        raise ValueError(f"images must be uint8, or floats from 0 to 1, not {x.dtype}")
+    return (to_float(part.to(device)) for part in x.split(size))
 
 
 def load_dataset(name, root=None, validation=False):
@@ -210,7 +224,8 @@ class Run:
             self.folder, self.lock, self.saved = run_folder.open_again(self)
         else:
             self.folder, self.lock = run_folder.create(self, name or settings.dataset)
-        say(f"{self.device}, {self.precision}, into {self.folder}")
+        dry = ": a dry run, its numbers mean nothing" if settings.dry_run else ""
+        say(f"{self.device}, {self.precision}, into {self.folder}{dry}")
         if self.saved:
             say(f"resumed at epoch {self.saved['epoch']} of {settings.epochs}")
 
@@ -304,16 +319,18 @@ class Run:
             raise UserError(f"training broke: {broken[0]}; try a lower rate in a new run; {kept}")
 
     def finish(self, metrics, table=()):
-        """Write metrics.json (name -> number) and the last checkpoint; `print_table`."""
+        """Write metrics.json (name -> number) and the last checkpoint; print the `table`."""
+        from experiments import command_line, run_folder
+
         seconds = self.seconds + time.time() - self.started
         speed = self.images / max(self.train_seconds, 1e-9)
         if self.history:  # none where nothing was trained
-            figure_losses(self.folder / "losses.png", self.history)
+            run_folder.figure_losses(self.folder / "losses.png", self.history)
         more = {"epochs": self.epoch, "seconds": round(seconds, 1)}
         metrics = {**metrics, **more, "images_per_second": round(speed)}
         write_atomic(self.folder / "metrics.json", json.dumps(metrics, indent=1).encode())
         self.save(finished=True)  # last: without optimisers it could not be resumed
-        print_table(table, metrics)
+        command_line.print_table(table, metrics)
         say(f"{seconds:.0f} s, {speed:.0f} images/s; all of it is in {self.folder}")
 
 
@@ -325,16 +342,6 @@ def load(folder, recipe, build, device="cpu"):
     saved = run_folder.read_checkpoint(folder, device, finished=True)
     nets.load_state_dict(saved["states"]["nets"])
     return nets.eval()
-
-
-def print_table(table, metrics):
-    """On stdout: rows (words, name of the metric, the paper's value, what to compare with)."""
-    lines = [("score", "this run", "paper", "to compare")]
-    for words, name, paper, compare in table:
-        lines.append((words, f"{metrics[name]:.4g}", paper, compare))
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    for line in lines:
-        print("  ".join(map(str.ljust, line, widths)).rstrip(), flush=True)
 
 
 # ---- Figures -------------------------------------------------------------------------------------
@@ -359,7 +366,10 @@ def tile(images, columns, left=None, top=None):
 
 
 def save_figure(figure, path):
-    """Write a figure of matplotlib as PNG."""
+    """Write a figure of matplotlib as PNG; in a run folder with a line that says of which run."""
+    from experiments.run_folder import caption
+
+    figure.text(0.995, 0.005, caption(Path(path).parent), ha="right", fontsize=6, color="grey")
     buffer = io.BytesIO()
     figure.savefig(buffer)
     write_atomic(Path(path), buffer.getvalue())
@@ -369,26 +379,13 @@ def figure_grid(path, images, columns, title, x_label="", y_label="", **sides):
     """A grid of images [N, C, H, W] as PNG, with words beside it; sides: left, top of `tile`."""
     picture = tile(images, columns, **sides)
     h, w = picture.shape[0] / 50, picture.shape[1] / 50  # inches: two dots a pixel, 100 an inch
-    width, height = max(w, 4.2) + 0.35, h + 0.6
+    width, height = max(w, 4.2) + 0.35, h + 0.75  # 0.15 of it below: for the caption
     figure = Figure(figsize=(width, height), dpi=100)
-    axes = figure.add_axes((0.35 / width, 0, w / width, h / height), xticks=[], yticks=[])
+    place = 0.35 / width, 0.15 / height, w / width, h / height
+    axes = figure.add_axes(place, xticks=[], yticks=[])
     axes.imshow(picture.numpy(), interpolation="nearest", aspect="auto")
     axes.spines[:].set_visible(False)
     axes.xaxis.set_label_position("top")
     axes.set(xlabel=x_label, ylabel=y_label)
     figure.suptitle(title, fontsize=10, y=1 - 0.08 / height, va="top")
-    save_figure(figure, path)
-
-
-def figure_losses(path, history):
-    """Every column of log.csv over the epochs as PNG, a panel each."""
-    names = [name for name in history[0] if name != "epoch"]
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    panels = figure.subplots(2, math.ceil(len(names) / 2), squeeze=False)
-    for name, axes in zip(names, panels.flat):
-        axes.plot([row["epoch"] for row in history], [row[name] for row in history], marker=".")
-        axes.set_title(name, fontsize=9)
-        axes.set_xlabel("epoch")
-    for axes in panels.flat[len(names) :]:
-        axes.axis("off")
     save_figure(figure, path)

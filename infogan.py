@@ -256,8 +256,7 @@ def train(run, nets, data):
                 logits, mean = q(seen if rewarded else seen.detach())
                 category = category_loss(logits, c1)
                 continuous = loss_c2(mean[: len(x)], c2_fake)
-                with torch.no_grad():
-                    bound = mutual_information(q(h)[0], c1_fake)  # Figure 1's, of unwarped images
+                bound = mutual_information(q(h)[0], c1_fake).detach()  # Figure 1's: not warped
                 update(opt_d, loss_d + o.category_weight * category + weight_c2 * continuous)
 
                 # G minimises   - log D(G(z,c)) - lambda log Q(c|G(z,c))
@@ -334,6 +333,7 @@ def build(o, steps=1):
     """Untrained networks. gan: those of a regular GAN, or None. curve: L_I in nats of each update
     of the training; steps: updates an epoch."""
     nets = nn.Module()
+    nets.shape = 1, 28, 28
     nets.trunk, nets.d = initialise(Trunk()), initialise(DHead(1024, 1))
     nets.q = initialise(QHead(o.categories, o.continuous))
     nets.gen = initialise(Generator(o.z_dim + o.categories + o.continuous))
@@ -355,8 +355,8 @@ def load(folder, device="cpu"):
 
 @torch.no_grad()
 def encode(nets, x):
-    """Images uint8 [N, C, H, W] -> Q's logits of c1 [N, K], means of c2 [N, n]."""
-    return nets.q(torch.cat([nets.trunk(common.to_float(part)) for part in x.split(1000)]))
+    """Images [N, C, H, W] -> Q's logits of c1 [N, K], means of c2 [N, n]."""
+    return nets.q(torch.cat([nets.trunk(part) for part in common.image_batches(x, nets)]))
 
 
 @torch.no_grad()

@@ -342,6 +342,7 @@ def build(o):
     channels, size = (1, 28) if o.dataset in common.GREY else (3, 32)
     labels = 23 if o.dataset == "sprites" else 10  # 23 = 7 + 2 + 4 + 3 + 2 + 2 + 3
     nets = nn.Module()
+    nets.shape = channels, size, size
     nets.enc = Encoder(channels, size, o.z_dim, o.s_dim, o.dead_zone)
     nets.dec = Decoder(channels, size, o.z_dim, o.s_dim)
     nets.disc = Discriminator(channels, size, labels)
@@ -356,8 +357,8 @@ def load(folder, device="cpu", build=build):
 
 @torch.no_grad()
 def encode(nets, x):
-    """Images uint8 [N, C, H, W] -> s [N, s_dim], mean and deviation of q(z|x) [N, z_dim]."""
-    parts = [nets.enc(common.to_float(part)) for part in x.split(1000)]
+    """Images [N, C, H, W] -> s [N, s_dim], mean and deviation of q(z|x) [N, z_dim]."""
+    parts = [nets.enc(part) for part in common.image_batches(x, nets)]
     s, mu, logvar = (torch.cat(part) for part in zip(*parts))
     return s, mu, torch.exp(logvar / 2)
 

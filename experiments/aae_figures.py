@@ -135,6 +135,7 @@ def figure_scatter(path, points, y, title, outline=(), marks=None):
     if marks is not None:
         axes.plot(*marks.cpu().t(), "kx", markersize=7, zorder=3)
     axes.set_aspect("equal")
+    axes.set(xlabel="first number of z", ylabel="second number of z")
     place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
     axes.legend(markerscale=5, fontsize=8, frameon=False, **place)
     axes.set_title(title, fontsize=10)

@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
-from common import UserError
+from common import RunSettings, UserError
 from experiments.run_folder import read_settings
 
 import matplotlib
@@ -64,15 +64,23 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser(settings):
     """The flags of a dataclass instance: a flag a field, the instance's values as defaults. A field
-    that is None has no flag."""
-    doc = sys.modules["__main__"].__doc__ or ""
-    parser = Parser(description=doc.split("\n\n")[0], allow_abbrev=False)
+    that is None has no flag. Groups: of all scripts, of this one, and ours beyond the paper."""
+    title, examples, *_ = ((sys.modules["__main__"].__doc__ or "") + "\n\n").split("\n\n")
+    parser = Parser(
+        usage="one of these; every flag has a default\n" + examples,
+        description=title,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    words = "the paper", "all scripts", "ours, beyond the paper"
+    paper, everybody, ours = (parser.add_argument_group(title) for title in words)
     comments = field_comments(type(settings))
-    hints = get_type_hints(type(settings), include_extras=True)
-    for name, hint in hints.items():
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
         default = getattr(settings, name)
         if default is None:  # these settings do not have it
             continue
+        group = everybody if name in RunSettings.__annotations__ else paper
+        group = ours if comments[name].startswith("ours:") else group
         words = {"help": f"{comments[name]} [{default}]".replace("%", "%%"), "default": default}
         if hint is bool:
             words["action"] = "store_true"
@@ -80,7 +88,7 @@ def make_parser(settings):
             words["choices"] = get_args(hint)
         else:
             words["type"] = value_parser(hint)
-        parser.add_argument(f"--{name.replace('_', '-')}", **words)
+        group.add_argument(f"--{name.replace('_', '-')}", **words)
     return parser
 
 
@@ -139,3 +147,13 @@ def exit_on_mistake(call):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(f"{Path(sys.argv[0]).name}: {words}", file=sys.stderr)
     sys.exit(status)
+
+
+def print_table(table, metrics):
+    """On stdout: rows (words, name of the metric, the paper's value, what to compare with)."""
+    lines = [("score", "this run", "paper", "to compare")]
+    for words, name, paper, compare in table:
+        lines.append((words, f"{metrics[name]:.4g}", paper, compare))
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for line in lines:
+        print("  ".join(map(str.ljust, line, widths)).rstrip(), flush=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import math
 import os
 import sys
 import time
@@ -14,14 +15,21 @@ from experiments import machine
 
 import filelock
 import torch
+from matplotlib.figure import Figure
 
 
 def create(run, name):
-    """The folder of a new `common.Run`, with config.json in it, and its lock."""
+    """The folder of a new `common.Run`, with config.json in it, and its lock. Dry runs of a script
+    have one folder, again and again."""
     settings = dataclasses.asdict(run.settings)
+    again = settings["dry_run"] and not settings["out"]
     name = "dry-run" if settings["dry_run"] else f"{name}-seed{settings['seed']}"
-    folder = make(settings["out"], Path("runs", run.script, name))
+    stem = Path("runs", run.script, name)
+    folder = make(stem if again else settings["out"], stem, again)
     held = lock(folder)
+    for file in folder.iterdir() if again else ():
+        if file.is_file() and file.name not in ("lock", "owner"):
+            file.unlink()
     for key in ("resume", "out", "device"):  # of this process, not of the run
         del settings[key]
     config = {"script": run.script, "settings": settings, "precision": run.precision}
@@ -46,8 +54,9 @@ def open_again(run):
     return folder, held, read_checkpoint(folder, run.device) if saved else None
 
 
-def make(out, stem):
-    """Makes the folder `out`, or the first free of stem, stem-2, stem-3, ..., and returns it."""
+def make(out, stem, again=False):
+    """Makes the folder `out`, or the first free of stem, stem-2, stem-3, ..., and returns it.
+    again: it may hold what it likes."""
     folder, number = Path(out or stem), 1
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +74,7 @@ def make(out, stem):
         raise UserError(f"cannot write to '{folder}' ({error.strerror}): choose another --out")
     # What a run leaves that was cut off in its first epoch may be overwritten.
     names = {name for name in names if name not in ("lock", "owner") and name[0] != "."}
-    if names and (names != {"config.json"} or not read_config(folder)):
+    if names and not again and (names != {"config.json"} or not read_config(folder)):
         raise UserError(f"'{folder}' is not empty: choose another --out, or --resume {folder}")
     return folder
 
@@ -122,3 +131,26 @@ def read_checkpoint(folder, device="cpu", finished=False):
     except Exception as error:  # zip and pickle fail in many ways
         words = f"'{path}' is damaged ({type(error).__name__})"
         raise UserError(f"{words}: start again in a new folder")
+
+
+def caption(folder):
+    """What a figure says of its run: 'mnist, 50 epochs, seed 0'; '' outside of a run folder."""
+    if not (folder / "config.json").exists():
+        return ""
+    o = read_config(folder)["settings"]
+    words = f"{o['dataset']}, {o['epochs']} epochs, seed {o['seed']}"
+    return f"DRY RUN, means nothing: {words}" if o["dry_run"] else words
+
+
+def figure_losses(path, history):
+    """Every column of log.csv over the epochs as PNG, a panel each."""
+    names = [name for name in history[0] if name != "epoch"]
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    panels = figure.subplots(2, math.ceil(len(names) / 2), squeeze=False)
+    for name, axes in zip(names, panels.flat):
+        axes.plot([row["epoch"] for row in history], [row[name] for row in history], marker=".")
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("epoch")
+    for axes in panels.flat[len(names) :]:
+        axes.axis("off")
+    common.save_figure(figure, path)

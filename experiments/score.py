@@ -28,7 +28,7 @@ def main(*words):
     metrics, table = script.evaluate(nets, data, test, settings, folder)
     old = json.loads((folder / "metrics.json").read_text())
     common.write_atomic(folder / "metrics.json", json.dumps({**old, **metrics}, indent=1).encode())
-    common.print_table(table, metrics)
+    command_line.print_table(table, metrics)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,11 @@ import threading
 from pathlib import Path
 from typing import Literal
 
+import aae
+import bigan
 import common
+import infogan
+import mathieu
 from data import files
 from data.sprites import sprites
 from experiments import batch_norm, command_line, machine, run_folder, score
@@ -292,6 +296,38 @@ def test_faults_of_folders_are_one_line(tmp_path):
     assert "cannot be read" in complaint(tmp_path / "other")
 
 
+@pytest.mark.parametrize("script", [mathieu, aae, bigan, infogan])
+def test_encode_takes_images_of_any_usual_kind_and_refuses_others(script):
+    torch.manual_seed(0)
+    nets = script.build(command_line.parse(script.recipe, [])).eval()
+    x = torch.randint(0, 256, (3, 1, 28, 28), dtype=torch.uint8)
+
+    def codes(images):
+        found = script.encode(nets, images)
+        found = found if isinstance(found, tuple | list) else [found]
+        return [code for code in found if code is not None]
+
+    truth = codes(x)
+    for images in (x.numpy(), x.float() / 255, (x.double() / 255).numpy()):
+        for code, right in zip(codes(images), truth):
+            assert torch.allclose(code, right, atol=1e-6) and len(code) == 3
+    for code, right in zip(codes(x[1]), truth):
+        assert torch.allclose(code, right[1:2], atol=1e-5)
+    for wrong in (x[0, 0], x[:, :, :27], x.repeat(1, 1, 2, 2), x.repeat(1, 3, 1, 1), x[:0]):
+        with pytest.raises(
+            ValueError, match=r"images must be \[N, 1, 28, 28\] or \[1, 28, 28\], not"
+        ):
+            script.encode(nets, wrong)
+    for wrong in (
+        x.float(),
+        x.float() / 255 - 0.01,
+        x.long(),
+        torch.full((1, 1, 28, 28), math.nan),
+    ):
+        with pytest.raises(ValueError, match="images must be uint8, or floats from 0 to 1, not"):
+            script.encode(nets, wrong)
+
+
 # ---- Pairs ---------------------------------------------------------------------------------------
 
 
@@ -372,6 +408,23 @@ def test_help_is_the_comments_of_the_fields_with_their_defaults():
     assert "--dry-run every line of the script on a few images" in words
     for field in dataclasses.fields(Toy):
         assert f"--{field.name.replace('_', '-')} " in words
+
+
+def test_help_begins_with_commands_and_has_three_groups(monkeypatch):
+    monkeypatch.setitem(sys.modules, "__main__", mathieu)
+    lines = command_line.make_parser(mathieu.MNIST).format_help().splitlines()
+    assert (
+        "python mathieu.py --epochs 50 " in lines[1] and "python mathieu.py --dataset" in lines[2]
+    )
+    groups, name = {}, None
+    for line in lines:
+        if line.endswith(":") and not line.startswith(" "):
+            name = line
+        elif line.startswith("  --"):
+            groups.setdefault(name, []).append(line.split()[0])
+    assert groups["ours, beyond the paper:"] == ["--prior-std", "--dead-zone", "--code-weight"]
+    assert {"--lr", "--z-dim"} <= set(groups["the paper:"])
+    assert {"--epochs", "--seed", "--resume"} <= set(groups["all scripts:"])
 
 
 WRONG = [
@@ -594,7 +647,7 @@ def test_a_kill_in_any_write_of_a_run_can_be_mended(monkeypatch):
     """The next command ends as an undisturbed run: --resume, or the first one where nothing is
     there to resume."""
     draw = lambda path, _: common.write_atomic(path, b"")  # noqa: E731
-    monkeypatch.setattr(common, "figure_losses", draw)  # which takes its time
+    monkeypatch.setattr(run_folder, "figure_losses", draw)  # which takes its time
     toy(Toy(out="whole"))
     number = 0
     while kill_at_write(Toy(out=f"killed-{number}"), number, monkeypatch):
@@ -665,17 +718,37 @@ def test_a_file_of_the_user_is_left_as_it_is():
 
 def test_folders_count_up_where_no_out_is_given():
     names = []
-    for settings in (Toy(seed=3), Toy(seed=3), Toy(seed=3), Toy(dry_run=True), Toy(dry_run=True)):
+    for settings in (Toy(seed=3), Toy(seed=3), Toy(seed=3)):
         names.append(str(common.Run("toy", settings).folder))
     names.append(str(common.Run("toy", Toy(seed=3), name="grid").folder))
     assert names == [
         "runs/toy/mnist-seed3",
         "runs/toy/mnist-seed3-2",
         "runs/toy/mnist-seed3-3",
-        "runs/toy/dry-run",
-        "runs/toy/dry-run-2",
         "runs/toy/grid-seed3",
     ]
+
+
+def test_dry_runs_share_one_folder_and_say_what_they_are(capsys, drawn):
+    for _ in range(2):
+        folder = toy(Toy(dry_run=True)).folder
+        (folder / "swap.png").write_bytes(b"of the run before")
+        assert "a dry run, its numbers mean nothing" in capsys.readouterr().err
+    toy(Toy(dry_run=True))
+    assert os.listdir("runs/toy") == ["dry-run"] and not Path("runs/toy/dry-run/swap.png").exists()
+    assert [words.get_text() for words in drawn[-1].texts if "DRY" in words.get_text()] == [
+        "DRY RUN, means nothing: mnist, 3 epochs, seed 0"
+    ]
+    with pytest.raises(common.UserError, match="'mine' is not empty"):
+        for _ in range(2):
+            toy(Toy(dry_run=True, out="mine"))
+
+
+def test_a_figure_says_of_which_run_it_is(drawn):
+    folder = common.Run("toy", Toy(epochs=7, seed=4)).folder
+    for path in (folder / "x.png", "x.png"):
+        common.figure_grid(path, torch.rand(6, 1, 4, 4), 3, "title")
+    assert [figure.texts[-1].get_text() for figure in drawn] == ["mnist, 7 epochs, seed 4", ""]
 
 
 def test_a_run_of_another_script_is_not_resumed():
@@ -1017,7 +1090,7 @@ def test_a_grid_shows_its_tiles_and_words(drawn):
 
 def test_losses_have_a_panel_each(drawn):
     history = [{"epoch": n + 1, "a": 1.0 * n, "b": 2.0 * n, "c": 3.0 * n} for n in range(4)]
-    common.figure_losses("x.png", history)
+    run_folder.figure_losses("x.png", history)
     panels = {axes.get_title(): axes.lines[0].get_xydata() for axes in drawn[0].axes if axes.lines}
     assert list(panels) == ["a", "b", "c"]
     for k, name in enumerate("abc"):
