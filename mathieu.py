@@ -286,7 +286,8 @@ def figure_swap(nets, test, path):
 def figure_interpolation(nets, test, path, steps=10):
     """Figures 2(b), 3(b): two test images in the corners (on MNIST a 1 and an 8), and the straight
     lines between their codes: s along a row, z along a column."""
-    x = examples(test)[[1, 8]]
+    x = examples(test)
+    x = x[[1, 8]] if len(x) == 10 else x[[0, -1]]
     s, mu, _ = encode(nets, x)
     t = torch.linspace(0, 1, steps, device=s.device)[:, None]
     z = torch.lerp(mu[0], mu[1], t).repeat_interleave(steps, 0)

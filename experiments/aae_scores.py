@@ -50,7 +50,8 @@ def split(data, o):
         held_out, data = data.take(slice(-count, None)), data.take(slice(None, -count))
     count = len(data.y) if o.task == "style" else o.labels or 0
     if o.dry_run and count < len(data.y):  # as many as its few images have
-        count = min(count, 10 * int(torch.bincount(data.y).min()))
+        _, sizes = data.y.unique(return_counts=True)
+        count = min(count // len(sizes), int(sizes.min())) * len(sizes)
     return data, held_out, labelled(data.y, count, o.seed)
 
 
@@ -196,6 +197,7 @@ def style_scores(nets, encode, decode, judge, data, test, o):
     labels = F.one_hot(test.y, 10).float()
     return {
         "style_accuracy": percent(judge.classify(images) == y),
+        "judge_accuracy": scores.judge_accuracy(judge, test),
         "z_error": probe.item(),
         "chance_error": scores.chance_error(data.y, test.y).item(),
         "reconstruction_mse": reconstruction_mse(nets, encode, decode, test, labels),
@@ -301,7 +303,9 @@ PAPER = {  # of MNIST; "?": from memory, not checked against the paper
 
 def paper_value(metric, o):
     """The paper's number for a metric of a task with so many labels or clusters, or a dash."""
-    plain = o.dataset == "mnist" and not o.validation and not hasattr(o, "regularizer")
+    plain = (
+        o.dataset == "mnist" and not o.data and not o.validation and not hasattr(o, "regularizer")
+    )
     if o.task == "embed" and (o.z_dim, o.labels, metric) == (10, 100, "test_error"):
         return "3.90 ?" if plain else "-"
     if o.task.startswith("embed") and o.z_dim != 2:
@@ -342,4 +346,4 @@ def table(found, o):
         if "?" in paper:
             compare = "; ".join(filter(None, [compare, "?: from memory, not checked"]))
         rows.append((words, metric, paper, compare))
-    return rows
+    return [*rows, scores.JUDGE_ROW] if "judge_accuracy" in found else rows

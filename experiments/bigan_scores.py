@@ -132,14 +132,14 @@ def evaluate(settings, data, test, judge, net=None, encode=None, decode=None, dr
         found.update(probe_score(x, data.y, x_test, test.y, epochs))
     if decode:
         samples = decode(draw(300 if settings.dry_run else 10_000))
-    found.update(image_quality(judge, samples))
+    found.update(image_quality(judge, samples), judge_accuracy=scores.judge_accuracy(judge, test))
     chance = scores.chance_error(data.y, test.y).item()
     return found, table_rows(found, settings, chance)
 
 
 def table_rows(found, settings, chance):
     """Rows of the printed table of one run: words, metric, the paper's value, compare."""
-    on_test_set = settings.dataset == "mnist" and not settings.validation
+    on_test_set = settings.dataset == "mnist" and not (settings.data or settings.validation)
     paper = f"{100 - PAPER_TABLE1[settings.model]:.2f}" if settings.model in PAPER_TABLE1 else "-"
     square, prior = found.get("code_square", 0), found.get("code_prior_square", 0)
     unrelated = f"0 would have {prior:.2f}, an unrelated code about {prior + square:.2f}"
@@ -161,5 +161,6 @@ def table_rows(found, settings, chance):
         ("samples: judge's confidence, %", "sample_confidence", "-", ""),
         ("samples: classes in effect", "sample_classes", "-", "10 at best"),
         ("samples: inception score of the judge", "sample_quality", "-", "10 at best"),
+        scores.JUDGE_ROW,
     ]
     return [row for row in rows if row[1] in found]

@@ -258,6 +258,7 @@ def evaluate(nets, build, draw_codes, decode, data, test, settings, folder):
     settle(nets, draw, data.x, settings)
     judge, decode, dry = load_judge(settings), functools.partial(decode, nets), settings.dry_run
     found = code_scores(draw, decode, judge, test, 500 if dry else 10_000)
+    found["judge_accuracy"] = scores.judge_accuracy(judge, test)
     trunk = in_parts(nets.trunk, data.x), in_parts(nets.trunk, test.x)
     hidden = in_parts(nets.q.hidden, trunk[0]), in_parts(nets.q.hidden, trunk[1])
     order = torch.zeros(5, dtype=torch.long, device=data.x.device)
@@ -285,7 +286,7 @@ def evaluate(nets, build, draw_codes, decode, data, test, settings, folder):
 
 def table(found, settings):
     """The rows of which there is a score. The paper's numbers are of MNIST with K = 10."""
-    papers = settings.dataset == "mnist" and settings.categories == 10
+    papers = settings.dataset == "mnist" and not settings.data and settings.categories == 10
     near, told, five = ("near 0", "2.30", "5") if papers else ("-", "-", "-")
     if settings.recipe == "baseline":
         told, five = near, "-"
@@ -318,6 +319,7 @@ def table(found, settings):
         ("generated: stroke width by one code, R2", "width_r2", "-", "1 at best"),
         ("sweeps -2..2 that change the digit, %", "identity_leak", "-", "0 at best"),
         ("sweeps -1..1 that change the digit, %", "identity_leak_inside", "-", "0 at best"),
+        scores.JUDGE_ROW,
     ]
     for labels, words in ((100, "100 labels"), (1000, "1,000 labels"), ("all", "all labels")):
         pixels = beside("pixels", f"probe_error_pixels_{labels}")

@@ -157,8 +157,8 @@ def evaluate(nets, encode, decode, data, test, settings, folder):
         found.update(true_swap_scores(codes, decode, test))
         return found, sprites_table(found)
     found.update(swap_scores(codes, decode, test, judge))
-    real = percent(judge.classify(to_float(test.x)) == test.y)
-    return found, mnist_table(found, f"{real:.1f} (real images)")
+    found["judge_accuracy"] = scores.judge_accuracy(judge, test)
+    return found, mnist_table(found, f"{found['judge_accuracy']:.1f} (real images)")
 
 
 def mnist_table(found, real):
@@ -174,6 +174,7 @@ def mnist_table(found, real):
         ("reconstruction, mean square", "reconstruction_mse", "-", ""),
         ("KL, nats", "kl_nats", "-", ""),
         ("8 nearest by s of the query's class, %", "retrieval_s", "-", ""),
+        scores.JUDGE_ROW,
     ]
 
 

@@ -6,13 +6,18 @@ All are functions of arrays. Those that draw random numbers have a seed of their
 """
 
 import argparse
+import contextlib
 import copy
 import io
 import math
+import os
 import sys
+import tempfile
+import zlib
 from pathlib import Path
 
-from common import HERE, UserError, load_dataset, to_float, write_atomic
+from common import HERE, UserError, load_dataset, say, to_float, write_atomic
+from data.files import is_mnist
 
 import torch
 import torch.nn.functional as F
@@ -472,7 +477,7 @@ def read_judge(path, device="cpu"):
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
-        raise UserError(f"cannot read '{path}' ({error.strerror}): choose another --data")
+        raise UserError(f"cannot read '{path}' ({error.strerror})")
     except Exception as error:  # zip, pickle and shape errors of a damaged file
         raise UserError(
             f"'{path}' is damaged ({type(error).__name__}): delete it to have it made anew "
@@ -482,30 +487,53 @@ def read_judge(path, device="cpu"):
 
 
 def load_judge(name, root=None, device="cpu", quick=False):
-    """The `Judge` of a data set, in eval mode, from judge-NAME.pt in `root` or in data/.
+    """The `Judge` of a data set, in eval mode.
 
-    One that is absent is trained and written into `root`; MNIST's is committed. It is trained on
-    all training images, so with --validation it has seen the held-out ones.
+    MNIST's is committed. Another one is trained, on all training images, so with --validation it
+    has seen the held-out ones. It is kept in `cache_folder`, under the checksum of its images.
     quick: for a dry run; one that is absent stays untrained.
     """
-    root = Path(root or HERE / "data")
-    for folder in (root, HERE / "data"):
-        try:
-            return read_judge(folder / f"judge-{name}.pt", device)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
+    committed = HERE / "data" / "judge-mnist.pt"
+    if name == "mnist" and Path(root or HERE / "data") == HERE / "data":
+        return read_judge(committed, device)
     train = load_dataset(name, root)[0]
+    if is_mnist(train.x):
+        return read_judge(committed, device)
+    checksum = zlib.crc32(train.y.numpy(), zlib.crc32(train.x.contiguous().numpy()))
+    path = cache_folder() / f"judge-{checksum:08x}.pt"
+    with contextlib.suppress(FileNotFoundError):
+        return read_judge(path, device)
     if quick:
         return new_judge(train).to(device).eval()
+    say(f"training a judge of these images, once; it is kept in {path.parent}")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        judge = train_judge(train.to(device))
-    path = root / f"judge-{name}.pt"
-    try:
-        save_judge(judge, path)
-    except UserError as error:
-        raise UserError(f"{error}: choose another --data")
+        save_judge(train_judge(train.to(device)), path)
     return read_judge(path, device)  # draws what whoever finds the file draws
+
+
+def cache_folder():
+    """Where files that are made from data are kept: $XDG_CACHE_HOME or ~/.cache, or the folder of
+    temporary files where that cannot be written."""
+    homes = os.environ.get("XDG_CACHE_HOME"), Path.home() / ".cache", tempfile.gettempdir()
+    for home in filter(None, homes):
+        folder = Path(home) / "adversarial-disentangling"
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):  # it can be written
+                return folder
+    raise UserError(f"cannot write to any of {', '.join(map(str, filter(None, homes)))}")
+
+
+def judge_accuracy(judge, test):
+    """Percent of the real test images that the judge names right: what its other numbers can be."""
+    right = [
+        judge.classify(to_float(x)) == y for x, y in zip(test.x.split(1000), test.y.split(1000))
+    ]
+    return torch.cat(right).float().mean().item() * 100
+
+
+JUDGE_ROW = ("the judge on the real test images, %", "judge_accuracy", "-", "")
 
 
 def main(words=None):

@@ -295,40 +295,79 @@ def small_judge(train):
     return scores.Judge(1, 4)
 
 
-def few_images(monkeypatch):
-    """A data set of four images, and a judge that needs no training."""
+@pytest.fixture
+def few_images(monkeypatch, tmp_path):
+    """A data set of four images, a judge that needs no training, a cache of the test's own."""
     data = common.Split(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.arange(4))
     monkeypatch.setattr(scores, "load_dataset", lambda *_: (data, data))
     monkeypatch.setattr(scores, "train_judge", small_judge)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return data
 
 
-def test_whoever_trains_the_judge_goes_on_with_the_same_random_numbers(monkeypatch, tmp_path):
-    few_images(monkeypatch)
+def kept(tmp_path):
+    return sorted((tmp_path / "cache").rglob("judge-*"))
+
+
+def test_whoever_trains_the_judge_goes_on_with_the_same_random_numbers(few_images, tmp_path):
     after = []
     for _ in range(2):  # makes the file; finds it
         torch.manual_seed(0)
         scores.load_judge("fashion", tmp_path)
         after.append(torch.rand(1).item())
-    assert after[0] == after[1] and (tmp_path / "judge-fashion.pt").exists()
+    assert after[0] == after[1] and len(kept(tmp_path)) == 1
 
 
-def test_a_dry_run_writes_no_judge(monkeypatch, tmp_path):
-    few_images(monkeypatch)
+def test_a_judge_belongs_to_the_images_not_to_their_name(few_images, tmp_path):
+    judges = [scores.load_judge(name, tmp_path) for name in ("mnist", "fashion", "grey")]
+    assert len(kept(tmp_path)) == 1 and all(judge.net[-1].out_features == 4 for judge in judges)
+    few_images.x[0] = 1
+    scores.load_judge("mnist", tmp_path)
+    assert len(kept(tmp_path)) == 2 and {path.parent.parent for path in kept(tmp_path)} == (
+        {tmp_path / "cache"}
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]  # nothing beside the images
+
+
+def test_mnist_from_another_folder_has_the_committed_judge(few_images, tmp_path, monkeypatch):
+    monkeypatch.setattr(scores, "is_mnist", lambda x: True)
+    assert scores.load_judge("grey", tmp_path).net[-1].out_features == 10
+    assert not kept(tmp_path)
+
+
+def test_a_dry_run_writes_no_judge(few_images, tmp_path):
     scores.load_judge("fashion", tmp_path, quick=True)
-    assert not list(tmp_path.iterdir())
+    assert not kept(tmp_path)
 
 
-def test_a_judge_that_cannot_be_read_or_written_is_one_line(monkeypatch, tmp_path):
-    few_images(monkeypatch)
-    with pytest.raises(common.UserError, match="cannot write .*: choose another --data"):
-        scores.load_judge("fashion", tmp_path / "absent")
-    (tmp_path / "judge-fashion.pt").write_bytes(b"no judge")
-    with pytest.raises(common.UserError, match="judge-fashion.pt' is damaged"):
+def test_a_cache_that_cannot_be_written_leads_to_the_next(few_images, tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert scores.cache_folder() == tmp_path / "home/.cache/adversarial-disentangling"
+    monkeypatch.setenv("HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(scores.tempfile, "gettempdir", lambda: str(tmp_path / "cache"))
+    with pytest.raises(common.UserError, match="cannot write to any of"):
         scores.load_judge("fashion", tmp_path)
-    (tmp_path / "judge-fashion.pt").unlink()
-    (tmp_path / "judge-fashion.pt").mkdir()
-    with pytest.raises(common.UserError, match="cannot read .*: choose another --data"):
+
+
+def test_a_judge_that_cannot_be_read_is_one_line(few_images, tmp_path):
+    scores.load_judge("fashion", tmp_path)
+    (path,) = kept(tmp_path)
+    path.write_bytes(b"no judge")
+    with pytest.raises(common.UserError, match="judge-.*.pt' is damaged"):
         scores.load_judge("fashion", tmp_path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(common.UserError, match="cannot read "):
+        scores.load_judge("fashion", tmp_path)
+
+
+def test_judge_accuracy_is_of_the_real_images():
+    test = common.load_dataset("mnist")[1].take(slice(2500))
+    judge = scores.load_judge("mnist")
+    assert scores.judge_accuracy(judge, test) > 99
+    wrong = common.Split(test.x, (test.y + (torch.arange(2500) < 1000)) % 10)
+    assert abs(scores.judge_accuracy(judge, wrong) - 59.7) < 1
 
 
 def test_train_judge_learns_to_tell_two_patterns():
