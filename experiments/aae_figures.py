@@ -84,10 +84,11 @@ def figure_samples(nets, decode, data, path, rows=8):
 def figure_style(nets, decode, test, path, rows=10):
     """Figure 7: a z from the prior a row, the label along the columns."""
     z = nets.prior.sample(torch.randint(0, 10, (rows,), device=test.x.device))
-    labels = torch.eye(10, device=z.device).repeat(rows, 1)
-    images = decode(nets, labels, z.repeat_interleave(10, 0))
+    classes = test.y.unique()
+    labels = F.one_hot(classes, 10).float().repeat(rows, 1)
+    images = decode(nets, labels, z.repeat_interleave(len(classes), 0))
     words = "Style and content (Fig. 7)", "y: the label", "z from the prior, one a row"
-    figure_grid(path, images, 10, *words)
+    figure_grid(path, images, len(classes), *words)
 
 
 def figure_clusters(nets, encode, decode, test, path, shown=14):

@@ -1021,8 +1021,14 @@ def test_imports_do_nothing_and_set_what_torch_reads(tmp_path):
     modules += ", experiments.bigan_baselines, experiments.bigan_product, experiments.gaussians"
     code = f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); import {modules}"
     code += "; assert os.environ['PYTORCH_ENABLE_MPS_FALLBACK'] == '1'"
+    code += "; assert 'matplotlib.pyplot' not in sys.modules"  # no window, no notebook's backend
+    backend = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **backend},
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())

@@ -1009,6 +1009,23 @@ def test_damaged_data_are_one_line_and_the_mended_command_works(
     common.Run("mathieu", command_line.parse(mathieu.recipe, ["--out", "run", "--device", "cpu"]))
 
 
+def test_three_classes_of_your_own_are_enough(command):
+    rng, arrays = np.random.default_rng(0), {}
+    for part, count in (("train", 120), ("test", 30)):
+        arrays[f"x_{part}"] = rng.integers(0, 256, (count, 28, 28), np.uint8)
+        arrays[f"y_{part}"] = np.arange(count) % 3
+    Path("mine").mkdir()
+    np.savez("mine/a.npz", **arrays)
+    words = "--dataset grey --data mine --dry-run --device cpu --z-dim 4".split()
+    done = command("mathieu.py", *words)
+    assert done.returncode == 0, done.stderr
+    assert "the judge on the real test images" in done.stdout
+    metrics = json.loads(Path("runs/mathieu/dry-run/metrics.json").read_text())
+    assert metrics["guess_error"] == pytest.approx(100 * 2 / 3)
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert Path("runs/mathieu/dry-run/interpolation.png").exists()
+
+
 def test_a_training_that_breaks_says_where_and_keeps_what_was_good(monkeypatch, capsys):
     few = zeros_and_ones(64)
     monkeypatch.setattr(common, "load_data", lambda settings: (few, few))
