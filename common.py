@@ -13,14 +13,11 @@ import math
 import os
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Optional
 
 os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # torch reads it at import
-_, _, module = os.environ.get("MPLBACKEND", "").partition("module://")
-if module and find_spec(module.split(".")[0]) is None:
-    del os.environ["MPLBACKEND"]  # a notebook's, absent here: importing matplotlib would fail
+os.environ["MPLBACKEND"] = "agg"  # figures go into files; a notebook's may be absent here
 
 import torch
 import torch.nn.functional as F

@@ -242,6 +242,7 @@ def build(o):
     """Untrained networks: enc, gen and disc, as far as the model has them."""
     shape = (1, 28, 28) if o.dataset in common.GREY else (3, 32, 32)
     nets = nn.Module()
+    nets.shape = shape
     if o.model not in ("pixels", "gan"):
         nets.enc = bigan.Encoder(shape, o.z_dim, o.hidden)
     if o.model != "pixels":

@@ -142,3 +142,8 @@ def command(monkeypatch, capsys):
         )
 
     return call
+
+
+def fake_nets(shape=(1, 28, 28), **parts):
+    """What `encode` and `decode` need of networks."""
+    return SimpleNamespace(shape=shape, parameters=lambda: iter([torch.zeros(1)]), **parts)

@@ -35,7 +35,7 @@ from experiments import (
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+from conftest import ROOT, fake_nets
 from torch import nn
 
 D = torch.sigmoid
@@ -659,7 +659,7 @@ def blank(y, z):
 
 def model(answer, prior=None, dec=blank):
     """Networks whose encoder and decoder are functions."""
-    nets = SimpleNamespace(enc=Codes(answer), dec=dec, prior=prior or aae.Gaussian())
+    nets = fake_nets(enc=Codes(answer), dec=dec, prior=prior or aae.Gaussian())
     return nets
 
 
