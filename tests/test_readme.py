@@ -241,6 +241,7 @@ def test_every_table_is_on_a_page():
 
 # What may stand in prose: others' numbers, settings, and values that a formula gives.
 OTHERS = {
+    "README.md": "3.0",
     "results/mathieu.md": "98.7 99.6 0.69 1.39",
     "results/aae.md": ".14 0.69 1.39",
     "results/bigan.md": "0.16 7.2 73.5 1.39 0.69 0.75 0.5 0.999",
