@@ -1,5 +1,7 @@
-"""The README's commands parse, its snippet runs as printed, its tables are those of results/."""
+"""README.md and results/*.md: they render whole, their commands parse, their snippets run, their
+numbers are those of results/. And reproduce.py, which files the runs behind them."""
 
+import dataclasses
 import importlib
 import json
 import re
@@ -8,15 +10,18 @@ import time
 from pathlib import Path
 
 import common
-from experiments import command_line, machine, reproduce
+from experiments import command_line, machine, reproduce, tables
 
 import benchmark
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from markdown_it import MarkdownIt
 
-README = (ROOT / "README.md").read_text()
+PAGES = {page: (ROOT / page).read_text() for page in [*tables.PAGES, "results/NOTES.md"]}
+README = PAGES["README.md"]
+EVERY = "\n".join(PAGES.values()) + reproduce.__doc__
 
 
 def accept(script, words):
@@ -24,28 +29,234 @@ def accept(script, words):
     return command_line.parse(importlib.import_module(script).recipe, words)
 
 
+def parsed(page):
+    return MarkdownIt("commonmark").enable("table").parse(PAGES[page])
+
+
+def inline(page, kind):
+    """The tokens of a kind within the paragraphs, cells and headings of a page."""
+    every = [token for block in parsed(page) for token in block.children or ()]
+    return [token for token in every if token.type == kind]
+
+
+def prose(page):
+    """A page's text without fenced code."""
+    return re.sub(r"^ *```.*?^ *```", "", PAGES[page], flags=re.M | re.S)
+
+
+# ---- Pages render whole --------------------------------------------------------------------------
+@pytest.mark.parametrize("page", PAGES)
+def test_code_spans_and_tables_survive(page):
+    spans = re.findall(r"`([^`]+)`", prose(page))
+    shown = [token.content for token in inline(page, "code_inline")]
+    assert shown == [" ".join(span.replace("\\|", "|").split("\n")) for span in spans]
+    kinds = [token.type for token in parsed(page)]
+    rules = re.findall(r"^\|( --- \|)+$", prose(page), re.M)
+    assert kinds.count("table_open") == len(rules)
+    for block in re.findall(r"(?:^\|.*\|$\n?)+", prose(page), re.M):
+        counts = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(counts) == 1, block
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_line_begins_with_an_operator(page):
+    before = ""
+    for line in prose(page).splitlines():
+        words = line.strip()
+        assert not re.match(r"[+*/=<>](?!!--|\*)", words), line
+        if re.match(r"[-–] ", words):  # an item of a list, and no minus sign
+            assert not before.strip() or re.match(r" *- |  ", before), line
+        before = line
+    html = [token.content for token in parsed(page) if token.type == "html_block"]
+    assert all(re.fullmatch(r"\s*<!-- /?[\w-]+ -->\s*", words) for words in html)
+    assert not inline(page, "html_inline")
+
+
+def anchors(page):
+    """Of a page's headings, as GitHub makes them."""
+    blocks = parsed(page)
+    found = set()
+    for block, words in zip(blocks, blocks[1:]):
+        if block.type == "heading_open":
+            found.add(re.sub(r"[^\w -]", "", words.content).lower().replace(" ", "-"))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_pictures_exist(page):
+    links = [token.attrs["href"] for token in inline(page, "link_open")]
+    pictures = [token.attrs["src"] for token in inline(page, "image")]
+    for target in links + pictures:
+        if not target.startswith("http"):
+            path, _, anchor = target.partition("#")
+            file = (ROOT / page).parent / path if path else ROOT / page
+            assert file.exists(), target
+            assert not anchor or anchor in anchors(str(file.resolve().relative_to(ROOT))), target
+    assert len(links) == len(re.findall(r"(?<!!)(?<!\]\()\[[^\]]*\]\([^)]+\)", prose(page)))
+    assert len(pictures) == prose(page).count("![")
+
+
+def test_every_figure_is_shown_or_linked():
+    targets = {f"results/{target}" for target in re.findall(r"\]\(([^)]+\.png)\)", EVERY)}
+    drawn = {str(path.relative_to(ROOT)) for path in results_of("png")}
+    assert drawn <= targets
+
+
+def test_readme_is_short():
+    assert len(README.split()) <= 2000 and README.count("\n") <= 250
+
+
+# ---- Commands and snippets -----------------------------------------------------------------------
+MODULES = "mathieu_pretrained_s|aae_compared|bigan_baselines|bigan_product|gaussians"
+COMMAND = (
+    rf"python (?:(mathieu|aae|bigan|infogan)\.py|-m (experiments\.(?:{MODULES})))([^`\n|&:#]*)"
+)
+
+
 def test_commands_are_accepted():
-    commands = re.findall(r"python (mathieu|aae|bigan|infogan)\.py([^`\n|]*)", README)
-    assert len(commands) >= 20
-    modules = "experiments.(?:mathieu_pretrained_s|bigan_baselines|bigan_product|gaussians)"
-    commands += re.findall(rf"python -m ({modules})([^`\n|]*)", README)
-    for script, arguments in commands:
-        words = [word for word in arguments.replace("NAME", "semi").split() if word != "..."]
-        if not {"--help", "--resume"} & set(words):
-            accept(script, words)
+    found = 0
+    for page in PAGES:
+        if page == "results/NOTES.md":  # which names flags of then
+            continue
+        for script, module, arguments in re.findall(COMMAND, PAGES[page]):
+            words = arguments.replace("RUN", "run").split()
+            found += 1
+            if not {"--help", "--resume", "--data"} & set(words):
+                accept(script or module, words)
+    assert found >= 100
     for row, arguments in reproduce.ROWS.items():
         accept(reproduce.program_of(row)[-1].removesuffix(".py"), arguments.split())
-    for arguments in re.findall(r"python -m experiments\.reproduce([^`\n|]*)", README):
+    for arguments in re.findall(r"python -m experiments\.reproduce([^`\n|#]*)", EVERY):
         reproduce.make_parser().parse_args(arguments.split())
 
 
 def test_commands_name_what_there_is():
-    for script in re.findall(r"python ((?:\w+/)*\w+\.py)", README + reproduce.__doc__):
+    for script in re.findall(r"python ((?:\w+/)*\w+\.py)", EVERY):
         assert (ROOT / script).exists(), script
-    modules = re.findall(r"python -m ([\w.]+)", README + reproduce.__doc__)
+    modules = re.findall(r"python -m ([\w.]+)", EVERY)
     assert "experiments.reproduce" in modules and "experiments.score" in modules
     for module in set(modules) - {"pytest", "venv"}:
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+
+
+def snippets():
+    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("script", ["mathieu", "aae", "bigan", "infogan"])
+def test_snippet_runs_as_printed(script):
+    (snippet,) = (text for text in snippets() if f"from {script} import" in text)
+    space = {}
+    exec(snippet, space)
+    losses = [value for name, value in space.items() if name.startswith("loss")]
+    assert losses and all(torch.isfinite(loss) for loss in losses)
+    for loss in losses:
+        if script != "mathieu":  # it has called backward
+            loss.backward(retain_graph=True)
+    networks = [value for value in space.values() if isinstance(value, torch.nn.Module)]
+    assert all(p.grad is not None for net in networks for p in list(net.parameters())[:1])
+    if script == "mathieu":
+        assert space["image"].shape == (8, 1, 28, 28) and 0 <= space["image"].min()
+        assert all(p.grad is not None for p in space["enc"].parameters())
+    if script == "infogan":
+        bound = (space["nats"] + space["loss"]).item()
+        assert bound == pytest.approx(np.log(10), rel=1e-5)
+
+
+def test_notebook_snippet_runs_as_printed(monkeypatch):
+    for script in ("mathieu", "aae", "bigan", "infogan"):
+        module = importlib.import_module(script)
+        settings = module.recipe("semi") if script == "aae" else module.recipe()
+        nets = module.build(settings).eval()
+        monkeypatch.setattr(module, "load", lambda folder, nets=nets: nets)
+    (snippet,) = (text for text in snippets() if "load_dataset" in text)
+    space = {}
+    exec(snippet, space)
+    assert space["again"].shape == (100, 1, 28, 28) and space["images"].dtype == torch.uint8
+    assert space["s"].shape == (100, 16) and space["logits"].shape == (100, 10)
+    for folder in re.findall(r'load\("runs/(\w+)/([\w-]+)-seed0"', snippet):
+        assert folder[1] in ("mnist", "semi-100", "bigan-mnist")
+
+
+def test_errors_named_are_those_of_the_code():
+    source = (ROOT / "common.py").read_text()
+    errors = README.split("## Errors")[1].split("\n## ")[0]
+    for words in re.findall(r"^- `([^`]+)`:", errors, re.M):
+        assert words.replace("--flag here", "") in source.replace("{unknown[1]}", ""), words
+    assert len(re.findall(r"^- `([^`]+)`:", errors, re.M)) >= 6
+
+
+TRIES = [
+    pytest.param(script or module, arguments.split(), id=f"{page}-{number}")
+    for page in ("mathieu", "aae", "bigan", "infogan")
+    for number, (script, module, arguments) in enumerate(
+        re.findall(COMMAND, PAGES[f"results/{page}.md"].split("## Try this")[1])
+    )
+]
+
+
+@pytest.mark.parametrize("script, words", TRIES)
+def test_try_this_trains(script, words, monkeypatch):
+    """A dry run of the command without its scores, on 64 images and with narrow layers."""
+    module = importlib.import_module(script)
+    owner = importlib.import_module("bigan") if script == "experiments.bigan_product" else module
+    settings = accept(script, words)
+    small = {"dry_run": True, "epochs": 1, "batch_size": 16}
+    small |= {"hidden": 16} if hasattr(settings, "hidden") else {}
+    small |= {"epochs": 2, "maxout": 8} if script.endswith("gaussians") else {}
+    small = {name: value for name, value in small.items() if getattr(settings, name, None)}
+    settings = dataclasses.replace(settings, **small)
+
+    def few(settings):
+        train, test = common.load_dataset("mnist")
+        return train.take(slice(160)), test.take(slice(64))
+
+    if hasattr(settings, "data"):
+        monkeypatch.setattr(common, "load_data", few)
+    finished = []
+    monkeypatch.setattr(owner, "evaluate", lambda *arguments: ({}, ()))
+    monkeypatch.setattr(common.Run, "finish", lambda run, *_: finished.append(run.history))
+    module.main(settings)
+    (history,) = finished
+    assert history or "untrained" in words
+    assert all(np.isfinite(value) for row in history for value in row.values())
+
+
+def test_five_things_to_try_on_each_page():
+    assert len(TRIES) == 20
+
+
+# ---- Numbers -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("page", tables.PAGES)
+def test_tables_are_what_results_say(page):
+    assert tables.rendered(PAGES[page]) == PAGES[page], (
+        "run python -m experiments.reproduce --pages"
+    )
+
+
+def test_every_table_is_on_a_page():
+    for name in tables.PARTS:
+        pages = [page for page in tables.PAGES if f"<!-- {name} -->\n" in PAGES[page]]
+        assert len(pages) == 1, name
+
+
+# What may stand in prose: others' numbers, settings, and values that a formula gives.
+OTHERS = {
+    "README.md": "3.0",
+    "results/mathieu.md": "98.7 99.6 0.69 1.39",
+    "results/aae.md": ".14 0.69 1.39",
+    "results/bigan.md": "0.16 7.2 73.5 1.39 0.69 0.75 0.5 0.999",
+    "results/infogan.md": "9.0 4.0 .854 .036 0.69 0.92 1.09 1.39 2.25",
+}
+
+
+@pytest.mark.parametrize("page", tables.PAGES)
+def test_numbers_of_ours_stand_in_generated_tables_only(page):
+    text = re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- /\1 -->", "", prose(page), flags=re.S)
+    text = re.sub(r"\]\([^)]*\)|`[^`]*`", "", text)
+    found = re.findall(r"(?<![\w.])\d*\.\d+", text.replace("Python 3.10", "").replace("in 4.2", ""))
+    found = set(found) - {"4.1"}  # a section
+    assert found <= set(OTHERS.get(page, "").split())
 
 
 def test_benchmark_asks_for_what_there_is():
@@ -73,31 +284,19 @@ def test_benchmark_writes_what_the_table_shows(tmp_path, monkeypatch, capsys):
         " matmul 40 GFLOP/s; ratio 0.20"
     )
     assert words in capsys.readouterr().out
-    assert "200" not in reproduce.speed_table()
+    assert "200" not in tables.speed_table()
     benchmark.main([])
-    lines = reproduce.speed_table().splitlines()[2:]
-    assert len(lines) == len(benchmark.TIMES)
-    assert all(line.endswith("| 200 | 0.80 | 200 | 0.20 |") for line in lines)
+    lines = tables.speed_table().splitlines()[2:]
+    assert len(lines) == 2 * len(benchmark.TIMES)
+    for share, precision in (("0.80", "fp32"), ("0.20", "bf16")):
+        count = sum(f"in {precision} |" in line and f"| 200 | {share} |" in line for line in lines)
+        assert count == len(benchmark.TIMES)
     # Another machine, one without bf16.
     monkeypatch.setattr(machine, "choose_precision", lambda name, device: "fp32")
     monkeypatch.setattr(common, "hardware", lambda device: "Other, 2 threads")
     benchmark.main([])
-    lines = reproduce.speed_table().splitlines()[2:]
-    assert all(line.endswith("| 200 | 0.80 | 200 | 0.20 | 200 | 0.80 |") for line in lines)
-
-
-def test_snippet_runs_as_printed():
-    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    space = {}
-    exec(snippet, space)
-    image = space["image"]
-    assert image.shape == (8, 1, 28, 28) and 0 <= image.min() and image.max() <= 1
-    assert torch.isfinite(space["loss"])
-    assert all(p.grad is not None for p in space["enc"].parameters())
-
-
-def test_tables_are_what_results_say():
-    assert reproduce.rendered(README) == README, "run python -m experiments.reproduce --readme"
+    lines = tables.speed_table().splitlines()[2:]
+    assert sum("Other" in line for line in lines) == len(benchmark.TIMES)
 
 
 @pytest.mark.parametrize("row", [row for row in reproduce.ROWS if reproduce.read(row)])
@@ -378,8 +577,8 @@ def test_again_keep_files_it_among_the_repeats(pretended):
         reproduce.again("aae/style", seed, keep=True)
     assert (pretended / "aae/style.json").read_text() == filed
     assert [e["seed"] for e in reproduce.read("again/aae/style")] == [1, 5]
-    near, far = reproduce.repeats_table().splitlines()[2:]
-    words = "| `python aae.py --task style --seed 1` | 3 | A, in bf16 | A, in bf16 | 0* | 1 of 1 |"
+    near, far = tables.repeats_table().splitlines()[2:]
+    words = "| `python aae.py --task style --seed 1` | A, in bf16 | 1 of 1 |"
     assert near == f"{words} z error: 41 (41 ± 1) |"
     assert far.endswith("| 0 of 1 | z error: 45 (41 ± 1) |")
 
@@ -419,9 +618,10 @@ def test_minutes_are_of_the_fastest_machine(monkeypatch):
         {"seconds": 60, "hardware": "NVIDIA H200", "precision": "bf16"},
     ]
     monkeypatch.setattr(reproduce, "read", lambda row: entries)
-    assert reproduce.minutes("aae/style") == "5 (1.0)"
+    assert tables.minutes("aae/style") == "5 min, 1.0 on a GPU"
+    assert tables.minutes_on("aae/style", "fp32") == "15"
     del entries[1]
-    assert reproduce.minutes("aae/style") == "10* (1.0)"
+    assert tables.minutes("aae/style") == "10* min, 1.0 on a GPU"
     assert [reproduce.machine(entry) for entry in entries] == [
         "A, B, in bf16",
         "A, B, in fp32",
@@ -429,27 +629,19 @@ def test_minutes_are_of_the_fastest_machine(monkeypatch):
     ]
     assert reproduce.expected("aae/style") == 750
     del entries[:2]
-    assert reproduce.minutes("aae/style") == "– (1.0)" and reproduce.expected("aae/style") == 300
+    assert tables.minutes("aae/style") == "1.0 min on a GPU"
+    assert reproduce.expected("aae/style") == 300
     del entries[:]
-    assert reproduce.minutes("aae/style") == "–"
+    assert tables.minutes("aae/style") == "–"
 
 
 def test_tables_say_which_rows_were_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
-    for make in reproduce.PARTS.values():
+    for make in tables.PARTS.values():
         make()
-    assert "`python mathieu.py --epochs 50`" in reproduce.mnist_table().split("Not run yet: ")[1]
-    lines = reproduce.ablation_table().split("Not run yet: ")
-    assert lines[0].count("\n") == 3 and "experiments.mathieu_pretrained_s" in lines[1]
-
-
-def test_linked_files_exist():
-    headings = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
-    anchors = {
-        "#" + re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings
-    }
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert target in anchors or (ROOT / target).exists(), target
+    assert "`python mathieu.py --epochs 50`: not run yet" in tables.mnist_table()
+    assert tables.ablation_table().count("not run yet") == 11
+    assert "98" not in tables.across_table() and "(0)" in tables.across_table()
 
 
 @pytest.mark.parametrize("script, count", [("mathieu", 7), ("bigan", 3), ("infogan", 5)])
@@ -460,6 +652,6 @@ def test_log_legend_names_every_column(script, count):
         depth = [1 + rest[: k + 1].count("(") - rest[: k + 1].count(")") for k in range(len(rest))]
         calls.append(rest[: depth.index(0)])
     logged = re.findall(r"(\w+)=", " ".join(calls))
-    legend = README.split(f"| in log.csv of {script}.py")[1].split("\n\n")[0]
+    legend = PAGES[f"results/{script}.md"].split(f"| column of {script}.py")[1].split("\n\n")[0]
     told = set(re.findall(r"\w+", " ".join(re.findall(r"^\| (.*?) \|", legend, re.MULTILINE))))
     assert len(logged) == count and set(logged) <= told

@@ -1,0 +1,618 @@
+"""The tables of README.md and results/*.md, made from what is on file in results/.
+
+A page has a table between the markers <!-- NAME --> and <!-- /NAME -->, NAME a key of PARTS.
+`python -m experiments.reproduce --pages` writes all of them anew. A cell of ours is the mean over
+the seeds on file, ± the sample standard deviation. A dash: no entry has that score.
+"""
+
+import importlib
+import json
+import re
+import statistics
+
+from experiments import reproduce
+from experiments.reproduce import ROWS, command, compare, machine, table, threads
+
+PAGES = [
+    "README.md",
+    *(f"results/{name}.md" for name in "mathieu aae bigan infogan machines".split()),
+]
+DASH = "–"
+
+
+# ---- Cells ---------------------------------------------------------------------------------------
+def ours(row, metric, digits=1):
+    """'mean ± deviation' over the seeds on file, or the one value, or a dash."""
+    values = [e["metrics"][metric] for e in reproduce.read(row) if metric in e["metrics"]]
+    if not values:
+        return DASH
+    text = f"{statistics.mean(values):.{digits}f}"
+    return text + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def seeds(row):
+    return len(reproduce.read(row))
+
+
+def counted(row):
+    return f"{seeds(row)} seed{'' if seeds(row) == 1 else 's'}"
+
+
+def kind_of(entry):
+    """'GPU', 'bf16' or 'fp32': what a time depends on most."""
+    return entry["precision"] if threads(entry) else "GPU"
+
+
+def fastest(row, *kinds):
+    """(minutes, machine, threads) of the fastest machine that ran a row, or None. Repeats count,
+    too."""
+    took = {}
+    for e in reproduce.read(row) + reproduce.read(f"again/{row}"):
+        if kind_of(e) in kinds:
+            took.setdefault((machine(e), threads(e)), []).append(e["seconds"] / 60)
+    mean = {key: statistics.mean(values) for key, values in took.items()}
+    best = min(mean, key=mean.get, default=None)
+    return (mean[best], *best) if best else None
+
+
+def minutes_on(row, *kinds):
+    """'9', '17*' (on one core, beside another run) or, on a GPU, '2.2'; a dash where none ran."""
+    found = fastest(row, *kinds)
+    if not found:
+        return DASH
+    took, _, count = found
+    if not count:
+        return f"{took:.1f}"
+    return f"{took:.0f}{'*' if count == 1 else ''}"
+
+
+def minutes(row):
+    """'9 min, 2.2 on a GPU': on the fastest processor, and on a GPU where one ran the row."""
+    cpu, gpu = minutes_on(row, "bf16", "fp32"), minutes_on(row, "GPU")
+    if cpu == DASH:
+        return DASH if gpu == DASH else f"{gpu} min on a GPU"
+    return f"{cpu} min" if gpu == DASH else f"{cpu} min, {gpu} on a GPU"
+
+
+def commands(rows):
+    """A list of the commands of rows, {row: words, or ""}, with their seeds and minutes."""
+    lines = []
+    for row, words in rows.items():
+        done = f"{counted(row)}, {minutes(row)}" if seeds(row) else "not run yet"
+        lines.append(f"- {words}{': ' if words else ''}`{command(row)}`: {done}")
+    return "\n".join(lines)
+
+
+def rows_by_scores(first, rows, scores):
+    """A table with a row of results/ a line. rows: {row: (words, *published)}; scores: (head,
+    metric, digits); first: heads of the words and the published numbers."""
+    lines = []
+    for row, (words, *published) in rows.items():
+        if seeds(row):
+            lines.append([words, *published, *(ours(row, m, digits) for _, m, digits in scores)])
+    return table([*first, *(head for head, _, _ in scores)], lines)
+
+
+def scores_by_rows(first, rows, scores):
+    """A table with a score a line. rows: {row: head}; scores: (words, metric, digits, *published);
+    first: heads of the words and the published numbers."""
+    heads = [f"{words} ({counted(row)})" for row, words in rows.items()]
+    lines = []
+    for words, metric, digits, *published in scores:
+        lines.append([words, *published, *(ours(row, metric, digits) for row in rows)])
+    return table([*first, *heads], lines)
+
+
+# ---- README.md -----------------------------------------------------------------------------------
+PLAIN = {"mathieu": "mathieu/mnist", "aae": "aae/prior-gaussian"}
+PLAIN |= {"bigan": "bigan/mnist", "infogan": "infogan/mnist"}
+
+ACROSS = [  # words, row, metric, digits, the paper's, the best public
+    (
+        "**Mathieu**, class labels: swaps show the digit of the s donor, %",
+        *("mathieu/mnist", "swap_accuracy", 1, "figure", "96.0"),
+    ),
+    (
+        "the digit read from a sampled z, error in % (guessing: 90)",
+        *("mathieu/mnist", "z_sample_error", 1, DASH, "33.2"),
+    ),
+    (
+        "sprites, unseen identities: attributes read from s, error in %",
+        *("mathieu/sprites", "s_error", 1, "5.2", DASH),
+    ),
+    (
+        "sprites: attributes read from the mean of z, error in %",
+        *("mathieu/sprites", "z_mean_error", 1, "59.8", DASH),
+    ),
+    (
+        "sprites: the same by guessing",
+        *("mathieu/sprites", "guess_error", 1, "60.7", DASH),
+    ),
+    (
+        "**AAE**, 100 labels: error in %, training images warped",
+        *("aae/semi-100", "test_error", 2, "1.90 ± 0.10, not warped", "about 4, not warped"),
+    ),
+    (
+        "100 labels, not warped",
+        *("aae/semi-100-no-warps", "test_error", 2, "1.90 ± 0.10", "about 4"),
+    ),
+    (
+        "no labels, 30 clusters: error in %, images warped",
+        *("aae/cluster-30", "cluster_error", 2, "4.10 ± 1.13, not warped", DASH),
+    ),
+    (
+        "all labels: an image shows the digit asked for, its style from the prior, %",
+        *("aae/style", "style_accuracy", 1, "figure", DASH),
+    ),
+    (
+        "**BiGAN**, no labels: nearest neighbour by E's hidden layer, error in %",
+        *("bigan/mnist", "nn_error_features", 2, "2.61", DASH),
+    ),
+    ("G(E(x)) shows x's digit, %", "bigan/mnist", "reconstruction_digit", 1, "figure", DASH),
+    ("ALICE: the same", "bigan/alice", "reconstruction_digit", 1, DASH, DASH),
+    (
+        "**InfoGAN**, no labels: ten categories as a classifier, error in %",
+        *("infogan/mnist", "cluster_error", 2, "5", "about 5"),
+    ),
+    (
+        "one code is the slant, R²",
+        *("infogan/mnist", "slant_r2", 2, "figure", DASH),
+    ),
+]
+
+
+def across_table():
+    lines = []
+    for words, row, metric, digits, paper, public in ACROSS:
+        lines.append([words, paper, public, f"{ours(row, metric, digits)} ({seeds(row)})"])
+    return table(["what is read, from which labels", "paper", "public", "ours (seeds)"], lines)
+
+
+def across_commands():
+    rows = dict.fromkeys(line[1] for line in ACROSS)
+    parts = [f"`{command(row)}` ({minutes_on(row, 'bf16', 'fp32')})" for row in rows]
+    return f"Commands, in that order, with minutes on a processor: {', '.join(parts)}."
+
+
+def kept_megabytes(script):
+    """Size of the checkpoint of a finished run: weights, and bigan.py's running averages."""
+    module = importlib.import_module(script)
+    tensors = module.build(module.recipe()).state_dict().values()
+    copies = 2 if script == "bigan" else 1
+    return copies * sum(t.numel() * t.element_size() for t in tensors) / 1e6
+
+
+def minutes_table():
+    kinds, lines, machines = ("fp32", "bf16", "GPU"), [], {}
+    for script, row in PLAIN.items():
+        cells = [minutes_on(row, kind) for kind in kinds]
+        lines.append([f"`python {script}.py`", *cells, f"{kept_megabytes(script):.0f}"])
+        for kind in kinds:
+            if found := fastest(row, kind):
+                machines.setdefault(found[1], []).append(f"{script}.py")
+    named = "; ".join(f"{name}: {', '.join(scripts)}" for name, scripts in machines.items())
+    head = ["minutes on", "CPU, fp32", "CPU, bf16", "H100", "MB kept"]
+    return f"{table(head, lines)}\n\nMachines: {named}."
+
+
+# ---- results/mathieu.md --------------------------------------------------------------------------
+TERMS = "the paper's terms"
+
+
+def mnist_table():
+    rows = {"mathieu/mnist-paper-terms": TERMS, "mathieu/mnist": "ours"}
+    scores = [
+        ("swap: digit of the s donor, %", "swap_accuracy", 2, "96.0", "88.8"),
+        ("swap: digit of the z donor, %", "swap_z_leak", 2, "0.8", "6.7"),
+        ("prior: digit of the s donor, %", "prior_accuracy", 2, "25", "94.4"),
+        ("probe on s, error in %", "s_error", 2, "1.48", "1.2"),
+        ("probe on z, sampled, error in %", "z_sample_error", 1, "33.2", "3.7"),
+        ("probe on z, mean, error in %", "z_mean_error", 1, "16.3", "3.3"),
+        ("(always the commonest label, %)", "chance_error", 1, DASH, DASH),
+        ("squared error, mean of z", "reconstruction_mse", 4, DASH, DASH),
+        ("squared error, sampled z", "reconstruction_mse_sample", 4, DASH, "0.012"),
+        ("KL, nats", "kl_nats", 1, "19", "34.7"),
+        ("neighbours by s of the same digit, %", "retrieval_s", 1, DASH, DASH),
+    ]
+    first = ["MNIST, test set"]
+    mine = scores_by_rows(first, rows, [score[:3] for score in scores])
+    lines = [[words, checkpoint, recipe] for words, _, _, checkpoint, recipe in scores]
+    lines = [line for line in lines if line[1:] != [DASH, DASH]]
+    others = table(["by others", "public checkpoint", "released recipe, short"], lines)
+    return f"{mine}\n\n{others}\n\n{commands(rows)}"
+
+
+def sprites_table():
+    rows = {"mathieu/sprites-paper-terms": TERMS, "mathieu/sprites": "ours"}
+    scores = [
+        ("probe on s, error in %", "s_error", 2, "5.2"),
+        ("probe on z, sampled, error in %", "z_sample_error", 2, "59.8"),
+        ("probe on z, mean, error in %", "z_mean_error", 2, "59.8"),
+        ("(guessing, %)", "guess_error", 2, "60.7"),
+        ("(always the commonest label, %)", "chance_error", 2, DASH),
+        ("pose read from z, R²", "pose_r2_z", 3, DASH),
+        ("pose read from s, R²", "pose_r2_s", 3, DASH),
+        ("swap against the true picture, squared error", "swap_mse", 4, DASH),
+        ("the same, if s were ignored", "swap_mse_ignore_s", 4, DASH),
+        ("the same, if z were ignored", "swap_mse_ignore_z", 4, DASH),
+        ("squared error, mean of z", "reconstruction_mse", 4, DASH),
+    ]
+    first = ["sprites, unseen identities", "paper"]
+    return f"{scores_by_rows(first, rows, scores)}\n\n{commands(rows)}"
+
+
+def ablation_table():
+    names = {
+        "short": "the whole",
+        "short-paper-terms": "the paper's terms alone",
+        "no-code-discriminator": "no CodeDiscriminator",
+        "no-dead-zone": "no dead zone",
+        "prior-std-1": "prior samples from N(0, I)",
+        "constant-kl": "constant weight of the KL",
+        "no-prior-term": "no prior samples",
+        "no-adversary": "no adversary",
+        "weak-kl": "weak KL, as released",
+        "weak-kl-no-adversary": "weak KL, no adversary",
+        "pretrained-s": "s pre-trained, frozen",
+    }
+    rows = {f"mathieu/mnist-{name}": (words,) for name, words in names.items()}
+    pictures = [
+        ("digit of the s donor", "swap_accuracy", 1),
+        ("of the z donor", "swap_z_leak", 1),
+        ("prior: of the s donor", "prior_accuracy", 1),
+    ]
+    codes = [
+        ("probe on s", "s_error", 2),
+        ("on z, sampled", "z_sample_error", 1),
+        ("on z, mean", "z_mean_error", 1),
+    ]
+    errors = rows_by_scores(["errors in %"], rows, codes)
+    square = [("squared error", "reconstruction_mse", 4), ("KL, nats", "kl_nats", 1)]
+    parts = [rows_by_scores(["swaps show, %"], rows, pictures), errors]
+    parts.append(rows_by_scores(["reconstruction"], rows, square))
+    parts.append(commands({row: words for row, (words,) in rows.items()}))
+    return "\n\n".join(parts)
+
+
+# ---- results/aae.md ------------------------------------------------------------------------------
+def aae_scores(scores):
+    """A table of scores (words, row's name, metric, digits, paper, public), and its commands."""
+    lines, rows = [], {}
+    for words, name, metric, digits, *published in scores:
+        if seeds(f"aae/{name}"):
+            lines.append([words, *published, ours(f"aae/{name}", metric, digits)])
+        rows[f"aae/{name}"] = ""
+    listed = commands(rows)
+    return f"{table(['MNIST, test set', 'paper', 'public', 'ours'], lines)}\n\n{listed}"
+
+
+def prior_table():
+    told, component = "codes told from the prior, % (50 at best)", "code in its label's part, %"
+    return aae_scores(
+        [
+            (f"Fig. 2: {told}", "prior-gaussian", "code_test", 1, "figure", DASH),
+            ("a VAE's codes", "prior-gaussian-kl", "code_test", 1, "figure", DASH),
+            ("a WAE-MMD's codes", "prior-gaussian-mmd", "code_test", 1, DASH, DASH),
+            ("squared error", "prior-gaussian", "reconstruction_mse", 4, DASH, DASH),
+            ("of the VAE", "prior-gaussian-kl", "reconstruction_mse", 4, DASH, DASH),
+            ("of the WAE-MMD", "prior-gaussian-mmd", "reconstruction_mse", 4, DASH, DASH),
+            (
+                f"Fig. 4a, mixture: {component}",
+                *("prior-mixture-10000", "component_accuracy", 1, "figure", DASH),
+            ),
+            (
+                f"Fig. 4c, swiss roll: {component}",
+                *("prior-swiss-roll-10000", "component_accuracy", 1, "figure", DASH),
+            ),
+        ]
+    )
+
+
+def likelihood_table():
+    few = "parzen_10k", 1, "340 ± 2", "377 ± 4"
+    many = "parzen_1m", 1, "427 † (ten million)", "412 (500,000)"
+    return aae_scores(
+        [
+            ("10,000 samples", "likelihood", *few),
+            ("a million", "likelihood", *many),
+            ("50 epochs: 10,000", "likelihood-50-epochs", *few),
+            ("a million", "likelihood-50-epochs", *many),
+            ("noise, 100 epochs: 10,000", "likelihood-noise", *few),
+            ("a million", "likelihood-noise", *many),
+            ("z of 6, 50 epochs: 10,000", "likelihood-6d", *few),
+            ("a million", "likelihood-6d", *many),
+            ("VAE: 10,000", "likelihood-kl", "parzen_10k", 1, DASH, DASH),
+            ("WAE-GAN: 10,000", "likelihood-wae-gan", "parzen_10k", 1, DASH, DASH),
+            ("WAE-MMD: 10,000", "likelihood-mmd", "parzen_10k", 1, DASH, DASH),
+        ]
+    )
+
+
+def style_table():
+    shown = "image shows the label asked for, %"
+    probe = "probe on z, error in %"
+    return aae_scores(
+        [
+            (shown, "style", "style_accuracy", 2, "figure", DASH),
+            (probe, "style", "z_error", 1, DASH, DASH),
+            ("(always the commonest label, %)", "style", "chance_error", 1, DASH, DASH),
+        ]
+    )
+
+
+def semi_table():
+    alone = "the encoder alone"
+    return aae_scores(
+        [
+            ("100 labels", "semi-100", "test_error", 2, "1.90 ± 0.10", "about 4"),
+            (alone, "semi-100", "baseline_error", 2, "25.80 †", DASH),
+            (
+                "100 labels, not warped",
+                *("semi-100-no-warps", "test_error", 2, "1.90 ± 0.10", "about 4"),
+            ),
+            ("1,000 labels", "semi-1000", "test_error", 2, "1.60 ± 0.08 †", "5"),
+            (alone, "semi-1000", "baseline_error", 2, "8.73 †", DASH),
+            ("all labels", "semi-60000", "test_error", 2, "0.85 ± 0.02", DASH),
+            (alone, "semi-60000", "baseline_error", 2, "1.25 †", DASH),
+        ]
+    )
+
+
+def cluster_table():
+    used = "clusters in use"
+    return aae_scores(
+        [
+            ("16 clusters, error in %", "cluster-16", "cluster_error", 2, "9.55 ± 2.05", DASH),
+            (used, "cluster-16", "clusters_used", 1, DASH, DASH),
+            ("30 clusters, error in %", "cluster-30", "cluster_error", 2, "4.10 ± 1.13", DASH),
+            (used, "cluster-30", "clusters_used", 1, DASH, DASH),
+        ]
+    )
+
+
+def embed_table():
+    return aae_scores(
+        [
+            ("1,000 labels, error in %", "embed-1000", "test_error", 2, "4.20 †", DASH),
+            ("100 labels", "embed-100", "test_error", 2, "6.08 †", DASH),
+            ("no labels, 20 clusters", "embed-0", "test_error", 2, "13.46 †", DASH),
+        ]
+    )
+
+
+# ---- results/bigan.md ----------------------------------------------------------------------------
+def bigan_table():
+    models = {
+        "pixels": ("raw pixels", DASH),
+        "untrained": ("untrained E", DASH),
+        "mnist": ("BiGAN", "2.61"),
+        "bilinear": ("BiGAN, product in D", DASH),
+        "gan": ("D of a GAN", "2.70"),
+        "lr": ("latent regressor", "2.56"),
+        "jlr": ("joint latent regressor", "2.87"),
+        "ae-l2": ("autoencoder, l2", "2.42"),
+        "ae-l1": ("autoencoder, l1", "2.37"),
+        "ali": ("ALI", DASH),
+        "alice": ("ALICE", DASH),
+    }
+    rows = {f"bigan/{name}": cells for name, cells in models.items()}
+    plain = {row: cells[:1] for row, cells in rows.items()}
+    layer = [("ours", "nn_error_features", 2)]
+    codes = [
+        ("nearest neighbour", "nn_error_code", 2),
+        ("linear probe", "probe_error_code", 2),
+    ]
+    images = [
+        ("length of x - G(E(x))", "reconstruction_l2", 2),
+        ("x's digit kept, %", "reconstruction_digit", 1),
+        ("inception score", "sample_quality", 2),
+    ]
+    with_code = {row: cells for row, cells in plain.items() if row not in NO_CODE}
+    parts = [
+        rows_by_scores(["Table 1: error in %", "paper"], rows, layer),
+        rows_by_scores(["the code: error in %"], with_code, codes),
+        rows_by_scores(["the images"], plain, images),
+        commands({row: cells[0] for row, cells in plain.items()}),
+    ]
+    return "\n\n".join(parts)
+
+
+NO_CODE = "bigan/gan", "bigan/pixels"
+
+
+def grid_table():
+    post_hoc = "GAN, post-hoc ALI as E"
+    models = [  # words, row, its generator, its encoder, the paper's modes hit
+        ("ALI", "grid", "ali", "ali", "25 (best of 10)"),
+        (post_hoc, "grid", "gan", "posthoc", "22 (best of 10)"),
+        ("GAN, learned inverse", "grid", "gan", "inverse", "22 (best of 10)"),
+        ("VAE", "grid", "vae", "vae", DASH),
+        ("ALI, twice as long", "grid-long", "ali", "ali", "25 (best of 10)"),
+        (f"{post_hoc}, twice as long", "grid-long", "gan", "posthoc", "22 (best of 10)"),
+        ("ALI, random settings", "grid-random", "ali", "ali", "13.4 ± 5.8"),
+        ("GAN, random settings", "grid-random", "gan", "none", "10.4 ± 9.2"),
+    ]
+    hits, shares = [], []
+    for words, name, generator, encoder, paper in models:
+        row = f"bigan/{name}"
+        modes = [ours(row, f"{generator}_{metric}") for metric in ("modes_hit", "modes_good")]
+        hits.append([words, paper, *modes])
+        same = ours(row, f"{encoder}_reconstruction_mode")
+        shares.append([words, ours(row, f"{generator}_samples_good"), same])
+    rows = {
+        "bigan/grid": "ours",
+        "bigan/grid-long": "twice as long",
+        "bigan/grid-random": "random settings",
+    }
+    parts = [
+        table(["25 modes", "paper: hit", "hit", "with a good sample"], hits),
+        table(["in %", "good samples", "reconstructed in their mode"], shares),
+        commands(rows),
+    ]
+    return "\n\n".join(parts)
+
+
+# ---- results/infogan.md --------------------------------------------------------------------------
+def infogan_table():
+    first = {"infogan/mnist": "ours", "infogan/baseline": "regular GAN"}
+    second = {"infogan/long": "ours, twice as long", "infogan/paper": "released recipe, nearly"}
+    scores = [
+        ("L_I of the category, nats (log 10 = 2.303)", "mutual_information", 3, "2.30"),
+        ("updates until it is 2.25", "steps_to_2.25", 0, DASH),
+        ("error, a category a digit, %", "cluster_error", 2, "5"),
+        ("error, category's commonest digit, %", "cluster_error_majority", 2, DASH),
+        ("normalised mutual information", "nmi", 3, DASH),
+        ("k-means on pixels, a cluster a digit, %", "kmeans_cluster_error", 2, DASH),
+        ("images show their category's digit, %", "generated_purity", 2, "figure"),
+        ("digits among the categories", "generated_digits", 1, "figure"),
+        ("variance within a category", "generated_diversity", 2, DASH),
+        ("slant by one code, R²", "slant_r2", 2, "figure"),
+        ("stroke width by one code, R²", "width_r2", 2, "figure"),
+        ("sweeps -2 to 2 that change the digit, %", "identity_leak", 1, DASH),
+        ("sweeps -1 to 1", "identity_leak_inside", 1, DASH),
+    ]
+    parts = [
+        scores_by_rows(["MNIST, test set", "paper"], first, scores),
+        scores_by_rows(["MNIST, test set"], second, [score[:3] for score in scores]),
+        commands({**first, **second}),
+    ]
+    return "\n\n".join(parts)
+
+
+def leak_table():
+    names = {
+        "k0": "0",
+        "k2": "2",
+        "k5": "5",
+        "mnist": "10",
+        "paper": "10, released recipe",
+        "k20": "20",
+        "k30": "30",
+        "k50": "50",
+        "baseline": "regular GAN",
+    }
+    rows = {f"infogan/{name}": (words,) for name, words in names.items()}
+    grouped = {row: words for row, words in rows.items() if row != "infogan/k0"}
+    clusters = [
+        ("a category a digit", "cluster_error", 2),
+        ("commonest digit", "cluster_error_majority", 2),
+        ("k-means, commonest", "kmeans_cluster_error_majority", 2),
+    ]
+    information = [("category", "nmi", 3), ("k-means on pixels", "kmeans_nmi", 3)]
+    labels = {"100": "100 labels", "1000": "1,000", "all": "all"}
+    trunk, hidden = (
+        [(words, f"probe_error_{layer}_{count}", 2) for count, words in labels.items()]
+        for layer in ("trunk", "q_hidden")
+    )
+    beside = []
+    for words, name in (("untrained trunk", "untrained"), ("raw pixels", "pixels")):
+        metrics = [f"probe_error_{name}_{count}" for count in labels]
+        beside.append([words, *(ours("infogan/long", metric, 2) for metric in metrics)])
+    extra = "\n".join("| " + " | ".join(line) + " |" for line in beside)
+    parts = [
+        rows_by_scores(["K: error in %"], grouped, clusters),
+        rows_by_scores(["K: mutual information"], grouped, information),
+        rows_by_scores(["K: probe on the trunk, %"], rows, trunk) + f"\n{extra}",
+        rows_by_scores(["K: probe on Q's hidden layer, %"], rows, hidden),
+        commands({row: words for row, (words,) in rows.items()}),
+    ]
+    return "\n\n".join(parts)
+
+
+# ---- results/machines.md -------------------------------------------------------------------------
+def hardware():
+    """Machines, precisions and versions behind the tables, with the number of runs."""
+    entries = [entry for row in ROWS for entry in reproduce.read(row)]
+    machines = {}
+    for entry in entries:
+        machines.setdefault(machine(entry), []).append(entry)
+    lines = []
+    for name, mine in sorted(machines.items(), key=lambda item: -len(item[1])):
+        counts = sorted({threads(entry) for entry in mine} - {0})
+        lines.append([name, len(mine), " or ".join(map(str, counts)) or DASH])
+    versions = sorted({entry["versions"]["torch"] for entry in entries})
+    words = f"{len(entries)} runs in all, by torch {', '.join(versions)}."
+    return f"{table(['machine, precision', 'runs', 'threads'], lines)}\n\n{words}"
+
+
+def share(entry):
+    """Of the machine's matmul rate."""
+    return f"{entry['ratio']:.2f}" if entry["ratio"] >= 0.1 else f"{entry['ratio']:.1g}"
+
+
+def speed_table():
+    """What tests/benchmark.py wrote, of every machine on file."""
+    path = reproduce.RESULTS / "benchmark.json"
+    entries = json.loads(path.read_text()) if path.exists() else []
+    found = {(machine(entry), entry["step"]): entry for entry in entries}
+    names = {
+        "mathieu": "mathieu.py",
+        "aae": "aae.py",
+        "aae-semi": "aae.py, semi",
+        "aae-small": "aae.py, small",
+        "bigan": "bigan.py",
+        "infogan": "infogan.py",
+    }
+    lines = []
+    for name in dict.fromkeys(name for name, _ in found):
+        for step, words in names.items():
+            entry = found.get((name, step))
+            if entry:
+                lines.append([name, words, f"{entry['images_per_second']:,.0f}", share(entry)])
+    return table(["machine", "step", "images/s", "share of matmul"], lines)
+
+
+def repeats_table():
+    """What --again --keep filed: how far a run lies from those behind the tables."""
+    lines = []
+    for row in ROWS:
+        for e in reproduce.read(f"again/{row}"):
+            far = [line for line in compare(row, e) if line[4] is not None]
+            if not far:  # fewer than two seeds on file: no deviation
+                continue
+            name, mean, spread, now, _ = max(far, key=lambda line: line[4])
+            near = f"{sum(line[4] <= 2 for line in far)} of {len(far)}"
+            furthest = f"{name.replace('_', ' ')}: {now:.4g} ({mean:.4g} ± {spread:.2g})"
+            lines.append([f"`{command(row, e['seed'])}`", machine(e), near, furthest])
+    head = ["run anew", "by", "scores within two deviations", "furthest off: now (on file)"]
+    return table(head, lines)
+
+
+# ---- Pages ---------------------------------------------------------------------------------------
+PARTS = {
+    "across": across_table,
+    "across-commands": across_commands,
+    "minutes": minutes_table,
+    "mnist": mnist_table,
+    "sprites": sprites_table,
+    "ablations": ablation_table,
+    "prior": prior_table,
+    "likelihood": likelihood_table,
+    "style": style_table,
+    "semi": semi_table,
+    "cluster": cluster_table,
+    "embed": embed_table,
+    "bigan": bigan_table,
+    "grid": grid_table,
+    "infogan": infogan_table,
+    "leak": leak_table,
+    "hardware": hardware,
+    "speed": speed_table,
+    "repeats": repeats_table,
+}
+
+
+def rendered(text):
+    """A page's text with what stands between its markers written anew."""
+
+    def anew(found):
+        name = found[1]
+        return f"<!-- {name} -->\n{PARTS[name]()}\n<!-- /{name} -->"
+
+    return re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- /\1 -->", anew, text, flags=re.S)
+
+
+def write_pages():
+    for page in PAGES:
+        path = reproduce.ROOT / page
+        path.write_text(rendered(path.read_text()))
