@@ -191,7 +191,7 @@ def minutes_table():
             if found := fastest(row, kind):
                 machines.setdefault(found[1], []).append(f"{script}.py")
     named = "; ".join(f"{name}: {', '.join(scripts)}" for name, scripts in machines.items())
-    head = ["minutes on", "CPU, fp32", "CPU, bf16", "H100", "MB kept"]
+    head = ["minutes on", "CPU, fp32", "CPU, bf16", "H100", "MB"]
     return f"{table(head, lines)}\n\nMachines: {named}."
 
 
@@ -245,7 +245,7 @@ def ablation_table():
     names = {
         "short": "the whole",
         "short-paper-terms": "the paper's terms alone",
-        "no-code-discriminator": "no CodeDiscriminator",
+        "no-code-discriminator": "no code discriminator",
         "no-dead-zone": "no dead zone",
         "prior-std-1": "prior samples from N(0, I)",
         "constant-kl": "constant weight of the KL",
@@ -494,9 +494,9 @@ def leak_table():
     rows = {f"infogan/{name}": (words,) for name, words in names.items()}
     grouped = {row: words for row, words in rows.items() if row != "infogan/k0"}
     clusters = [
-        ("a category a digit", "cluster_error", 2),
-        ("commonest digit", "cluster_error_majority", 2),
-        ("k-means, commonest", "kmeans_cluster_error_majority", 2),
+        ("one to one", "cluster_error", 2),
+        ("majority", "cluster_error_majority", 2),
+        ("k-means, majority", "kmeans_cluster_error_majority", 2),
     ]
     information = [("category", "nmi", 3), ("k-means on pixels", "kmeans_nmi", 3)]
     labels = {"100": "100 labels", "1000": "1,000", "all": "all"}
@@ -559,7 +559,7 @@ def speed_table():
             entry = found.get((name, step))
             if entry:
                 lines.append([name, words, f"{entry['images_per_second']:,.0f}", share(entry)])
-    return table(["machine", "step", "images/s", "share of matmul"], lines)
+    return table(["machine", "step", "images/s", "share"], lines)
 
 
 def repeats_table():
@@ -573,8 +573,8 @@ def repeats_table():
             name, mean, spread, now, _ = max(far, key=lambda line: line[4])
             near = f"{sum(line[4] <= 2 for line in far)} of {len(far)}"
             furthest = f"{name.replace('_', ' ')}: {now:.4g} ({mean:.4g} ± {spread:.2g})"
-            lines.append([f"`{command(row, e['seed'])}`", machine(e), near, furthest])
-    head = ["run anew", "by", "scores within two deviations", "furthest off: now (on file)"]
+            lines.append([f"{row}, seed {e['seed']}", machine(e), near, furthest])
+    head = ["run anew", "by", "within two", "furthest off: now (on file)"]
     return table(head, lines)
 
 

@@ -159,8 +159,7 @@ def test_snippet_runs_as_printed(script):
         assert space["image"].shape == (8, 1, 28, 28) and 0 <= space["image"].min()
         assert all(p.grad is not None for p in space["enc"].parameters())
     if script == "infogan":
-        bound = (space["nats"] + space["loss"]).item()
-        assert bound == pytest.approx(np.log(10), rel=1e-5)
+        assert (space["nats"] + space["loss"]).item() == pytest.approx(np.log(10), rel=1e-5)
 
 
 def test_notebook_snippet_runs_as_printed(monkeypatch):
@@ -578,7 +577,7 @@ def test_again_keep_files_it_among_the_repeats(pretended):
     assert (pretended / "aae/style.json").read_text() == filed
     assert [e["seed"] for e in reproduce.read("again/aae/style")] == [1, 5]
     near, far = tables.repeats_table().splitlines()[2:]
-    words = "| `python aae.py --task style --seed 1` | A, in bf16 | 1 of 1 |"
+    words = "| aae/style, seed 1 | A, in bf16 | 1 of 1 |"
     assert near == f"{words} z error: 41 (41 ± 1) |"
     assert far.endswith("| 0 of 1 | z error: 45 (41 ± 1) |")
 
