@@ -19,6 +19,7 @@ from experiments import batch_norm, machine, scores
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from sklearn.metrics import normalized_mutual_info_score
 
 
 def percent(hits):
@@ -151,8 +152,8 @@ def cluster_scores(logits, test_logits, data, test, tries=5):
         found[f"{prefix}cluster_error"] = scores.cluster_error(test_answers, test.y, matched)
         error = scores.cluster_error(test_answers, test.y, commonest)
         found[f"{prefix}cluster_error_majority"] = error
-        nmi = scores.normalized_mutual_information(test_answers.argmax(1), test.y)
-        found[f"{prefix}nmi"] = nmi
+        nmi = normalized_mutual_info_score(test.y.cpu(), test_answers.argmax(1).cpu())
+        found[f"{prefix}nmi"] = float(nmi)
     return found
 
 

@@ -21,8 +21,23 @@ from data.files import is_mnist
 
 import torch
 import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
+from sklearn.neighbors import NearestNeighbors
 from torch import nn
 from tqdm import tqdm
+
+
+def check_finite(codes):
+    if not torch.isfinite(codes).all():
+        raise UserError("the codes are not finite: the training broke")
+
+
+def as_array(codes):
+    """The numpy array float32 of a tensor on any device, for scikit-learn."""
+    check_finite(codes)
+    return codes.float().numpy(force=True)
+
 
 # --------------------------------------------------------------------------------------------
 # Probes
@@ -43,8 +58,7 @@ def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, seed=
     groups: int64 [N], where the test set has other groups (the characters of sprites).
     A random tenth of the training codes, or of the groups, picks the epoch.
     """
-    if not torch.isfinite(train).all():
-        raise UserError("the codes are not finite: the training broke")
+    check_finite(train)
     rng = torch.Generator().manual_seed(seed)
     used, held = hold_out_a_tenth(len(train), groups, rng)
     std, test_std = (None, None) if noise is None else noise
@@ -172,20 +186,12 @@ def nearest(queries, references, k=1, exclude_self=False):
     """Index int64 [N, k] of the k nearest rows of `references` [M, d] to each query [N, d].
 
     The distance is Euclidean, and the nearest comes first. With k = 1 it is the first of several
-    that are equally near. exclude_self: the queries are the references, and no row is its own
-    neighbour.
+    that are equally near, else any. exclude_self: the queries are the references, and no row is
+    its own neighbour.
     """
-    found = []
-    for start in range(0, len(queries), 1000):
-        distance = torch.cdist(queries[start : start + 1000].float(), references.float())
-        if exclude_self:
-            row = torch.arange(len(distance), device=distance.device)
-            distance[row, row + start] = math.inf
-        if k == 1:
-            found.append(distance.argmin(1, keepdim=True))
-        else:
-            found.append(distance.topk(k, largest=False).indices)
-    return torch.cat(found)
+    neighbours = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(as_array(references))
+    asked = None if exclude_self else as_array(queries)  # None: every reference, without itself
+    return torch.from_numpy(neighbours.kneighbors(asked, return_distance=False)).to(queries.device)
 
 
 def nn_error(references, reference_y, queries, query_y):
@@ -212,7 +218,7 @@ def name_clusters(scores, y, rule="exemplar"):
     exemplar = y[scores.argmax(0)]
     if rule == "exemplar":
         return exemplar
-    votes = count_pairs(scores.argmax(1), y, scores.shape[1], int(y.max()) + 1)
+    votes = count_votes(scores, y)
     return torch.where(votes.sum(1) > 0, votes.argmax(1), exemplar)
 
 
@@ -230,127 +236,27 @@ def match_clusters(scores, y):
     A cluster that is left over has -1. scores: float [N, K], the largest says the cluster;
     y: int64 [N].
     """
-    clusters, classes = scores.shape[1], int(y.max()) + 1
-    votes = count_pairs(scores.argmax(1).cpu(), y.cpu(), clusters, classes)
-    size = max(clusters, classes)
-    cost = torch.zeros(size, size)
-    cost[:clusters, :classes] = -votes
-    column = assign(cost)[:clusters]
-    return torch.where(column < classes, column, torch.full_like(column, -1)).to(y.device)
+    votes = count_votes(scores, y)
+    cluster, label = linear_sum_assignment(votes.cpu(), maximize=True)
+    names = torch.full((len(votes),), -1)
+    names[cluster] = torch.from_numpy(label)
+    return names.to(y.device)
 
 
-def count_pairs(a, b, rows, columns):
-    """How often a [N] is i where b [N] is j: float [rows, columns]."""
-    table = torch.zeros(rows, columns, device=b.device)
-    return table.index_put_((a, b), torch.ones(len(b), device=b.device), accumulate=True)
+def count_votes(scores, y):
+    """How often cluster i is the likeliest of an example of class j: int64 [K, classes]."""
+    classes = int(y.max()) + 1
+    pairs = scores.argmax(1) * classes + y
+    return torch.bincount(pairs, minlength=scores.shape[1] * classes).view(-1, classes)
 
 
-def assign(cost):
-    """Column int64 [n] of each row of `cost` [n, n], each column once, of least total cost.
+def k_means(x, k, seed=0, tries=5):
+    """Centres [k, d] of k-means on x [N, d], at rest: the best of several tries by k-means++.
 
-    The Hungarian method by shortest augmenting paths, O(n^3).
+    Several threads add up in any order, so the last digits may differ from run to run.
     """
-    cost = cost.double().tolist()
-    n = len(cost)
-    u, v = [0.0] * (n + 1), [0.0] * (n + 1)  # potentials of rows and columns
-    row_of = [0] * (n + 1)  # the row in each column; both count from 1, and 0 is none
-    for i in range(1, n + 1):
-        row_of[0] = i
-        j = 0
-        best = [math.inf] * (n + 1)
-        back = [0] * (n + 1)
-        seen = [False] * (n + 1)
-        while row_of[j]:
-            seen[j] = True
-            row = row_of[j]
-            delta = math.inf
-            following = 0
-            for k in range(1, n + 1):
-                if seen[k]:
-                    continue
-                reduced = cost[row - 1][k - 1] - u[row] - v[k]
-                if reduced < best[k]:
-                    best[k], back[k] = reduced, j
-                if best[k] < delta:
-                    delta, following = best[k], k
-            for k in range(n + 1):
-                if seen[k]:
-                    u[row_of[k]] += delta
-                    v[k] -= delta
-                else:
-                    best[k] -= delta
-            j = following
-        while j:  # each column on the path takes the row of the one before it
-            row_of[j] = row_of[back[j]]
-            j = back[j]
-    column = [0] * n
-    for k in range(1, n + 1):
-        column[row_of[k] - 1] = k - 1
-    return torch.tensor(column)
-
-
-def normalized_mutual_information(a, b):
-    """Mutual information of two labellings int64 [N] over the mean of their entropies.
-
-    0 for independent ones, 1 for the same but for the names.
-    """
-    joint = torch.zeros(int(a.max()) + 1, int(b.max()) + 1, dtype=torch.float64)
-    ones = torch.ones(len(a), dtype=torch.float64)
-    joint = joint.index_put_((a.cpu(), b.cpu()), ones, accumulate=True) / len(a)
-    h_a, h_b, h = entropy(joint.sum(1)), entropy(joint.sum(0)), entropy(joint)
-    if h_a + h_b <= 0:
-        return 1.0
-    return ((h_a + h_b - h) / ((h_a + h_b) / 2)).item()
-
-
-def entropy(p):
-    """- sum p log p of probabilities of any shape, in nats."""
-    p = p[p > 0]
-    return -(p * p.log()).sum()
-
-
-def k_means(x, k, seed=0, tries=5, iterations=100):
-    """Centres [k, d] of k-means on x [N, d]: Lloyd's algorithm from k-means++ seeds.
-
-    Of several tries the one with the least total squared distance.
-    """
-    rng = torch.Generator().manual_seed(seed)
-    best, least = None, math.inf
-    for _ in range(tries):
-        centres = seed_centres(x, k, rng)
-        member = None
-        for _ in range(iterations):
-            previous = member
-            distance, member = nearest_centre(x, centres)
-            if previous is not None and torch.equal(previous, member):
-                break
-            number = torch.bincount(member, minlength=k)[:, None]
-            total = torch.zeros_like(centres).index_add_(0, member, x)
-            centres = torch.where(number > 0, total / number.clamp(min=1), centres)
-        if distance.square().sum() < least:
-            best, least = centres, distance.square().sum()
-    return best
-
-
-def seed_centres(x, k, rng):
-    """Rows of x as the first centres [k, d], by k-means++: far from the others is likelier."""
-    centres = x[torch.randint(len(x), (1,), generator=rng).to(x.device)]
-    distance = (x - centres).square().sum(1)
-    for _ in range(k - 1):
-        chosen = torch.multinomial(distance.cpu().double(), 1, generator=rng).to(x.device)
-        centres = torch.cat([centres, x[chosen]])
-        distance = torch.minimum(distance, (x - x[chosen]).square().sum(1))
-    return centres
-
-
-def nearest_centre(x, centres):
-    """Distance [N] of each row of x [N, d] to the nearest centre, and its number int64 [N]."""
-    distance, number = [], []
-    for part in x.split(5000):
-        least = torch.cdist(part, centres).min(1)
-        distance.append(least.values)
-        number.append(least.indices)
-    return torch.cat(distance), torch.cat(number)
+    found = KMeans(k, n_init=tries, random_state=seed, tol=0).fit(as_array(x))
+    return torch.from_numpy(found.cluster_centers_).to(x)
 
 
 # --------------------------------------------------------------------------------------------
