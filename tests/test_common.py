@@ -868,13 +868,13 @@ def test_sigterm_ends_with_a_line_and_its_status(capsys):
 
 def test_two_may_write_a_file_at_the_same_moment():
     def write(letter):
-        for _ in range(50):
+        for _ in range(20):
             common.write_atomic(Path("file"), letter * 100_000)
             assert len(set(Path("file").read_bytes())) == 1
 
     code = f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]}; import test_common as t"
     code += "; from pathlib import Path; print('ready', flush=True)"
-    code += "; [t.common.write_atomic(Path('file'), b'b' * 100_000) for _ in range(50)]"
+    code += "; [t.common.write_atomic(Path('file'), b'b' * 100_000) for _ in range(20)]"
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     other.stdout.readline()
     write(b"a")

@@ -178,7 +178,8 @@ def test_notebook_snippet_runs_as_printed(monkeypatch):
 
 
 def test_errors_named_are_those_of_the_code():
-    source = (ROOT / "common.py").read_text()
+    files = "common.py experiments/run_folder.py experiments/command_line.py"
+    source = "".join((ROOT / file).read_text() for file in files.split())
     errors = README.split("## Errors")[1].split("\n## ")[0]
     for words in re.findall(r"^- `([^`]+)`:", errors, re.M):
         assert words.replace("--flag here", "") in source.replace("{unknown[1]}", ""), words
@@ -203,7 +204,7 @@ def test_try_this_trains(script, words, monkeypatch):
     small = {"dry_run": True, "epochs": 1, "batch_size": 16}
     small |= {"hidden": 16} if hasattr(settings, "hidden") else {}
     small |= {"epochs": 2, "maxout": 8} if script.endswith("gaussians") else {}
-    small = {name: value for name, value in small.items() if getattr(settings, name, None)}
+    small = {name: value for name, value in small.items() if hasattr(settings, name)}
     settings = dataclasses.replace(settings, **small)
 
     def few(settings):
