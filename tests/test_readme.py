@@ -293,7 +293,7 @@ def test_benchmark_writes_what_the_table_shows(tmp_path, monkeypatch, capsys):
         assert count == len(benchmark.TIMES)
     # Another machine, one without bf16.
     monkeypatch.setattr(machine, "choose_precision", lambda name, device: "fp32")
-    monkeypatch.setattr(common, "hardware", lambda device: "Other, 2 threads")
+    monkeypatch.setattr(machine, "hardware", lambda device: "Other, 2 threads")
     benchmark.main([])
     lines = tables.speed_table().splitlines()[2:]
     assert sum("Other" in line for line in lines) == len(benchmark.TIMES)
