@@ -467,8 +467,7 @@ def encode(nets, x, sample=False):
 @torch.no_grad()
 def decode(nets, y, z):
     """y [N, classes], probabilities, or None, and z [N, z_dim] -> images [N, C, H, W] in [0, 1]."""
-    ys = [None] * len(z) if y is None else y.split(1000)
-    return torch.cat([nets.dec(*codes) for codes in zip(ys, z.split(1000))])
+    return torch.cat([nets.dec(*codes) for codes in common.code_batches(nets, y, z)])
 
 
 @torch.random.fork_rng()

@@ -364,7 +364,7 @@ def encode(nets, x):
 @torch.no_grad()
 def decode(nets, z):
     """Codes [N, z_dim] -> images float [N, C, H, W] in [0, 1]."""
-    return torch.cat([nets.gen(part) for part in z.split(1000)])
+    return torch.cat([nets.gen(part) for (part,) in common.code_batches(nets, z)])
 
 
 def evaluate(nets, data, test, settings, folder):

@@ -81,6 +81,14 @@ def image_batches(x, nets, size=1000):
     return (to_float(part.to(device)) for part in x.split(size))
 
 
+def code_batches(nets, *codes, size=1000):
+    """Parts of at most `size` rows of codes [N, ...], of torch or numpy, or None; on nets' device."""
+    to = {"dtype": torch.float32, "device": next(nets.parameters()).device}
+    parts = [None if code is None else torch.as_tensor(code, **to).split(size) for code in codes]
+    count = max(len(part) for part in parts if part is not None)
+    return zip(*([None] * count if part is None else part for part in parts))
+
+
 def load_dataset(name, root=None, validation=False):
     """Training and test `Split`, by data.files.read: mnist is embedded, sprites are drawn, grey and
     colour are your own images in `root`; for the others torchvision finds the files in `root` (the

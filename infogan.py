@@ -362,8 +362,7 @@ def encode(nets, x):
 @torch.no_grad()
 def decode(nets, z, c1, c2):
     """Codes as `draw_codes` gives them -> images float [N, C, H, W] in [0, 1]."""
-    codes = zip(z.split(1000), c1.split(1000), c2.split(1000))
-    return torch.cat([nets.gen(*part) for part in codes])
+    return torch.cat([nets.gen(*codes) for codes in common.code_batches(nets, z, c1, c2)])
 
 
 @torch.random.fork_rng()

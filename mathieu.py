@@ -367,7 +367,7 @@ def encode(nets, x):
 @torch.no_grad()
 def decode(nets, z, s):
     """z [N, z_dim] and s [N, s_dim] -> images float [N, C, H, W] in [0, 1]."""
-    return torch.cat([nets.dec(*codes) for codes in zip(z.split(1000), s.split(1000))])
+    return torch.cat([nets.dec(*codes) for codes in common.code_batches(nets, z, s)])
 
 
 def evaluate(nets, data, test, settings, folder):

@@ -328,6 +328,29 @@ def test_encode_takes_images_of_any_usual_kind_and_refuses_others(script):
             script.encode(nets, wrong)
 
 
+def test_decode_takes_codes_of_torch_and_numpy():
+    torch.manual_seed(0)
+    nets = {
+        script: script.build(command_line.parse(script.recipe, [])).eval()
+        for script in (mathieu, bigan)
+    }
+    nets[aae] = aae.build(aae.recipe("style")).eval()
+    codes = {
+        mathieu: (torch.randn(1200, 16), torch.randn(1200, 16)),
+        bigan: (torch.randn(1200, 50),),
+    }
+    codes[aae] = torch.eye(10).repeat(120, 1), torch.randn(1200, 15)
+    for script, tensors in codes.items():
+        images = script.decode(nets[script], *tensors)
+        assert images.shape == (1200, 1, 28, 28) and 0 <= images.min() and images.max() <= 1
+        arrays = [code.double().numpy() for code in tensors]
+        assert torch.equal(images, script.decode(nets[script], *arrays))
+        one = script.decode(nets[script], *(code[1100:1101] for code in tensors))
+        assert torch.allclose(one, images[1100:1101], atol=1e-5)
+    plain = aae.build(aae.recipe("prior")).eval()
+    assert aae.decode(plain, None, torch.randn(1200, 2)).shape == (1200, 1, 28, 28)
+
+
 # ---- Pairs ---------------------------------------------------------------------------------------
 
 

@@ -197,7 +197,7 @@ TRIES = [
 
 @pytest.mark.parametrize("script, words", TRIES)
 def test_try_this_trains(script, words, monkeypatch):
-    """A dry run of the command without its scores, on 64 images and with narrow layers."""
+    """A dry run of the command without its scores, on 96 images and with narrow layers."""
     module = importlib.import_module(script)
     owner = importlib.import_module("bigan") if script == "experiments.bigan_product" else module
     settings = accept(script, words)
@@ -209,7 +209,7 @@ def test_try_this_trains(script, words, monkeypatch):
 
     def few(settings):
         train, test = common.load_dataset("mnist")
-        return train.take(slice(160)), test.take(slice(64))
+        return train.take(slice(96)), test.take(slice(64))
 
     if hasattr(settings, "data"):
         monkeypatch.setattr(common, "load_data", few)
