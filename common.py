@@ -82,7 +82,7 @@ def image_batches(x, nets, size=1000):
 
 
 def code_batches(nets, *codes, size=1000):
-    """Parts of at most `size` rows of codes [N, ...], of torch or numpy, or None; on nets' device."""
+    """Parts of at most `size` rows of codes [N, ...], torch or numpy, or None, on nets' device."""
     to = {"dtype": torch.float32, "device": next(nets.parameters()).device}
     parts = [None if code is None else torch.as_tensor(code, **to).split(size) for code in codes]
     count = max(len(part) for part in parts if part is not None)
