@@ -580,7 +580,7 @@ def test_again_keep_files_it_among_the_repeats(pretended):
     assert (pretended / "aae/style.json").read_text() == filed
     assert [e["seed"] for e in reproduce.read("again/aae/style")] == [1, 5]
     near, far = tables.repeats_table().splitlines()[2:]
-    words = "| aae/style, seed 1 | A, in bf16 | 1 of 1 |"
+    words = "| aae/style, seed 1, by A, in bf16 | 1 of 1 |"
     assert near == f"{words} z error: 41 (41 ± 1) |"
     assert far.endswith("| 0 of 1 | z error: 45 (41 ± 1) |")
 
