@@ -186,7 +186,7 @@ def minutes_table():
     kinds, lines, machines = ("fp32", "bf16", "GPU"), [], {}
     for script, row in PLAIN.items():
         cells = [minutes_on(row, kind) for kind in kinds]
-        lines.append([f"`python {script}.py`", *cells, f"{kept_megabytes(script):.0f}"])
+        lines.append([f"`{script}.py`", *cells, f"{kept_megabytes(script):.0f}"])
         for kind in kinds:
             if found := fastest(row, kind):
                 machines.setdefault(found[1], []).append(f"{script}.py")
@@ -546,12 +546,12 @@ def speed_table():
     entries = json.loads(path.read_text()) if path.exists() else []
     found = {(machine(entry), entry["step"]): entry for entry in entries}
     names = {
-        "mathieu": "mathieu.py",
-        "aae": "aae.py",
-        "aae-semi": "aae.py, semi",
-        "aae-small": "aae.py, small",
-        "bigan": "bigan.py",
-        "infogan": "infogan.py",
+        "mathieu": "mathieu",
+        "aae": "aae",
+        "aae-semi": "aae, semi",
+        "aae-small": "aae, small",
+        "bigan": "bigan",
+        "infogan": "infogan",
     }
     lines = []
     for name in dict.fromkeys(name for name, _ in found):
@@ -573,8 +573,8 @@ def repeats_table():
             name, mean, spread, now, _ = max(far, key=lambda line: line[4])
             near = f"{sum(line[4] <= 2 for line in far)} of {len(far)}"
             furthest = f"{name.replace('_', ' ')}: {now:.4g} ({mean:.4g} ± {spread:.2g})"
-            lines.append([f"{row}, seed {e['seed']}", machine(e), near, furthest])
-    head = ["run anew", "by", "within two", "furthest off: now (on file)"]
+            lines.append([f"{row}, seed {e['seed']}, by {machine(e)}", near, furthest])
+    head = ["run anew", "within two", "furthest off: now (on file)"]
     return table(head, lines)
 
 
