@@ -1,6 +1,6 @@
 """What the four scripts share: data, pairs, settings, a run, figures. No network, no loss.
 
-A data set is a `Split` of uint8 images [N, C, H, W]; a batch is an index into it; `to_float` maps
+A data set is a `Split` of uint8 images [N, C, H, W]. A batch is an index into it. `to_float` maps
 bytes to [0, 1]. A mistake by the user raises `UserError`, which ends a script with one line.
 Flags: experiments/command_line.py. A run's folder on disk: experiments/run_folder.py.
 """
@@ -77,8 +77,8 @@ def image_batches(x, nets, size=1000):
         words = ", ".join(map(str, nets.shape))
         raise ValueError(f"images must be [N, {words}] or [{words}], not {list(x.shape)}")
     if x.dtype != torch.uint8 and not (x.is_floating_point() and 0 <= x.min() and x.max() <= 1):
-        raise ValueError(f"images must be uint8, or floats from 0 to 1, not {x.dtype}")
-    return (to_float(part.to(device)) for part in x.split(size))
+        raise ValueError(f"images must be uint8, or floats in [0, 1], not {x.dtype} to {x.max()}")
+    return (to_float(part).to(device) for part in x.split(size))
 
 
 def code_batches(nets, *codes, size=1000):
@@ -86,13 +86,13 @@ def code_batches(nets, *codes, size=1000):
     to = {"dtype": torch.float32, "device": next(nets.parameters()).device}
     parts = [None if code is None else torch.as_tensor(code, **to).split(size) for code in codes]
     count = max(len(part) for part in parts if part is not None)
-    return zip(*([None] * count if part is None else part for part in parts))
+    return zip(*([None] * count if part is None else part for part in parts), strict=True)
 
 
 def load_dataset(name, root=None, validation=False):
-    """Training and test `Split`, by data.files.read: mnist is embedded, sprites are drawn, grey and
-    colour are your own images in `root`; for the others torchvision finds the files in `root` (the
-    repository's data/) or downloads them. validation: a part of the training set as test set."""
+    """Training and test `Split`, by data.files.read. mnist is embedded, sprites are drawn; grey and
+    colour are your own images in `root`. The others torchvision finds in `root` (the repository's
+    data/) or downloads. validation: a part of the training set is the test set."""
     from data.files import read
 
     if name not in DATASETS:
@@ -115,8 +115,8 @@ def load_data(settings):
 def pair_same_class(y):
     """Random pairs of different images of one class: int64 [P, 2], shuffled.
 
-    y: labels int64 [N]. Every image is in a pair, and in one only, but for the last of a class of
-    odd size, whose partner is in two. `UserError` names a class with a single image.
+    y: labels int64 [N]. Every image is in one pair. In a class of odd size one image is in two.
+    `UserError` names a class with a single image.
     """
     y = y.cpu()
     counts = torch.bincount(y)
@@ -170,7 +170,8 @@ def run_main(main, recipe):
 # ---- A run ---------------------------------------------------------------------------------------
 def say(words):
     """A line on stderr, with the script's name before it."""
-    print(f"{Path(sys.argv[0]).stem}: {words}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a closed pipe does not end a training
+        print(f"{Path(sys.argv[0]).stem}: {words}", file=sys.stderr, flush=True)
 
 
 def get_rng(device):
@@ -281,7 +282,8 @@ class Run:
         `size` rows. Draw it inside the epoch: a resumed run draws it again."""
         parts = index.to(self.device).tensor_split(math.ceil(len(index) / size))
         self.bar.total = self.settings.epochs * index.numel()
-        self.bar.initial = self.bar.n = self.bar.n or self.epoch * index.numel()
+        if not self.bar.n:
+            self.bar.initial = self.bar.n = self.bar.last_print_n = self.epoch * index.numel()
         for done, part in enumerate(parts, 1):
             self.step += 1
             self.progress = (self.epoch + done / len(parts)) / self.settings.epochs
@@ -313,7 +315,7 @@ class Run:
             say(f"epoch {self.epoch}, {speed:.0f} images/s, {left:.0f} min left, {losses}")
 
     def _refuse_nan(self, values):
-        """`UserError` where a loss, of values [steps, losses], or a weight is not finite."""
+        """`UserError` where a loss or a weight is not finite. values: losses [steps, names]."""
         broken = []
         for row, column in (~values.isfinite()).nonzero().tolist():
             step = self.step - len(values) + row + 1
@@ -341,16 +343,14 @@ class Run:
         self.save(finished=True)  # last: without optimisers it could not be resumed
         command_line.print_table(table, metrics)
         say(f"{seconds:.0f} s, {speed:.0f} images/s; all of it is in {self.folder}")
+        self.lock.release()
 
 
 def load(folder, recipe, build, device="cpu"):
     """The trained networks of a finished run in eval mode: what `build` makes of its settings."""
     from experiments import run_folder
 
-    nets = build(run_folder.read_settings(folder, recipe)).to(device)
-    saved = run_folder.read_checkpoint(folder, device, finished=True)
-    nets.load_state_dict(saved["states"]["nets"])
-    return nets.eval()
+    return run_folder.load(folder, recipe, build, device)
 
 
 # ---- Figures -------------------------------------------------------------------------------------

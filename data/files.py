@@ -31,28 +31,30 @@ def read(name, root, validation=False):
 
     root: the folder of the files. validation: instead of the test set the last 10,000 training
     images, at most a sixth; of the sprites 72 characters. Whatever is not MNIST is shuffled, always
-    in the same way, so that the first or last images are a sample. `UserError` for what is missing,
-    damaged, or too little.
+    in the same way. So the first images are a sample, and the last ones, too. `UserError` for what
+    is missing, damaged, or too little.
     """
     if name == "sprites":
         from data.sprites import sprites
 
         return sprites("train"), sprites("validation" if validation else "test")
     parts = {"mnist": mnist, "grey": own, "colour": own}.get(name, by_torchvision)(name, root)
-    for (x, y), part, least in zip(parts, ("training", "test"), LEAST):
+    for (x, y), part in zip(parts, ("training", "test")):
         check(x, y, SHAPES[name], f"'{root}', {part} set")
-        if len(y) < least:
-            raise UserError(f"'{root}' has {len(y)} {part} images: at least {least} are needed")
     train, test = parts
     if not is_mnist(train[0]):
         train, test = shuffled(*train), shuffled(*test)
+    if validation:
+        held_out = min(10_000, len(train[1]) // 6)
+        cut = len(train[1]) - held_out
+        test = [array[cut:] for array in train]
+        train = [array[:cut] for array in train]
+    for (_, y), part, least in zip((train, test), ("training", "test"), LEAST):
+        if len(y) < least:
+            raise UserError(f"'{root}' has {len(y)} {part} images: at least {least} are needed")
     unknown = set(test[1].tolist()) - set(train[1].tolist())
     if unknown:
         raise UserError(f"'{root}': no training image has the class {min(unknown)} of a test image")
-    if validation:
-        held_out = min(10_000, len(train[1]) // 6)
-        test = [array[-held_out:] for array in train]
-        train = [array[:-held_out] for array in train]
     return train, test
 
 
@@ -74,7 +76,9 @@ def check(x, y, shape, where):
         raise UserError(f"{where}: {words}, not {kind} {list(x.shape)}")
     if y.shape != x.shape[:1]:
         raise UserError(f"{where}: {len(x)} images, but labels of the shape {list(y.shape)}")
-    if y.is_floating_point() or len(y) and not 0 <= y.min() <= y.max() <= 9:
+    if y.is_floating_point():
+        raise UserError(f"{where}: a label is a whole number from 0 to 9, not of {y.dtype}")
+    if len(y) and not 0 <= y.min() <= y.max() <= 9:
         raise UserError(
             f"{where}: a label is a whole number from 0 to 9, here {y.min()} to {y.max()}"
         )
@@ -112,7 +116,7 @@ def npz(path):
 
 def own(name, root):
     """Images of the user, in one of the layouts above."""
-    if root == Path(__file__).resolve().parent:
+    if root.resolve() == Path(__file__).resolve().parent:
         raise UserError(f"--dataset {name} takes your own images: name their folder with --data")
     archives = sorted(root.glob("*.npz"))
     if archives:

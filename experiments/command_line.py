@@ -26,7 +26,7 @@ def field_comments(kind):
     """The comment of each field of a dataclass, read from its source: {name: words}."""
     found = {}
     for cls in reversed(kind.__mro__[:-1]):
-        found.update(re.findall(r"^    (\w+): [^#]*#\s*(.*)$", inspect.getsource(cls), re.M))
+        found.update(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", inspect.getsource(cls), re.M))
     return found
 
 
@@ -93,18 +93,20 @@ def make_parser(settings):
 
 
 def parse(recipe, words):
-    """Settings from a command line's words: `recipe` gives an instance by the flags in its
-    signature, the other flags change it. With --resume all come from that folder's config.json."""
+    """Settings from a command line's words. `recipe` gives an instance by the flags in its
+    signature. The other flags change it. With --resume all come from that folder's config.json."""
     first = Parser(add_help=False, allow_abbrev=False)
     for name in ["resume", *inspect.signature(recipe).parameters]:
-        first.add_argument(f"--{name}")
+        first.add_argument(f"--{name.replace('_', '-')}")
     chosen = {k: v for k, v in vars(first.parse_known_args(words)[0]).items() if v is not None}
-    folder = chosen.pop("resume", "")
-    if not folder:
+    folder = chosen.pop("resume", None)
+    if folder is None:
         settings = recipe(**chosen)
         settings = dataclasses.replace(settings, **vars(make_parser(settings).parse_args(words)))
         settings.epochs = min(settings.epochs, 2) if settings.dry_run else settings.epochs
         return settings
+    if not folder:
+        raise UserError("--resume needs a run folder, not an empty word")
     given = [word.split("=")[0] for word in words if word.startswith("--")]
     if set(given) - {"--resume", "--device"}:
         raise UserError("beside --resume only --device may stand: the folder has the settings")
@@ -145,7 +147,8 @@ def exit_on_mistake(call):
         words, status = f"cannot print the table ({error.strerror}); the run is in its folder", 1
         with contextlib.suppress(OSError, ValueError):  # what is left is not flushed at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    print(f"{Path(sys.argv[0]).name}: {words}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"{Path(sys.argv[0]).name}: {words}", file=sys.stderr)
     sys.exit(status)
 
 

@@ -1,6 +1,7 @@
-"""The machine: its devices, their precision and random numbers; what config.json says of it."""
+"""The machine: its device and precision, and what config.json says of both."""
 
 import contextlib
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -58,12 +59,13 @@ def hardware(device):
 def commit():
     """Short hash of the repository's commit, '+' behind it where code or data changed since."""
     git = ["git", "-C", str(ROOT)]
+    here = {**os.environ, "GIT_CEILING_DIRECTORIES": str(ROOT.parent)}  # not of a folder around it
     try:
         head = subprocess.run(
-            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, env=here
         )
         status = [*git, "status", "--porcelain", "-uno", "--", "*.py", "data"]
-        changed = subprocess.run(status, capture_output=True, text=True).stdout.strip()
+        changed = subprocess.run(status, capture_output=True, text=True, env=here).stdout.strip()
     except OSError:
         return "unknown"
     return head.stdout.strip() + ("+" if changed else "") if head.returncode == 0 else "unknown"

@@ -5,6 +5,8 @@ import inspect
 import json
 import math
 import os
+import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -16,6 +18,8 @@ from experiments import machine
 import filelock
 import torch
 from matplotlib.figure import Figure
+
+PART = r"\.\d+\.part$"  # ends the name of a file that a process, by its number, is writing
 
 
 def create(run, name):
@@ -32,8 +36,9 @@ def create(run, name):
             file.unlink()
     for key in ("resume", "out", "device"):  # of this process, not of the run
         del settings[key]
+    settings["data"] = str(Path(settings["data"]).resolve()) if settings["data"] else ""
     config = {"script": run.script, "settings": settings, "precision": run.precision}
-    config["command"] = " ".join(["python", *sys.orig_argv[1:]])
+    config["command"] = shlex.join(["python", *sys.orig_argv[1:]])
     text = json.dumps({**config, **machine.describe(run.device)}, indent=1)
     write_atomic(folder / "config.json", text.encode())
     return folder, held
@@ -69,7 +74,7 @@ def make(out, stem, again=False):
                     raise
                 number += 1
                 folder = stem.with_name(f"{stem.name}-{number}")
-        names = {file.name for file in folder.iterdir() if file.suffix != ".part"}
+        names = {file.name for file in folder.iterdir() if not re.search(PART, file.name)}
     except OSError as error:
         raise UserError(f"cannot write to '{folder}' ({error.strerror}): choose another --out")
     # What a run leaves that was cut off in its first epoch may be overwritten.
@@ -90,8 +95,9 @@ def lock(folder):
         raise UserError(f"another process is at work in '{folder}' ({who})")
     except OSError as error:
         raise UserError(f"cannot write to '{folder}' ({error.strerror})")
-    for part in folder.glob("*.part"):  # of a process that was killed
-        part.unlink()
+    for file in folder.iterdir():
+        if re.search(PART, file.name) and file.is_file():
+            file.unlink()
     return held
 
 
@@ -128,9 +134,23 @@ def read_checkpoint(folder, device="cpu", finished=False):
         return {key: saved[key] for key in ("states", "rng", *common.Run.COUNTERS)}
     except (FileNotFoundError, PermissionError) as error:
         raise UserError(f"cannot read '{path}' ({error.strerror})")
+    except torch.OutOfMemoryError:
+        raise UserError(f"no memory is left on {device} for '{path}'")
     except Exception as error:  # zip and pickle fail in many ways
         words = f"'{path}' is damaged ({type(error).__name__})"
         raise UserError(f"{words}: start again in a new folder")
+
+
+def load(folder, recipe, build, device="cpu"):
+    """The trained networks of a finished run, in eval mode. `UserError` where the code of today
+    cannot read it."""
+    nets = build(read_settings(folder, recipe)).to(device)
+    saved = read_checkpoint(folder, device, finished=True)
+    try:
+        nets.load_state_dict(saved["states"]["nets"])
+    except (KeyError, RuntimeError):
+        raise UserError(f"'{folder}' is of another version: its config.json names the commit")
+    return nets.eval()
 
 
 def caption(folder):

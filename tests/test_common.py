@@ -203,6 +203,9 @@ def test_own_images_without_a_test_set_give_a_random_sixth(tmp_path):
     assert 5 < test.y.sum() < 28 and torch.equal(test.y, common.load_dataset("grey", tmp_path)[1].y)
 
 
+BYTES = np.zeros((200, 28, 28), np.uint8)
+
+
 def own_npz(path, **changes):
     """An .npz with Keras's keys and labels in order; class k has the level 20 k."""
     arrays = {}
@@ -222,6 +225,10 @@ def test_a_sorted_file_is_shuffled_and_its_validation_part_has_all_classes(tmp_p
             assert (part.x[:, 0, 0, 0] == 20 * part.y).all()  # each with its label
             assert len(part.y[: len(part.y) // 2].unique()) >= 8
     assert len(test.y) == 33
+    own_npz(tmp_path / "mine.npz", x_train=BYTES[:110], y_train=np.arange(110) % 10)
+    assert len(common.load_dataset("grey", tmp_path)[0].y) == 110
+    with pytest.raises(common.UserError, match="has 92 training images: at least 100"):
+        common.load_dataset("grey", tmp_path, validation=True)
 
 
 def test_keras_layouts(tmp_path):
@@ -241,14 +248,17 @@ def test_mnist_is_known_by_its_images_not_by_its_name(tmp_path):
     assert torch.equal(train.x, x) and torch.equal(train.y, y)  # not shuffled
 
 
-BYTES = np.zeros((200, 28, 28), np.uint8)
 FAULTS = [
     ({"x_train": BYTES[:, :20]}, "training set: images must be uint8 [N, 1, 28, 28], not uint8"),
     ({"x_train": BYTES.astype(np.float32)}, "not float32 [200, 1, 28, 28]"),
     ({"y_train": np.arange(250) % 10}, "training set: 200 images, but labels of the shape [250]"),
     ({"y_train": np.arange(200) % 10 + 1}, "a label is a whole number from 0 to 9, here 1 to 10"),
     ({"y_train": np.arange(200) % 2 - 1}, "a label is a whole number from 0 to 9, here -1 to 0"),
-    ({"y_train": np.arange(200) / 200}, "a label is a whole number from 0 to 9"),
+    (
+        {"y_train": np.arange(200) / 200},
+        "a label is a whole number from 0 to 9, not of torch.float",
+    ),
+    ({"x_test": BYTES[:0], "y_test": np.array([])}, "a label is a whole number from 0 to 9"),
     ({"y_train": np.zeros(200, int)}, "no training image has the class 1 of a test image"),
     ({"x_train": BYTES[:50], "y_train": np.arange(50) % 10}, "has 50 training images: at least"),
     ({"x_test": BYTES[:8], "y_test": np.arange(8)}, "has 8 test images: at least"),
@@ -284,6 +294,7 @@ def test_faults_of_folders_are_one_line(tmp_path):
         return str(caught.value)
 
     assert "name their folder with --data" in complaint(None)
+    assert "name their folder with --data" in complaint(ROOT / "tests/../data")
     assert "no images in" in complaint(tmp_path / "absent")
     (tmp_path / "empty/a").mkdir(parents=True)
     assert "no images in" in complaint(tmp_path / "empty")
@@ -324,7 +335,7 @@ def test_encode_takes_images_of_any_usual_kind_and_refuses_others(script):
         x.long(),
         torch.full((1, 1, 28, 28), math.nan),
     ):
-        with pytest.raises(ValueError, match="images must be uint8, or floats from 0 to 1, not"):
+        with pytest.raises(ValueError, match=r"images must be uint8, or floats in \[0, 1\], not"):
             script.encode(nets, wrong)
 
 
@@ -347,6 +358,8 @@ def test_decode_takes_codes_of_torch_and_numpy():
         assert torch.equal(images, script.decode(nets[script], *arrays))
         one = script.decode(nets[script], *(code[1100:1101] for code in tensors))
         assert torch.allclose(one, images[1100:1101], atol=1e-5)
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        mathieu.decode(nets[mathieu], torch.randn(2500, 16), torch.randn(1000, 16))
     plain = aae.build(aae.recipe("prior")).eval()
     assert aae.decode(plain, None, torch.randn(1200, 2)).shape == (1200, 1, 28, 28)
 
@@ -487,6 +500,17 @@ def test_a_resumed_run_takes_its_settings_from_the_folder():
     assert parse("--resume", "run") == known and parse("--resume=run", "--device=auto") == (
         dataclasses.replace(known, device="auto")
     )
+
+
+def test_an_empty_word_is_no_run_folder():
+    with pytest.raises(common.UserError, match="--resume needs a run folder"):
+        parse("--resume", "")
+
+
+def test_a_run_finds_its_images_from_anywhere():
+    Path("mine").mkdir()
+    common.Run("toy", Toy(out="run", data="mine"))
+    assert parse("--resume", "run").data == str(Path("mine").resolve())
 
 
 def test_no_other_flag_may_stand_beside_resume():
@@ -803,6 +827,11 @@ def test_a_folder_with_nothing_but_hidden_files_is_empty():
         Path("run", name).write_text("x")
     common.Run("toy", Toy(out="run"))
     assert Path("run/.DS_Store").exists() and not list(Path("run").glob("*.part"))
+    Path("mine").mkdir()
+    Path("mine/film.part").write_text("of a download")
+    with pytest.raises(common.UserError, match="'mine' is not empty"):
+        common.Run("toy", Toy(out="mine"))
+    assert Path("mine/film.part").exists()
 
 
 def test_a_link_to_nowhere_is_one_line():
@@ -839,6 +868,13 @@ def test_a_resumed_run_keeps_its_precision():
     config["settings"]["precision"], config["precision"] = "auto", "bf16"  # of another processor
     Path("run/config.json").write_text(json.dumps(config))
     assert parse("--resume", "run").precision == "bf16"
+
+
+def test_a_closed_stderr_does_not_end_a_training(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", closed_pipe())
+        command_line.exit_on_mistake(lambda: toy(Toy(out="run")))
+    assert Path("run/metrics.json").exists()
 
 
 def closed_pipe():
