@@ -119,6 +119,7 @@ def survives_kills(kills):
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch, kills):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # no test cuts the power
     if THREADS > 1:  # kills.py has a core to itself: a thread that waits for it slows the others
         busy = any(not run.done() for run in kills.values())
         torch.set_num_threads(THREADS - 1 if busy else THREADS)
