@@ -75,6 +75,7 @@ SPRITES = Settings(
     prior_weight=4.0,
     prior_std=1.0,
     kl_start=0.05,
+    dead_zone=1.0,
     code_weight=5.0,
 )
 
@@ -225,8 +226,7 @@ def train(run, nets, data):
             opt_g.param_groups[0]["lr"] = o.lr * rate(run.progress)
             opt_d.param_groups[0]["lr"] = o.lr_disc * rate(run.progress)
             opt_c.param_groups[0]["lr"] = o.lr * max(rate(run.progress), 0.3)  # ours
-            grown = min(run.progress / 0.6, 1)
-            kl_weight = o.kl_start + (o.kl_weight - o.kl_start) * grown
+            kl_weight = o.kl_start + (o.kl_weight - o.kl_start) * min(run.progress / 0.6, 1)
 
             # x1 and x1p (the paper's x1') [B, C, H, W] have a class, id1 [B, labels]. x2 is the x1
             # of the row above, of class id2. s1, s1p, s2 are [B, s_dim], z1 and z [B, z_dim].
