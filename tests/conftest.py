@@ -46,10 +46,6 @@ KILLS = {
             "100",
         ],
     ),
-    "bigan": (
-        1,
-        ["bigan.py", "--dry-run", "--device", "cpu", "--batch-size", "32", "--hidden", "32"],
-    ),
 }
 
 

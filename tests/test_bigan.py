@@ -886,10 +886,6 @@ def test_a_resumed_training_ends_as_the_undisturbed_one(script, monkeypatch):
     assert same(whole, train(dataclasses.replace(o, resume="cut")))
 
 
-def test_kill_then_resume_is_bit_identical(survives_kills):
-    survives_kills("bigan")
-
-
 MISTAKES = [
     (bigan, ["--model", "lr"], "invalid choice"),
     (bigan, ["--dataset", "sprites"], "choose another --dataset"),

@@ -12,7 +12,6 @@ import inspect
 import json
 import math
 import sys
-import types
 from pathlib import Path
 
 import common
@@ -23,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import fake_nets
 from kills import same
 from torch import nn
 
@@ -756,7 +756,7 @@ def test_what_varies_in_figure_2(figure, monkeypatch):
         parts = [c1.argmax(1).float(), c2[:, 0], c2[:, 1], z[:, 0]]
         return torch.stack(parts, 1).view(-1, 1, 2, 2)
 
-    nets, order = types.SimpleNamespace(gen=gen), torch.tensor([3, 1, 4, 0, 5, 9, 2, 6, 8, 7])
+    nets, order = fake_nets(gen=gen), torch.tensor([3, 1, 4, 0, 5, 9, 2, 6, 8, 7])
     if figure == "categories":
         infogan.figure_categories(nets, settings(), None, order, "words")
     else:
