@@ -28,7 +28,7 @@ THREADS = torch.get_num_threads()
 # Of a script: how many kills, of which command.
 KILLS = {
     "mathieu": (
-        2,
+        1,
         ["mathieu.py", "--dry-run", "--device", "cpu", "--batch-size", "64", "--z-dim", "4"],
     ),
     "aae": (
