@@ -1,57 +1,32 @@
 """Tests run from anywhere: the scripts are imported from the folder above.
 
-Each test works in a folder of its own.
+Two processes of pytest-xdist share the tests, with one thread each. Each test begins with the same
+random state, in a folder of its own.
 """
 
 import copy
+import dataclasses
 import functools
+import gc
 import os
+import random
 import runpy
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for processes that tests start
+
+import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import common  # noqa: E402
-from experiments import scores  # noqa: E402
+from experiments import command_line, run_folder, scores  # noqa: E402
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
-
-THREADS = torch.get_num_threads()
-
-
-# Of a script: how many kills, of which command.
-KILLS = {
-    "mathieu": (
-        1,
-        ["mathieu.py", "--dry-run", "--device", "cpu", "--batch-size", "64", "--z-dim", "4"],
-    ),
-    "aae": (
-        1,
-        [
-            "aae.py",
-            "--dry-run",
-            "--task",
-            "semi",
-            "--device",
-            "cpu",
-            "--batch-size",
-            "32",
-            "--hidden",
-            "100",
-        ],
-    ),
-}
-
-
-def pytest_collection_modifyitems(items):
-    """Tests that wait for kills.py come last: it works beside the others."""
-    items.sort(key=lambda item: "survives_kills" in item.fixturenames)
+from kills import kill_and_resume, same  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,55 +45,27 @@ def read_once():
         module.load_dataset = load_dataset
 
 
-@pytest.fixture(scope="session", autouse=True)
-def kills(request):
-    """kills.py of each script whose test was chosen, one after the other, beside the tests."""
-    names = {
-        item.path.stem.removeprefix("test_")
-        for item in request.session.items
-        if "survives_kills" in item.fixturenames
-    }
-    with ThreadPoolExecutor(1) as pool:
-        yield {
-            name: pool.submit(
-                subprocess.run,
-                [
-                    sys.executable,
-                    str(ROOT / "tests/kills.py"),
-                    str(KILLS[name][0]),
-                    *KILLS[name][1],
-                ],
-                capture_output=True,
-                text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-            for name in sorted(names)
-        }
-        pool.shutdown(cancel_futures=True)
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # no test cuts the power
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 @pytest.fixture
-def survives_kills(kills):
-    """Checks that a script's trainings, killed and resumed, ended as an undisturbed one."""
+def survives_a_kill(tmp_path):
+    """Checks that a training, killed after an epoch and resumed, ends as an undisturbed one."""
 
-    def call(name):
-        done = kills[name].result()
-        assert done.returncode == 0 and done.stdout.count("identical") == KILLS[name][0], (
-            done.stdout + done.stderr
-        )
+    def call(*command):
+        lines = []
+        words = [*command, "--dry-run", "--device", "cpu"]
+        kill_and_resume(tmp_path, 1, random.Random(0), lines.append, words)
         # One epoch of two: a training was resumed, not its evaluation alone.
-        assert "kill 1: after 1 epochs saved, resumed" in done.stdout, done.stdout
+        assert lines == ["kill 1: after 1 epochs saved, resumed, identical"]
 
     return call
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch, kills):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(os, "fsync", lambda file: None)  # no test cuts the power
-    if THREADS > 1:  # kills.py has a core to itself: a thread that waits for it slows the others
-        busy = any(not run.done() for run in kills.values())
-        torch.set_num_threads(THREADS - 1 if busy else THREADS)
 
 
 @pytest.fixture
@@ -137,6 +84,36 @@ def command(monkeypatch, capsys):
         return SimpleNamespace(
             returncode=status, **dict(zip(("stdout", "stderr"), capsys.readouterr()))
         )
+
+    return call
+
+
+@pytest.fixture
+def goes_on_bit_for_bit(monkeypatch):
+    """Checks that a training, stopped in its second epoch and resumed, ends as an undisturbed one.
+    Returns what it saved."""
+
+    def call(script, settings, images):
+        monkeypatch.setattr(common, "load_data", lambda settings: (images, images))
+        monkeypatch.setattr(script, "evaluate", lambda *words: ({}, ()))
+        script.main(dataclasses.replace(settings, out="whole"))
+        log = common.Run.log
+
+        def stop(run, **losses):
+            if run.epoch == 1:
+                raise KeyboardInterrupt
+            log(run, **losses)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(common.Run, "log", stop)
+            script.main(dataclasses.replace(settings, out="part"))
+        gc.collect()
+        torch.manual_seed(99)
+        script.main(command_line.parse(script.recipe, ["--resume", "part"]))
+        whole, part = (run_folder.read_checkpoint(name) for name in ("whole", "part"))
+        assert same(whole["states"], part["states"]) and same(whole["rng"], part["rng"])
+        assert part["epoch"] == 2
+        return part
 
     return call
 

@@ -1092,8 +1092,9 @@ def test_a_new_prior_is_a_class_and_a_name(monkeypatch, command):
     assert numbers("run")["code_test"] >= 0 and Path("run/manifold.png").exists()
 
 
-def test_kill_then_resume_is_bit_identical(survives_kills):
-    survives_kills("aae")
+def test_a_stopped_training_goes_on_bit_for_bit(goes_on_bit_for_bit):
+    o = settings("--task semi --hidden 20 --batch-size 30 --labels 50", dry_run=True, epochs=2)
+    assert goes_on_bit_for_bit(aae, o, images(120))["step"] == 8
 
 
 def complaint_of(words, monkeypatch, capsys, script=aae):

@@ -527,28 +527,11 @@ def test_a_tiny_training_informs_and_the_regular_gan_beside_does_not():
     assert nets.curve[-10:].mean() > 0.8 and nets.gan.curve[-10:].mean() < 0.3  # log 4 = 1.39
 
 
-def test_a_stopped_training_goes_on_bit_for_bit(monkeypatch):
+def test_a_stopped_training_goes_on_bit_for_bit(goes_on_bit_for_bit):
     """The regular GAN beside it, too."""
-    monkeypatch.setattr(common, "load_data", lambda settings: (digits(20), digits(20)))
-    monkeypatch.setattr(infogan, "evaluate", lambda *words: ({}, ()))
     o = settings(batch_size=20, epochs=2, baseline_epochs=2, dry_run=True)
-    infogan.main(dataclasses.replace(o, out="whole"))
-    log = common.Run.log
-
-    def stop(run, **losses):
-        if run.epoch == 1:
-            raise KeyboardInterrupt
-        log(run, **losses)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(common.Run, "log", stop)
-        infogan.main(dataclasses.replace(o, out="part"))
-    gc.collect()
-    torch.manual_seed(99)
-    infogan.main(command_line.parse(infogan.recipe, ["--resume", "part"]))
-    whole, part = (run_folder.read_checkpoint(name) for name in ("whole", "part"))
-    assert same(whole["states"], part["states"]) and same(whole["rng"], part["rng"])
-    assert part["step"] == 2 and (part["states"]["nets"]["gan.curve"] != 0).all()
+    saved = goes_on_bit_for_bit(infogan, o, digits(20))
+    assert saved["step"] == 2 and (saved["states"]["nets"]["gan.curve"] != 0).all()
 
 
 # ---- Scores --------------------------------------------------------------------------------------
