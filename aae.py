@@ -78,19 +78,21 @@ class Settings(common.RunSettings):
     balance_weight: Weight = None  # ours: weight of balance_loss (paper: 0)
 
 
-WIDE = Settings(prior_std=5.0, noise=0.0)
-PRIOR = replace(WIDE, epochs=15, batch_norm="none", lr_disc=1e-3, lr_encoder=6e-4)
-LABELLED = replace(WIDE, epochs=25, prior="mixture", lr=2e-4, lr_disc=1e-3, warp=1.0, labels=10_000)
-LIKELIHOOD = replace(
-    WIDE, epochs=20, z_dim=8, encoder="gaussian", batch_norm="none", dropout=0.2, lr_encoder=3e-4
+WIDE = {"prior_std": 5.0, "noise": 0.0}  # of tasks without y
+STEADY = {"warp": 1.0, "y_weight": 4.0, "code_noise": 0.3, "smooth_weight": 1.0, "warp_weight": 4.0}
+PRIOR = Settings(**WIDE, epochs=15, batch_norm="none", lr_disc=1e-3, lr_encoder=6e-4)
+LABELLED = Settings(
+    **WIDE, epochs=25, prior="mixture", lr=2e-4, lr_disc=1e-3, warp=1.0, labels=10_000
+)
+LIKELIHOOD = Settings(
+    **WIDE, epochs=20, z_dim=8, encoder="gaussian", batch_norm="none", dropout=0.2, lr_encoder=3e-4
 )
 STYLE = Settings(
     epochs=72, z_dim=15, batch_norm="all", lr=2e-4, lr_disc=4e-3, lr_disc_end=1.0, lr_encoder=4e-4
 )
-WITH_Y = Settings(warp=1.0, y_weight=4.0, code_noise=0.3, smooth_weight=1.0, warp_weight=4.0)
-SEMI = replace(WITH_Y, epochs=20, z_dim=10, labels=100, labelled_batch=100, lr_labels=1e-3)
+SEMI = Settings(**STEADY, epochs=20, z_dim=10, labels=100, labelled_batch=100, lr_labels=1e-3)
 SEMI_ALL = replace(SEMI, epochs=30, labels=60_000, labelled_batch=400)
-CLUSTER = replace(WITH_Y, epochs=25, z_dim=5, clusters=16, balance_weight=0.25)
+CLUSTER = Settings(**STEADY, epochs=25, z_dim=5, clusters=16, balance_weight=0.25)
 EMBED = replace(SEMI, epochs=12, z_dim=2, labels=1000, head_distance=8.0)
 EMBED_CLUSTERS = replace(CLUSTER, z_dim=2, clusters=20, head_distance=8.0)
 
