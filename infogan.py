@@ -30,6 +30,7 @@ Three additions are ours, marked "# ours": warp, far, continuous_start; see "Bey
 """
 
 import dataclasses
+import functools
 import math
 from typing import Literal
 
@@ -346,11 +347,9 @@ def load(folder, device="cpu"):
     """Trained networks in eval mode: load("runs/infogan/mnist-seed0")."""
     from experiments import run_folder
 
-    o = run_folder.read_settings(folder, recipe)
-    state = run_folder.read_checkpoint(folder, device, finished=True)["states"]["nets"]
-    nets = build(o, len(state["curve"]) // o.epochs).to(device)
-    nets.load_state_dict(state)
-    return nets.eval()
+    saved = run_folder.read_checkpoint(folder, finished=True)
+    steps = saved["step"] // saved["epoch"]  # as many as the curve has an epoch
+    return common.load(folder, recipe, functools.partial(build, steps=steps), device)
 
 
 @torch.no_grad()

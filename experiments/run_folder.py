@@ -129,6 +129,7 @@ def read_checkpoint(folder, device="cpu", finished=False):
     """checkpoint.pt of a run folder, a dict. finished: `UserError` where the run is not."""
     path = Path(folder) / "checkpoint.pt"
     if finished and not (Path(folder) / "metrics.json").exists():
+        read_config(folder)  # which says so where it is no run folder
         raise UserError(f"the run in '{folder}' is not finished: go on with --resume {folder}")
     try:
         saved = torch.load(path, map_location=device, weights_only=True)

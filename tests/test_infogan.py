@@ -817,6 +817,8 @@ def test_a_run_makes_everything_loads_and_is_scored_again(run, capsys):
     assert not any(m.training for m in nets.modules())
     logits, mean = infogan.encode(nets, x)
     assert logits.shape == (5, 10) and mean.shape == (5, 2) and not logits.requires_grad
+    with pytest.raises(common.UserError, match="'absent' is no run folder"):
+        infogan.load("absent")
     codes = infogan.draw_codes(infogan.OURS, 1005, "cpu")
     images = infogan.decode(nets, *codes)
     last = nets.gen(*(code[1000:] for code in codes))
@@ -825,6 +827,11 @@ def test_a_run_makes_everything_loads_and_is_scored_again(run, capsys):
     score.main("run", "cpu")
     again = json.loads(Path("run/metrics.json").read_text())
     assert again == pytest.approx(metrics, rel=1e-3) and capsys.readouterr().out == printed
+    config = json.loads(Path("run/config.json").read_text())
+    config["settings"]["categories"] = 9  # as if written by other code
+    Path("run/config.json").write_text(json.dumps(config))
+    with pytest.raises(common.UserError, match="'run' is of another version"):
+        infogan.load("run")
 
 
 def test_the_regular_gan_by_itself(run):
