@@ -23,13 +23,13 @@ Where the paper's things are
 Differences              the paper, as far as known      here
     optimiser            SGD, up to 5000 epochs          Adam, 12 to 72 epochs
     Enc's loss           eq. 1's min max                 -log Disc
-    batch norm           clusters, SVHN: heads, too      Enc: hidden, or none; style: heads, too
+    batch norm           clusters, SVHN: outputs, too    Enc: hidden, or none; style: outputs, too
     noise on the input   0.3, or 20 % of it dropped      0.1, or none
     Table 1              deterministic q(z|x)            Gaussian q(z|x), dropout
     Disc's input         z                               z / prior_std; style: the label, too
     priors of Figure 4   pictures, no formulas           petals and a roll of our own sizes
 Six additions are ours: warp, warp_weight, smooth_weight, balance_weight, code_noise, y_weight.
-On if y is inferred (balance_weight: clusters; warp: prior-labels, too). Off at 0, y_weight at 1.
+Off at 0, y_weight at 1. On where y is inferred (balance: no labels); warp in prior-labels, too.
 """
 
 import math
@@ -57,7 +57,7 @@ class Settings(common.RunSettings):
     prior: str = "gaussian"  # p(z): gaussian; for a z of two numbers also mixture, swiss-roll
     prior_std: Size = 1.0  # deviation of the Gaussian; the unit in which Disc sees z
     encoder: Literal["deterministic", "gaussian"] = "deterministic"  # q(z|x) (section 2)
-    batch_norm: Literal["none", "hidden", "all"] = "hidden"  # layers of Enc; all: its heads, too
+    batch_norm: Literal["none", "hidden", "all"] = "hidden"  # layers of Enc; all: outputs, too
     dropout: Share = 0.0  # of the hidden units of Enc and Dec
     noise: Weight = 0.1  # deviation of the noise on Enc's input
     lr: Rate = 1e-3  # Adam's rate in phase 1, of Enc and Dec
@@ -70,7 +70,7 @@ class Settings(common.RunSettings):
     labelled_batch: Batch = None  # labelled images in a step, drawn with replacement
     lr_labels: Rate = None  # Adam's rate in phase 3, of Enc
     clusters: Count = None  # number of clusters: values of a y that has no labels
-    head_distance: Size = None  # heads that are nearer are pushed apart
+    head_distance: Size = None  # heads nearer than this are pushed apart
     y_weight: Weight = None  # ours: weight of fooling the discriminator of y (paper: 1)
     code_noise: Weight = None  # ours: deviation of the noise on what Disc_y sees (paper: 0)
     smooth_weight: Weight = None  # ours: weight of smoothness_loss (paper: 0)
@@ -142,8 +142,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Dec(y, z): image [B, *shape] in [0, 1], of y [B, classes], or None, and z [B, z_dim]: side by
-    side, code_dim numbers (Figures 6, 8), or W_C^T y + z (Figure 10)."""
+    """Dec(y, z): image [B, *shape] in [0, 1], of y [B, classes], or None, and z [B, z_dim]: joined
+    to code_dim numbers (Figures 6, 8), or with heads W_C^T y + z (Figure 10)."""
 
     def __init__(self, code_dim=8, shape=(1, 28, 28), hidden=1000, dropout=0.0):
         super().__init__()
@@ -170,7 +170,7 @@ class Discriminator(nn.Module):
 
 class ClusterHeads(nn.Module):
     """Figure 10: W_C^T y + z, of y [B, classes] and z [B, z_dim]. The rows of W_C are the heads of
-    the classes: learned, or with as many classes as numbers in z 10 I (Figure 11d)."""
+    the classes: learned, or fixed at 10 I if classes == z_dim (Figure 11d)."""
 
     def __init__(self, classes=20, z_dim=2):
         super().__init__()
@@ -182,7 +182,7 @@ class ClusterHeads(nn.Module):
         return y @ self.weight + z
 
 
-# ---- Losses, each a mean over the batch ----------------------------------------------------------
+# ---- Losses: means over the batch, but the last one ----------------------------------------------
 def reconstruction_loss(image, x):
     """1/2 |x - image|^2, summed over pixels. Both [B, C, H, W] in [0, 1]."""
     return 0.5 * (image - x).square().flatten(1).sum(1).mean()
@@ -204,8 +204,8 @@ def head_distance_loss(heads, threshold):
 
 
 # ---- Priors p(z). A new one goes here: a class with these methods, and its name in PRIORS --------
-# Built by (z_dim, prior_std). Training calls sample(component [n], 0 to 9: Figure 4's digit) -> z
-# [n, d] alone. Scores: log_density(z) -> [n], component(z) -> [n] if several, outline() -> curves.
+# Built by (z_dim, prior_std). Training needs sample(component [n], 0 to 9: Figure 4's digit) -> z
+# [n, d]. Scores need log_density(z) -> [n], component(z) -> [n] if several, outline() -> curves.
 class Gaussian:
     """N(0, std^2 I), whatever the component."""
 
@@ -307,7 +307,8 @@ def add_noise(x, std):
 
 
 def train(run, nets, data, labelled):
-    """The phases in turn on every batch. labelled: int64, the images whose label may be seen."""
+    """The phases in turn on every batch. labelled: int64, indices of images whose label is seen.
+    run: a `common.Run`, which keeps the books and saves after each epoch."""
     o, enc, dec, disc, disc_y = run.settings, nets.enc, nets.dec, nets.disc, nets.disc_y
     adam = {"betas": (o.beta1, 0.999), "fused": True}  # without betas: 0.9, 0.999
     opt_r = torch.optim.Adam([*enc.parameters(), *dec.parameters()], o.lr, fused=True)
@@ -329,11 +330,11 @@ def train(run, nets, data, labelled):
             noisy = add_noise(x, o.noise)
             again = add_noise(warp(image, o.warp), o.noise) if o.warp_weight else None  # ours
 
-            # 1. Reconstruction. Enc, Dec minimise  1/2 |x - Dec(y,z)|^2,  y and z of Enc
+            # 1. Reconstruction. Enc, Dec minimise  1/2 |x - Dec(y,z)|^2,  y of Enc (style: label)
             logits, z = enc.sample(noisy)
             y = logits if logits is None else logits.softmax(1)
-            y = F.one_hot(label, 10).float() if o.task == "style" else y  # Figure 6: all are known
-            loss_r = own = reconstruction_loss(dec(y, z), x)
+            y = F.one_hot(label, 10).float() if o.task == "style" else y  # Figure 6
+            loss_r = reconstruction = reconstruction_loss(dec(y, z), x)
             if dec.heads is not None:  # Figure 10
                 loss_r = loss_r + head_distance_loss(dec.heads.weight, o.head_distance)
             update(opt_r, loss_r)
@@ -343,12 +344,12 @@ def train(run, nets, data, labelled):
             component = torch.randint(0, 10, label.shape, device=label.device)
             if o.task in TOLD:
                 component = torch.where(label < 10, label, component)
-            z_prior, z = nets.prior.sample(component) / o.prior_std, z / o.prior_std
-            if o.task in TOLD:  # Figure 3 (style: ours): the label's one-hot; the 11th says unknown
+            z_prior, z_seen = nets.prior.sample(component) / o.prior_std, z / o.prior_std
+            if o.task in TOLD:  # Figure 3 (in style our choice): a one-hot, whose 11th says unknown
                 one_hot = F.one_hot(label, 11).to(z)
-                z_prior, z = torch.cat([z_prior, one_hot], 1), torch.cat([z, one_hot], 1)
-            loss_d = discriminator_loss(*disc(torch.cat([z_prior, z.detach()])).chunk(2))
-            if o.y_weight is not None:  # y is inferred: Disc_y does the same; y' is any class
+                z_prior, z_seen = torch.cat([z_prior, one_hot], 1), torch.cat([z_seen, one_hot], 1)
+            loss_d = discriminator_loss(*disc(torch.cat([z_prior, z_seen.detach()])).chunk(2))
+            if logits is not None:  # Enc infers y, and Disc_y does the same; y' is any class
                 y = logits.softmax(1)
                 drawn = torch.randint(0, y.shape[1], label.shape, device=label.device)
                 y_prior = add_noise(F.one_hot(drawn, y.shape[1]).to(y), o.code_noise)  # ours: noise
@@ -358,11 +359,11 @@ def train(run, nets, data, labelled):
             update(opt_d, loss_d)
 
             # Enc maximises  log Disc(z) + log Disc_y(y)
-            loss_e = adversarial_loss(disc(z))
-            if o.y_weight is not None:
+            loss_e = adversarial_loss(disc(z_seen))
+            if logits is not None:
                 loss_e = loss_e + o.y_weight * adversarial_loss(disc_y(y_seen))  # ours: y_weight
-            losses = {"reconstruction": own, "discriminator": loss_d, "encoder": loss_e}
-            if o.clusters:  # ours: steady_loss stands here; a task with labels has it in phase 3
+            losses = {"reconstruction": reconstruction, "discriminator": loss_d, "encoder": loss_e}
+            if o.clusters:  # ours: without a phase 3, steady_loss is added here
                 losses["balance"] = balance_loss(y)
                 steady = steady_loss(enc, x, noisy, again, o, losses)
                 loss_e = loss_e + o.balance_weight * losses["balance"] + steady
@@ -425,7 +426,7 @@ def balance_loss(y):
 
 def steady_loss(enc, x, noisy, again, o, losses):
     """smoothness_loss and invariance_loss with their weights, put into `losses`, too. noisy, again:
-    two warps of the images, with noise."""
+    two warps of the images, with noise; again may be None."""
     losses["smoothness"] = losses["invariance"] = x.new_zeros(())
     if o.smooth_weight:
         losses["smoothness"] = smoothness_loss(enc.classify, x)
@@ -436,7 +437,7 @@ def steady_loss(enc, x, noisy, again, o, losses):
 
 # ---- For notebooks, and the command line ---------------------------------------------------------
 def build(o):
-    """Untrained networks. New data: common.load_dataset, its shape here; ten classes throughout."""
+    """Untrained networks. New data: in common.load_dataset, and its shape below. Ten classes."""
     shape = (1, 28, 28) if o.dataset in common.GREY else (3, 32, 32)
     classes = 0 if o.y_weight is None else o.clusters or 10  # of an inferred y
     beside_z = 10 if o.task == "style" else 0 if o.head_distance else classes
@@ -481,7 +482,7 @@ def evaluate(nets, data, test, o, folder):
 
 
 def main(o):
-    """Train, then score; split picks the labels. No scores: make the last line run.finish({})."""
+    """Train, then score; split picks the labels. To train only, end with run.finish({})."""
     from experiments import aae_scores, batch_norm
 
     aae_scores.check(o, PRIORS)  # mistakes shall show now, not after the training

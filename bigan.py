@@ -22,7 +22,7 @@ Where the papers' things are
 
 Differences        the papers                           here
     epochs         400 (BiGAN, released)                30
-    rates          2e-4 (ALI 1e-4), exponential fall    5e-4, linear fall
+    rates          2e-4, exponential fall (ALI 1e-4)    5e-4, short rise, linear fall
     losses         halved (BiGAN, released)             summed: weight decay is half as strong
     batch norm     epsilon 1e-8 (BiGAN), 1e-4 (ALI)     epsilon 1e-5
     ALI's data     natural images, convolutions         MNIST, BiGAN's networks and 50 numbers
@@ -30,7 +30,7 @@ Differences        the papers                           here
     ALI's E        mu and sigma without bounds          batch norm on mu, sigma at most 1
     ALICE          several kinds of cycle terms         squared errors, one weight for both
 Left out: ImageNet, PASCAL VOC; ALI's semi-supervised and conditional models.
-Three more are marked "# ours", see "Beyond the paper": penalty, skip_fade (BiGAN only), average.
+Three additions of ours are marked "# ours", see "Beyond the paper": penalty, skip_fade, average.
 --recipe paper turns them off, and takes BiGAN's 400 epochs and rates; other differences stay.
 """
 
@@ -60,7 +60,7 @@ class Settings(common.RunSettings):
     lr_disc: Rate = 5e-4  # Adam's rate for D (released: 2e-4)
     schedule: Literal["linear", "exponential"] = "linear"  # of the rates (released: exponential)
     beta1: Beta = 0.5  # Adam's beta1
-    weight_decay: Weight = 2.5e-5  # times each weight, is added to its gradient
+    weight_decay: Weight = 2.5e-5  # weight_decay * weight is added to the weight's gradient
     z_dim: Count = 50  # numbers in a code
     hidden: Count = 1024  # units of a hidden layer
     cycle_weight: Weight = 0.0  # lambda of ALICE's cycle terms
@@ -80,7 +80,7 @@ NO_ADDITIONS = {"penalty": 0.0, "skip_fade": 0.0, "average": 0.0}
 
 def recipe(model="bigan", recipe="ours"):
     """The settings of a model. A new one: its name in Settings.model, its settings in MODELS, its
-    networks in `build` and codes in `draw_prior` (else ALI's), its terms in `train`."""
+    networks in `build` and prior in `draw_prior` (else it gets ALI's), its terms in `train`."""
     settings = MODELS.get(model, MODELS["bigan"])  # the parser refuses other names
     if recipe == "paper":
         settings = dataclasses.replace(settings, **RELEASED, **NO_ADDITIONS)
@@ -89,7 +89,7 @@ def recipe(model="bigan", recipe="ours"):
 
 # ---- Networks (BiGAN section 4, released code): no biases, batch norm without gain and bias ------
 class Network(nn.Module):
-    """What the three have in common: initial weights ~ N(0, 0.02^2). Call `initialise` first."""
+    """What the three have in common: weights ~ N(0, 0.02^2), by a call of `initialise`."""
 
     def initialise(self):
         for layer in self.modules():
@@ -212,8 +212,8 @@ def update(optimiser, loss):
 
 
 def rate(step, steps, schedule):
-    """Factor of the rates in step 1, 2, ... of a run of `steps`. It is 1 until half, then falls to
-    0.01, in a straight line or (released) exponentially. linear: it first rises, for 100 steps."""
+    """Factor of the rates in step 1, 2, ... of a run of `steps`: 1 until half, then a fall to 0.01,
+    straight or (released) exponential. linear: a rise comes first, of at most 100 steps."""
     done = (step - 1) / steps
     if schedule == "exponential":
         return 0.01 ** max(0.0, 2 * done - 1)
@@ -254,7 +254,7 @@ def train(run, nets, data):
             z_x, x_z = enc(x), gen(z)
 
             # E and G minimise  - log(1 - D(x, E(x))) - log D(G(z), z)
-            # ALICE             + lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2), the last E(.) a mean
+            # ALICE             + lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2);  E(G(z)) is a mean
             swapped = swapped_loss(disc(x, z_x), disc(x_z, z))
             cycle = x.new_zeros(())
             if o.cycle_weight:
@@ -270,14 +270,14 @@ def train(run, nets, data):
                 slope = slope_penalty(disc, x, z_x) + slope_penalty(disc, x_z, z)
             update(opt_d, loss_d + 4 * o.penalty / 2 * slope)
             move_average(average, nets, run.step, o.average)  # ours
-            run.log(discriminator=loss_d, inverse=swapped, cycle=cycle)
+            run.log(discriminator=loss_d, swapped=swapped, cycle=cycle)
     move_average(nets, average, step=1, decay=0.0)  # ours: the average is what is scored
 
 
 @torch.no_grad()
 def settle(nets, data, o):
     """New statistics for batch norm, with the final weights, from up to 20,000 training images;
-    then eval mode. In training D's mixed both kinds of pairs; here D gets only (x, E(x))."""
+    then eval mode. D's come from (x, E(x)) alone; in training its average had both kinds."""
     from experiments import batch_norm
 
     parts = batch_norm.image_parts(data.x)
@@ -329,8 +329,8 @@ def slope_penalty(disc, x, z):
 
 @torch.no_grad()
 def move_average(average, nets, step, decay):
-    """average = decay * average + (1 - decay) * nets, of all weights. In the first steps the decay
-    is smaller, 0 in step 1, so that a short run is not scored by its first weights."""
+    """average = decay * average + (1 - decay) * nets, of all weights. Early, the decay is smaller
+    (step / (step + 9), but 0 in step 1), so that a short run is not scored by its first weights."""
     decay = min(decay, step / (step + 9)) if step > 1 else 0.0
     torch._foreach_lerp_([*average.parameters()], [*nets.parameters()], 1 - decay)
 

@@ -2,12 +2,12 @@
 nets. Chen, Duan, Houthooft, Schulman, Sutskever, Abbeel 2016, arXiv 1606.03657.
 
     python infogan.py                       # MNIST, by our recipe
-    python infogan.py --recipe paper        # about the released recipe, without our additions
+    python infogan.py --recipe paper        # close to the released recipe, no additions of ours
 
 A generator G makes an image of noise z and a code: a category c1, and numbers c2 (the paper's c2
-and c3). A discriminator D tells real images from generated ones. A second head Q on D's body reads
-the code from the image, and both G and Q are rewarded when it can. So the code comes to tell what
-an image shows: which digit, how slanted, how wide. No image's label is used.
+and c3). A discriminator D tells real images from generated ones. Q reads the code from the image.
+It has D's layers but the last, the trunk. G, Q and the trunk are rewarded when Q is right. So the
+code comes to tell what an image shows: which digit, how slanted, how wide. No label is used.
 
 Where the paper's things are
     Eq. 6                         train, with a function for each term
@@ -26,6 +26,7 @@ Differences           paper; released code               here
     Q(c2|x)           a Gaussian of learned deviation    of deviation 1, as released
     G's loss          log(1 - D)                         -log D, as released
     codes             released: fresh ones for G's step  G's step has those of D's
+    leaky ReLU        0.1; released: 0.01                0.1
 Three additions are ours, marked "# ours": warp, far, continuous_start; see "Beyond the paper".
 """
 
@@ -45,7 +46,7 @@ from torch import nn
 # ---- Settings: each field is a flag, its comment the help ----------------------------------------
 @dataclasses.dataclass
 class Settings(common.RunSettings):
-    dataset: Literal["mnist", "fashion", "kmnist", "grey"] = "mnist"  # grey: your own
+    dataset: Literal["mnist", "fashion", "kmnist", "grey"] = "mnist"  # grey: your own images
     epochs: Count = 4  # passes over the training images (released: 5,000 updates)
     recipe: Literal["ours", "paper", "baseline"] = "ours"  # baseline: Figure 1's regular GAN
     batch_size: Batch = 128  # real images in a step (released: 128)
@@ -173,15 +174,15 @@ def discriminator_loss(logits_real, logits_fake):
 # The gap is KL(P(.|x) || Q(.|x)), a mean over x: nothing where Q is the posterior. The last line
 # spares us the posterior. To draw x, then c' from P(c'|x), gives the same pairs as to draw c, then
 # x from it. So the c to score is the one that made x. H(c) does not depend on G or Q: what is left
-# to minimise is -log Q(c|x), a sum of the two losses below.
+# to minimise is -log Q(c|x): the two losses below, each with its lambda.
 def category_loss(logits, c1):
     """-log Q(c1|x) in nats; log K where Q knows nothing. Logits and one-hot c1, both [B, K]."""
     return -(c1 * logits.log_softmax(1)).sum(1).mean()
 
 
 def continuous_loss(mean, c2):
-    """-log Q(c2|x) in nats, Q = N(mean, 1), a sum over the n numbers of c2; both [B, n]. It is at
-    least 0.919 a number, and H(c2) is 0.693 a number: L_I of c2 is never above 0."""
+    """-log Q(c2|x) in nats, Q = N(mean, 1), a sum over the n numbers of c2; both [B, n]. Of each
+    number it is at least 0.919, and H is 0.693: L_I of c2 is never above 0."""
     return (0.5 * (c2 - mean).square() + 0.5 * math.log(2 * math.pi)).sum(1).mean()
 
 
@@ -216,15 +217,15 @@ def update(optimiser, loss):
 
 def train(run, nets, data):
     """Eq. 6. data: a `common.Split`. run: a `common.Run`, which keeps the books: `epochs` saves
-    after each, `batches` gives a step's rows, `step` counts from 1, `log` fills log.csv."""
+    after each epoch, `batches` gives a step's rows, `step` counts from 1, `log` fills log.csv."""
     nets.train()
     run.track(nets=nets)
     games = []  # InfoGAN, and where it is wanted Figure 1's regular GAN
     for gan, o in ((nets, run.settings), (nets.gan, regular(run.settings))):
         if gan is not None:
             adam = {"betas": (o.beta1, 0.999), "fused": True}
-            body = [*gan.trunk.parameters(), *gan.d.parameters(), *gan.q.parameters()]
-            opt_d = torch.optim.Adam(body, o.lr_disc, **adam)
+            d_and_q = [*gan.trunk.parameters(), *gan.d.parameters(), *gan.q.parameters()]
+            opt_d = torch.optim.Adam(d_and_q, o.lr_disc, **adam)
             opt_g = torch.optim.Adam(gan.gen.parameters(), o.lr, **adam)
             run.track(**{f"opt_d_{len(games)}": opt_d, f"opt_g_{len(games)}": opt_g})
             games.append((gan, o, opt_d, opt_g))
@@ -243,7 +244,7 @@ def train(run, nets, data):
                 opt_g.param_groups[0]["lr"] = o.lr * rate
                 weight_c2 = o.continuous_weight if done >= o.continuous_start else 0  # ours
 
-                # D and c2's losses read the first B of `made`; c1's read all (far codes: ours).
+                # The losses of D and c2 read the first B of `made`, those of c1 read all (ours).
                 far = round(o.far * len(x)) if o.warp else 0  # ours
                 z, c1, c2 = draw_codes(o, len(x), x.device, far)
                 made = gen(z, c1, c2)
@@ -305,8 +306,8 @@ def figure_sweep(nets, o, path, which, order, columns=11):
 
 
 def warp(x, amount=1.0):
-    """A random affine map of each image [B, C, H, W], black outside: up to 15 % of either side and
-    2 pixels of 28; where the index is odd also 9 degrees and a shear of 0.3; all times amount."""
+    """A random affine map of each image [B, C, H, W], black outside: sides up to 15 % longer or
+    shorter, 2 pixels of 28 aside; odd rows also 9 degrees and a shear of 0.3; all times amount."""
     n, device = len(x), x.device
 
     def uniform(reach, *shape):
@@ -324,7 +325,8 @@ def warp(x, amount=1.0):
 
 
 def split_loss(mean, c2):
-    """`continuous_loss` of warped images: the first number on upright ones, the rest on leaning."""
+    """`continuous_loss` of warped images: c2's first number on even rows, which `warp` does not
+    rotate or shear, the rest on odd rows."""
     slant = continuous_loss(mean[0::2, :1], c2[0::2, :1])
     return slant + continuous_loss(mean[1::2, 1:], c2[1::2, 1:])
 

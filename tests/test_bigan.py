@@ -319,7 +319,7 @@ class ByHand:
             z_again = self.enc(x_z, sample=False)[0]
             cycle = (((self.gen(z_x) - x) ** 2).sum() + ((z_again - z) ** 2).sum()) / len(x)
         steep = self.steep(x, z_x) + self.steep(x_z, z) if o.penalty else 0
-        told = {"discriminator": loss_d, "inverse": swapped, "cycle": cycle}
+        told = {"discriminator": loss_d, "swapped": swapped, "cycle": cycle}
         return loss_d + steep, swapped + o.cycle_weight * cycle, told
 
     def baseline(self, x):
