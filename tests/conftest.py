@@ -22,6 +22,7 @@ import pytest  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import common  # noqa: E402
+import mathieu  # noqa: E402
 from experiments import command_line, run_folder, scores  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -109,7 +110,8 @@ def goes_on_bit_for_bit(monkeypatch):
             script.main(dataclasses.replace(settings, out="part"))
         gc.collect()
         torch.manual_seed(99)
-        script.main(command_line.parse(script.recipe, ["--resume", "part"]))
+        recipe = getattr(script, "recipe", mathieu.recipe)
+        script.main(command_line.parse(recipe, ["--resume", "part"]))
         whole, part = (run_folder.read_checkpoint(name) for name in ("whole", "part"))
         assert same(whole["states"], part["states"]) and same(whole["rng"], part["rng"])
         assert part["epoch"] == 2

@@ -743,28 +743,14 @@ def test_an_encoder_with_frozen_s_gives_the_classifiers_s_and_its_own_z():
     assert torch.equal(mu, nets.enc.enc(x)[1]) and torch.equal(logvar, nets.enc.enc(x)[2])
 
 
-def test_a_resumed_run_skips_the_pretraining_and_ends_bit_for_bit(monkeypatch):
-    few = zeros_and_ones(64)
-    monkeypatch.setattr(common, "load_data", lambda settings: (few, few))
-    monkeypatch.setattr(mathieu_pretrained_s, "evaluate", lambda *words: ({}, ()))
+def test_a_resumed_run_skips_the_pretraining_and_ends_bit_for_bit(goes_on_bit_for_bit, monkeypatch):
+    calls, pretrain = [], mathieu_pretrained_s.pretrain
+    monkeypatch.setattr(
+        mathieu_pretrained_s, "pretrain", lambda *words: (calls.append(1), pretrain(*words))[1]
+    )
     o = settings(batch_size=8, epochs=2, dry_run=True)
-    mathieu_pretrained_s.main(dataclasses.replace(o, out="whole"))
-    log = common.Run.log
-
-    def stop(run, **losses):
-        if run.epoch == 1:
-            raise KeyboardInterrupt
-        log(run, **losses)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(common.Run, "log", stop)
-        mathieu_pretrained_s.main(dataclasses.replace(o, out="part"))
-    gc.collect()
-    monkeypatch.delattr(mathieu_pretrained_s, "pretrain")
-    torch.manual_seed(99)
-    mathieu_pretrained_s.main(command_line.parse(mathieu.recipe, ["--resume", "part"]))
-    whole, part = (run_folder.read_checkpoint(name)["states"] for name in ("whole", "part"))
-    assert same(whole, part)
+    part = goes_on_bit_for_bit(mathieu_pretrained_s, o, zeros_and_ones(64))["states"]
+    assert len(calls) == 2  # of the whole run and of the stopped one
     nets = mathieu_pretrained_s.load("part")
     assert same(nets.state_dict(), part["nets"]) and not nets.enc.training
 
