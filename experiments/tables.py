@@ -44,15 +44,15 @@ def kind_of(entry):
 
 
 def fastest(row, *kinds):
-    """(minutes, machine, threads) of the fastest machine that ran a row, or None. Repeats count,
-    too."""
+    """(minutes, machine, threads) of the fastest machine that ran a row, or None: the median of its
+    runs, as some stood still for a while. Repeats count, too."""
     took = {}
     for e in reproduce.read(row) + reproduce.read(f"again/{row}"):
         if kind_of(e) in kinds:
             took.setdefault((machine(e), threads(e)), []).append(e["seconds"] / 60)
-    mean = {key: statistics.mean(values) for key, values in took.items()}
-    best = min(mean, key=mean.get, default=None)
-    return (mean[best], *best) if best else None
+    median = {key: statistics.median(values) for key, values in took.items()}
+    best = min(median, key=median.get, default=None)
+    return (median[best], *best) if best else None
 
 
 def minutes_on(row, *kinds):
