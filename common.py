@@ -17,14 +17,19 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Optional
 
 os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # torch reads it at import
-os.environ["MPLBACKEND"] = "agg"  # figures go into files; a notebook's may be absent here
+chosen = os.environ.pop("MPLBACKEND", None)  # it may be absent here, and figures go into files
 
 import torch
 import torch.nn.functional as F
+from matplotlib import rcParams
 from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
 
+if chosen:
+    os.environ["MPLBACKEND"] = chosen
+    with contextlib.suppress(ValueError):
+        rcParams["backend"] = chosen
 HERE = Path(__file__).resolve().parent
 
 
@@ -59,7 +64,6 @@ class Split(NamedTuple):
 
 GREY = ("mnist", "fashion", "kmnist", "grey")  # 28 x 28 pixels
 COLOUR = ("sprites", "svhn", "cifar10", "colour")  # 3 x 32 x 32
-DATASETS = (*GREY, *COLOUR)
 
 
 def to_float(x):
@@ -76,8 +80,10 @@ def image_batches(x, nets, size=1000):
     if x.dim() != 4 or x.shape[1:] != nets.shape or not len(x):
         words = ", ".join(map(str, nets.shape))
         raise ValueError(f"images must be [N, {words}] or [{words}], not {list(x.shape)}")
-    if x.dtype != torch.uint8 and not (x.is_floating_point() and 0 <= x.min() and x.max() <= 1):
-        raise ValueError(f"images must be uint8, or floats in [0, 1], not {x.dtype} to {x.max()}")
+    floats = x.is_floating_point() and 0 <= x.min() and x.max() <= 1
+    if not floats and (x.dtype != torch.uint8 or x.max() == 1):
+        kind = f"{x.dtype} from {x.double().min():g} to {x.double().max():g}"
+        raise ValueError(f"images must be uint8 up to 255, or floats in [0, 1], not {kind}")
     return (to_float(part).to(device) for part in x.split(size))
 
 
@@ -85,8 +91,11 @@ def code_batches(nets, *codes, size=1000):
     """Parts of at most `size` rows of codes [N, ...], torch or numpy, or None, on nets' device."""
     to = {"dtype": torch.float32, "device": next(nets.parameters()).device}
     parts = [None if code is None else torch.as_tensor(code, **to).split(size) for code in codes]
+    rows = {sum(map(len, part)) for part in parts if part is not None}
+    if len(rows) > 1:
+        raise ValueError(f"codes have different numbers of rows: {sorted(rows)}")
     count = max(len(part) for part in parts if part is not None)
-    return zip(*([None] * count if part is None else part for part in parts), strict=True)
+    return zip(*([None] * count if part is None else part for part in parts))
 
 
 def load_dataset(name, root=None, validation=False):
@@ -95,8 +104,6 @@ def load_dataset(name, root=None, validation=False):
     data/) or downloads. validation: a part of the training set is the test set."""
     from data.files import read
 
-    if name not in DATASETS:
-        raise UserError(f"unknown data set '{name}': choose one of {', '.join(DATASETS)}")
     train, test = read(name, Path(root or HERE / "data"), validation)
     return Split(*train), Split(*test)
 
@@ -107,7 +114,9 @@ def load_data(settings):
 
     train, test = load_dataset(settings.dataset, settings.data, settings.validation)
     if settings.dry_run:
+        alone = (train.y.bincount() == 1).any()  # a mistake, and not of the dry run
         train, test = train.take(slice(1024)), test.take(slice(512))
+        train = train if alone else train.take(train.y.bincount()[train.y] > 1)
     device = choose_device(settings.device)
     return train.to(device), test.to(device)
 
@@ -174,21 +183,6 @@ def say(words):
         print(f"{Path(sys.argv[0]).stem}: {words}", file=sys.stderr, flush=True)
 
 
-def get_rng(device):
-    """States of torch's generators, from which all random numbers here come."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        states[device.type] = getattr(torch, device.type).get_rng_state()
-    return states
-
-
-def set_rng(states, device):
-    """Go on with the random numbers where `get_rng` was called."""
-    torch.set_rng_state(states["cpu"].cpu())
-    if device.type in states and device.type != "cpu":
-        getattr(torch, device.type).set_rng_state(states[device.type].cpu())
-
-
 def write_atomic(path, content):
     """Write bytes so that a kill at any moment leaves the old file or the new one."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -222,7 +216,7 @@ class Run:
         """name: of the folder in runs/SCRIPT where no --out is given; the data set's by default."""
         from experiments import machine, run_folder
 
-        self.script, self.settings = script, settings
+        self.script, self.settings, self.machine = script, settings, machine
         self.device = machine.choose_device(settings.device)
         self.precision = machine.choose_precision(settings.precision, self.device)
         self.epoch, self.step, self.images, self.seconds, self.train_seconds = 0, 0, 0, 0.0, 0.0
@@ -254,22 +248,29 @@ class Run:
         state = {key: getattr(self, key) for key in self.COUNTERS}
         state["seconds"] += time.time() - self.started
         state["states"] = {name: thing.state_dict() for name, thing in kept.items()}
-        state["rng"] = get_rng(self.device)
+        state["rng"] = self.machine.get_rng(self.device)
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_atomic(self.folder / "checkpoint.pt", buffer.getvalue())
 
+    @contextlib.contextmanager
     def autocast(self):
-        """Context in which convolutions and matrix products have this run's precision."""
+        """Context of the training: convolutions and matrix products have this run's precision. What
+        breaks it frees the folder, so that a notebook can go on with it."""
         bf16 = self.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, bf16, cache_enabled=False):
+                yield
+        except BaseException:
+            self.lock.release()
+            raise
 
     def epochs(self):
         """Yields the epochs that are left, from 0. After each: log.csv, checkpoint.pt."""
         if self.saved:
             for key in self.COUNTERS:
                 setattr(self, key, self.saved[key])
-            set_rng(self.saved["rng"], self.device)
+            self.machine.set_rng(self.saved["rng"], self.device)
         self.bar = tqdm(desc=self.script, unit=" images", unit_scale=True, disable=None)
         with self.bar:
             while self.epoch < self.settings.epochs:
@@ -391,9 +392,8 @@ def figure_grid(path, images, columns, title, x_label="", y_label="", **sides):
     width, height = max(w, 4.2) + 0.35, h + 0.75  # 0.15 of it below: for the caption
     figure = Figure(figsize=(width, height), dpi=100)
     place = 0.35 / width, 0.15 / height, w / width, h / height
-    axes = figure.add_axes(place, xticks=[], yticks=[])
+    axes = figure.add_axes(place, xticks=[], yticks=[], frame_on=False)
     axes.imshow(picture.numpy(), interpolation="nearest", aspect="auto")
-    axes.spines[:].set_visible(False)
     axes.xaxis.set_label_position("top")
     axes.set(xlabel=x_label, ylabel=y_label)
     figure.suptitle(title, fontsize=10, y=1 - 0.08 / height, va="top")

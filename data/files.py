@@ -5,9 +5,10 @@ Of your own, in a folder `root` (--dataset grey or colour, --data root), one of
     root/CLASS/*.png                                 the same; a random sixth is the test set
     root/NAME.npz                                    x_train, y_train, x_test, y_test, as in Keras
 Images in folders are resized to 28 x 28 pixels (grey) or 32 x 32 (colour); in an .npz they have
-that size.
+that size. Sixteen bits a pixel become eight. What is transparent becomes white.
 """
 
+import collections
 import contextlib
 import sys
 import zlib
@@ -17,11 +18,12 @@ from common import UserError, say
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 
 KINDS = {"fashion": "FashionMNIST", "kmnist": "KMNIST", "svhn": "SVHN", "cifar10": "CIFAR10"}
 SHAPES = {name: (1, 28, 28) for name in ("mnist", "fashion", "kmnist", "grey")}
 SHAPES.update({name: (3, 32, 32) for name in ("svhn", "cifar10", "colour")})
-MNIST = 4083391318  # checksum of MNIST's training images
+MNIST = 4083391318, 2268429886  # checksums of MNIST's training images and labels
 LEAST = 100, 20  # training and test images that all scores and figures can do with
 
 
@@ -34,15 +36,21 @@ def read(name, root, validation=False):
     in the same way. So the first images are a sample, and the last ones, too. `UserError` for what
     is missing, damaged, or too little.
     """
+    if name not in (*SHAPES, "sprites"):
+        raise UserError(f"unknown data set '{name}': choose one of {', '.join(SHAPES)}, sprites")
     if name == "sprites":
         from data.sprites import sprites
 
         return sprites("train"), sprites("validation" if validation else "test")
-    parts = {"mnist": mnist, "grey": own, "colour": own}.get(name, by_torchvision)(name, root)
+    reader = {"mnist": mnist, "grey": own, "colour": own}.get(name, by_torchvision)
+    try:
+        parts = reader(name, root)
+    except OSError as error:  # a folder that may not be looked into, a name that is too long
+        raise UserError(f"'{root}' cannot be read ({error.strerror or error})")
     for (x, y), part in zip(parts, ("training", "test")):
         check(x, y, SHAPES[name], f"'{root}', {part} set")
     train, test = parts
-    if not is_mnist(train[0]):
+    if not is_mnist(*train):
         train, test = shuffled(*train), shuffled(*test)
     if validation:
         held_out = min(10_000, len(train[1]) // 6)
@@ -55,16 +63,27 @@ def read(name, root, validation=False):
     unknown = set(test[1].tolist()) - set(train[1].tolist())
     if unknown:
         raise UserError(f"'{root}': no training image has the class {min(unknown)} of a test image")
+    if len(train[1].unique()) < 2:
+        raise UserError(f"'{root}': all training images are of one class; at least two are needed")
+    if train[0].max() <= 1:
+        raise UserError(f"'{root}': no pixel is above {train[0].max()}, yet bytes go up to 255")
     return train, test
 
 
-def is_mnist(x):
-    """Whether these are MNIST's training images, whole and in their order."""
-    return len(x) == 60_000 and zlib.crc32(x.contiguous().numpy()) == MNIST
+def is_mnist(x, y):
+    """Whether these are MNIST's training images and labels, whole and in their order."""
+    return len(x) == 60_000 and (zlib.crc32(x.contiguous().numpy()), zlib.crc32(y.numpy())) == MNIST
 
 
 def shuffled(x, y):
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    """Images and labels in the order of the images' checksums. It looks random, does not depend on
+    the order given, and images that are added later leave it as it is."""
+    copies, keys = collections.Counter(), []
+    for image in x.contiguous().numpy():
+        checksum = zlib.crc32(image)
+        copies[checksum] += 1  # equal images shall not stay together
+        keys.append(zlib.crc32(b"%d" % copies[checksum], checksum))
+    order = torch.from_numpy(np.argsort(np.array(keys, np.int64), kind="stable"))
     return x[order], y[order]
 
 
@@ -95,9 +114,9 @@ def npz(path):
     """The two parts in a file with the keys of Keras; `UserError` where it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = [
-                torch.from_numpy(file[f"{a}_{part}"]) for part in ("train", "test") for a in "xy"
-            ]
+            arrays = [file[f"{a}_{part}"] for part in ("train", "test") for a in "xy"]
+            native = [array.astype(array.dtype.newbyteorder("="), copy=False) for array in arrays]
+            arrays = [torch.from_numpy(array) for array in native]
     except KeyError as error:
         name = str(error).split()[0].strip("\"'")
         raise UserError(f"'{path}' lacks the array {name}")
@@ -118,47 +137,87 @@ def own(name, root):
     """Images of the user, in one of the layouts above."""
     if root.resolve() == Path(__file__).resolve().parent:
         raise UserError(f"--dataset {name} takes your own images: name their folder with --data")
-    archives = sorted(root.glob("*.npz"))
+    archives = sorted(path for path in root.glob("*.npz") if path.name[0] != ".")
+    if len(archives) > 1:
+        raise UserError(f"'{root}' has {len(archives)} .npz files: keep one there")
     if archives:
         parts, where = npz(archives[0]), archives[0]
     else:
         parts, where = folders(name, root), root
     for (x, y), part in zip(parts, ("training", "test")):
-        classes = len(y.unique())
-        say(f"{where}: {len(x)} {part} images of {classes} classes, {list(x.shape[1:])}")
+        classes, pixels = len(y.unique()), f"pixels {x.min()} to {x.max()}" if len(x) else ""
+        say(f"{where}: {len(x)} {part} images of {classes} classes, {list(x.shape[1:])}, {pixels}")
     return parts
 
 
+def eight_bits(path):
+    """The image in a file, RGB with eight bits a channel, on white where it is transparent, upright
+    as a camera noted."""
+    with Image.open(path) as file:
+        file = ImageOps.exif_transpose(file)
+        if file.mode.startswith("I"):  # 16 bits; 257 * 255 = 65,535
+            array = np.asarray(file)
+            if array.min() < 0 or array.max() > 65_535:
+                raise ValueError("more than 16 bits a pixel")
+            return Image.fromarray((array // 257).astype(np.uint8)).convert("RGB")
+        if file.mode == "F":
+            raise ValueError("floating-point pixels")
+        if "A" not in file.getbands() and "transparency" not in file.info:
+            return file.convert("RGB")
+        image = file.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
 def folders(name, root):
-    """Images in a folder a class, by `torchvision.datasets.ImageFolder`."""
-    from torchvision import transforms
-    from torchvision.datasets import ImageFolder
+    """Images in a folder a class. What begins with a dot is left out."""
+    from torchvision.transforms import functional
 
     channels, *size = SHAPES[name]
-    steps = [transforms.Grayscale(channels)] if channels == 1 else []
-    steps += [transforms.Resize(size, antialias=True), transforms.PILToTensor()]
     split = (root / "train").is_dir()
     parts, classes = [], None
     for part in ("train", "test") if split else ("",):
-        try:
-            found = ImageFolder(root / part, transforms.Compose(steps))
-        except OSError as error:  # no folder, no classes, or one without images
-            raise UserError(f"no images in '{root / part}' ({str(error).splitlines()[0]})")
-        if classes not in (None, found.classes):
+        folder, x, y = root / part, [], []
+        if not folder.is_dir():
+            raise UserError(f"no images in '{folder}' (there is no such folder)")
+        found = sorted(place for place in folder.iterdir() if place.is_dir() and shown(place))
+        names = [place.name for place in found]
+        if classes not in (None, names):
             raise UserError(f"'{root}': train and test must have the same folders of classes")
-        classes = found.classes
+        classes = names
         if len(classes) > 10:
-            raise UserError(f"'{root / part}' has {len(classes)} classes: ten at most")
-        try:
-            x, y = zip(*found)
-        except OSError as error:
-            raise UserError(f"an image in '{root / part}' cannot be read ({error})")
+            raise UserError(f"'{folder}' has {len(classes)} classes: ten at most")
+        for label, place in enumerate(found):
+            files = sorted(path for path in place.iterdir() if shown(path) and is_image(path))
+            if not files:
+                deeper = any(map(is_image, place.glob("*/*")))
+                words = "has its images in folders below" if deeper else "has no images"
+                raise UserError(f"'{place}' {words}: the layout is {folder}/CLASS/*.png")
+            for path in files:
+                try:
+                    image = eight_bits(path)
+                except Exception as error:  # PIL raises many kinds for damaged files
+                    raise UserError(f"'{path}' cannot be read ({error})")
+                image = functional.to_grayscale(image) if channels == 1 else image
+                image = functional.resize(image, size, antialias=True)
+                x.append(functional.pil_to_tensor(image))
+                y.append(label)
+        if not x:
+            raise UserError(f"no images in '{folder}': the layout is {folder}/CLASS/*.png")
         parts.append((torch.stack(x), torch.tensor(y)))
     if not split:
         x, y = shuffled(*parts[0])
         held_out = len(y) // 6
         parts = [(x[held_out:], y[held_out:]), (x[:held_out], y[:held_out])]
     return parts
+
+
+def shown(path):
+    return not path.name.startswith((".", "__MACOSX"))
+
+
+def is_image(path):
+    """By the end of its name: PIL opens such files."""
+    return Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN
 
 
 def by_torchvision(name, root):

@@ -64,10 +64,11 @@ def figure_codes(nets, encode, test, path):
     if heads.shape[1] > 2:
         flat = on_a_circle(heads)
         return figure_scatter(path, codes @ flat, test.y, words, marks=heads @ flat)
-    around = nets.prior.outline()[1]  # two deviations of z
-    return figure_scatter(
-        path, codes, test.y, words, [head.cpu() + around for head in heads], heads
-    )
+    curves = nets.prior.outline()
+    if not hasattr(nets.prior, "component"):
+        curves = curves[1:2]  # a Gaussian's: two deviations of z
+    around = [head.cpu() + curve for head in heads for curve in curves]
+    return figure_scatter(path, codes, test.y, words, around, heads)
 
 
 def figure_samples(nets, decode, data, path, rows=8):

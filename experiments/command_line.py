@@ -19,6 +19,7 @@ from common import RunSettings, UserError
 from experiments.run_folder import read_settings
 
 import matplotlib
+import torch
 
 
 @functools.cache
@@ -141,6 +142,11 @@ def exit_on_mistake(call):
     except KeyboardInterrupt as error:
         words = "stopped; --resume RUN goes on from the last whole epoch"
         status = 143 if isinstance(error, Terminated) else 130
+    except (MemoryError, RuntimeError) as error:
+        kinds = MemoryError, torch.OutOfMemoryError
+        if not isinstance(error, kinds) and "allocate memory" not in str(error):
+            raise
+        words, status = "no memory is left: choose smaller settings, batches or networks", 2
     except OSError as error:
         if error.filename is not None:  # of a file, not of stdout
             raise

@@ -32,6 +32,21 @@ def choose_precision(name, device):
     return "bf16" if features.get("avx512_bf16") or features.get("amx_tile") else "fp32"
 
 
+def get_rng(device):
+    """States of torch's generators, from which all random numbers here come."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = getattr(torch, device.type).get_rng_state()
+    return states
+
+
+def set_rng(states, device):
+    """Go on with the random numbers where `get_rng` was called."""
+    torch.set_rng_state(states["cpu"].cpu())
+    if device.type in states and device.type != "cpu":
+        getattr(torch, device.type).set_rng_state(states[device.type].cpu())
+
+
 def describe(device):
     """What config.json says of the machine and the code."""
     return {

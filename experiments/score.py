@@ -24,7 +24,7 @@ def main(*words):
     nets = script.load(folder, machine.choose_device(settings.device))
     data, test = getattr(script, "load_data", common.load_data)(settings)
     rng = run_folder.read_checkpoint(folder)["rng"]  # some scores are of samples
-    common.set_rng(rng, data.x.device)
+    machine.set_rng(rng, data.x.device)
     metrics, table = script.evaluate(nets, data, test, settings, folder)
     old = json.loads((folder / "metrics.json").read_text())
     common.write_atomic(folder / "metrics.json", json.dumps({**old, **metrics}, indent=1).encode())

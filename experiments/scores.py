@@ -337,11 +337,15 @@ class Judge(nn.Module):
 def train_judge(train, epochs=8, batch_size=250, seed=0):
     """A `Judge` of a `Split`, in eval mode. Its images are shifted by up to 2 pixels.
 
-    About a minute on two cores. Weights and dropout come from torch's global generator.
+    Of few images the batches are smaller and the epochs more: at least 500 steps. About a minute on
+    two cores. Weights and dropout come from torch's global generator.
     """
     judge = new_judge(train).to(train.x.device)
     optimiser = torch.optim.AdamW(judge.parameters(), weight_decay=1e-2)
-    steps = epochs * math.ceil(len(train.y) / batch_size)
+    batch_size = max(10, min(batch_size, len(train.y) // 8))
+    per_epoch = math.ceil(len(train.y) / batch_size)
+    epochs = max(epochs, math.ceil(500 / per_epoch))
+    steps = epochs * per_epoch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=5e-3, total_steps=steps)
     rng = torch.Generator().manual_seed(seed)
     h, w = train.x.shape[2:]
@@ -402,8 +406,8 @@ def load_judge(name, root=None, device="cpu", quick=False):
     committed = HERE / "data" / "judge-mnist.pt"
     if name == "mnist" and Path(root or HERE / "data") == HERE / "data":
         return read_judge(committed, device)
-    train = load_dataset(name, root)[0]
-    if is_mnist(train.x):
+    train, test = load_dataset(name, root)
+    if is_mnist(train.x, train.y):
         return read_judge(committed, device)
     checksum = zlib.crc32(train.y.numpy(), zlib.crc32(train.x.contiguous().numpy()))
     path = cache_folder() / f"judge-{checksum:08x}.pt"
@@ -414,21 +418,25 @@ def load_judge(name, root=None, device="cpu", quick=False):
     say(f"training a judge of these images, once; it is kept in {path.parent}")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        save_judge(train_judge(train.to(device)), path)
+        judge = train_judge(train.to(device))
+        right = judge_accuracy(judge, test.take(slice(10_000)).to(device))
+    say(f"the judge names {right:.0f} % of the test images right")
+    save_judge(judge, path)
     return read_judge(path, device)  # draws what whoever finds the file draws
 
 
 def cache_folder():
     """Where files that are made from data are kept: $XDG_CACHE_HOME or ~/.cache, or the folder of
     temporary files where that cannot be written."""
-    homes = os.environ.get("XDG_CACHE_HOME"), Path.home() / ".cache", tempfile.gettempdir()
-    for home in filter(None, homes):
-        folder = Path(home) / "adversarial-disentangling"
-        with contextlib.suppress(OSError):
+    chosen = os.environ.get("XDG_CACHE_HOME")
+    homes = lambda: Path(chosen), lambda: Path.home() / ".cache", lambda: tempfile.gettempdir()
+    for home in homes if chosen else homes[1:]:
+        with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home
+            folder = Path(home(), "adversarial-disentangling")
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):  # it can be written
                 return folder
-    raise UserError(f"cannot write to any of {', '.join(map(str, filter(None, homes)))}")
+    raise UserError("no folder for a judge can be written: name one in XDG_CACHE_HOME")
 
 
 def judge_accuracy(judge, test):

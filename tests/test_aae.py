@@ -1092,6 +1092,14 @@ def test_a_new_prior_is_a_class_and_a_name(monkeypatch, command):
     assert numbers("run")["code_test"] >= 0 and Path("run/manifold.png").exists()
 
 
+@pytest.mark.parametrize("prior", ["mixture", "swiss-roll"])
+def test_heads_are_drawn_with_any_prior(prior, tmp_path):
+    o = settings(f"--task embed --prior {prior} --hidden 20")
+    nets = aae.build(o).eval()
+    aae_figures.figure_codes(nets, aae.encode, images(50), tmp_path / "codes.png")
+    assert (tmp_path / "codes.png").exists()
+
+
 def test_a_stopped_training_goes_on_bit_for_bit(goes_on_bit_for_bit):
     o = settings("--task semi --hidden 20 --batch-size 30 --labels 50", dry_run=True, epochs=2)
     assert goes_on_bit_for_bit(aae, o, images(120))["step"] == 8

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import signal
 import struct
 import subprocess
@@ -72,6 +73,13 @@ def test_validation_of_sprites_has_characters_of_its_own(monkeypatch):
 def test_a_dry_run_has_few_images_and_the_settings_reach_the_data(monkeypatch):
     train, test = common.load_data(Toy(dry_run=True))
     assert len(train.y) == 1024 and len(test.y) == 512
+    rare = torch.arange(3000) % 10  # class 9 has one image among the first 1024
+    rare = rare.where((rare < 9) | (torch.arange(3000) == 9) | (torch.arange(3000) > 2000), 0)
+    whole = common.Split(torch.zeros(3000, 1, 28, 28).byte(), rare)
+    monkeypatch.setattr(common, "load_dataset", lambda *words: (whole, test))
+    assert common.load_data(Toy(dry_run=True))[0].y.bincount()[8:].tolist() == [102]
+    whole.y[2000:] = 0  # now it has one in all
+    assert common.load_data(Toy(dry_run=True))[0].y.bincount()[9] == 1
     seen = []
     monkeypatch.setattr(common, "load_dataset", lambda *words: seen.append(words) or (train, test))
     assert len(common.load_data(Toy(dataset="kmnist", data="d", validation=True))[0].y) == 1024
@@ -203,7 +211,44 @@ def test_own_images_without_a_test_set_give_a_random_sixth(tmp_path):
     assert 5 < test.y.sum() < 28 and torch.equal(test.y, common.load_dataset("grey", tmp_path)[1].y)
 
 
-BYTES = np.zeros((200, 28, 28), np.uint8)
+def test_an_image_that_is_added_moves_next_to_none_from_training_to_test(tmp_path):
+    rng = np.random.default_rng(0)
+    for k in range(300):
+        path = tmp_path / "ab"[k % 2] / f"{k}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (28, 28), np.uint8)).save(path)
+    trained = {bytes(x.numpy()) for x in common.load_dataset("grey", tmp_path)[0].x}
+    shutil.copy(tmp_path / "a/0.png", tmp_path / "a/again.png")
+    test = common.load_dataset("grey", tmp_path)[1]
+    assert sum(bytes(x.numpy()) in trained for x in test.x) <= 2
+
+
+LEVELS = np.linspace(0, 255, 28 * 28).round().astype(np.uint8).reshape(28, 28)
+KINDS = {
+    "eight bits": Image.fromarray(LEVELS),
+    "sixteen bits": Image.fromarray(LEVELS.astype(np.uint16) * 257),
+    "thirty-two bits": Image.fromarray(LEVELS.astype(np.int32) * 257),
+    "black ink, transparent paper": Image.merge(
+        "LA", (Image.new("L", (28, 28)), Image.fromarray(255 - LEVELS))
+    ),
+    "a palette": Image.fromarray(LEVELS).convert("P"),
+    "of a camera on its side": Image.fromarray(np.rot90(LEVELS).copy()),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_file_is_read_as_a_viewer_shows_it(tmp_path, kind):
+    path = tmp_path / ("x.tif" if "thirty" in kind or "side" in kind else "x.png")
+    exif = Image.Exif()
+    if "side" in kind:
+        exif[0x0112] = 6  # turn it clockwise
+    KINDS[kind].save(path, exif=exif)
+    found = np.asarray(files.eight_bits(path))
+    assert found.shape == (28, 28, 3) and found.dtype == np.uint8
+    assert abs(found.astype(int) - LEVELS[:, :, None]).max() <= 1
+
+
+BYTES = np.full((200, 28, 28), 9, np.uint8)
 
 
 def own_npz(path, **changes):
@@ -236,14 +281,29 @@ def test_keras_layouts(tmp_path):
     x, y = rng.integers(0, 256, (200, 32, 32, 3), np.uint8), np.arange(200)[:, None] % 10
     own_npz(tmp_path / "c.npz", x_train=x, y_train=y, x_test=x[:50], y_test=y[:50])
     train, _ = common.load_dataset("colour", tmp_path)
-    order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(train.x, torch.from_numpy(x).permute(0, 3, 1, 2)[order])
-    assert torch.equal(train.y, torch.from_numpy(y[:, 0])[order])
+    truth = files.shuffled(torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(y[:, 0]))
+    assert torch.equal(train.x, truth[0]) and torch.equal(train.y, truth[1])
+
+
+def test_the_order_of_images_is_that_of_their_contents_whatever_was_added():
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.integers(0, 256, (500, 1, 4, 4), np.uint8))
+    x[100:200] = 7  # copies
+    y = torch.arange(500)
+    order = files.shuffled(x, y)[1]
+    assert not torch.equal(order, y) and torch.equal(order.sort().values, y)
+    mixed = torch.randperm(500)
+    assert torch.equal(files.shuffled(x[mixed], y[mixed])[0], files.shuffled(x, y)[0])
+    fewer = files.shuffled(x[10:], y[10:])[1]
+    assert torch.equal(fewer, order[order >= 10])
+    place = order.argsort()[100:200].float()  # of the copies
+    assert place.std() > 100 and abs(place.mean() - 250) < 50  # they are spread
 
 
 def test_mnist_is_known_by_its_images_not_by_its_name(tmp_path):
     (x, y), _ = files.npz(ROOT / "data/mnist.npz")
-    assert files.is_mnist(x) and not files.is_mnist(x.flip(0)) and not files.is_mnist(x[1:])
+    assert files.is_mnist(x, y) and not files.is_mnist(x.flip(0), y)
+    assert not files.is_mnist(x[1:], y[1:]) and not files.is_mnist(x, y % 2)
     train, _ = common.load_dataset("mnist")
     assert torch.equal(train.x, x) and torch.equal(train.y, y)  # not shuffled
 
@@ -263,6 +323,14 @@ FAULTS = [
     ({"x_train": BYTES[:50], "y_train": np.arange(50) % 10}, "has 50 training images: at least"),
     ({"x_test": BYTES[:8], "y_test": np.arange(8)}, "has 8 test images: at least"),
     ({"y_test": None}, "lacks the array y_test"),
+    (
+        {"x_train": BYTES // 9},
+        "no pixel is above 1, yet bytes go up to 255",
+    ),
+    (
+        {"y_train": np.zeros(200, int), "y_test": np.zeros(50, int)},
+        "all training images are of one class",
+    ),
 ]
 
 
@@ -297,14 +365,39 @@ def test_faults_of_folders_are_one_line(tmp_path):
     assert "name their folder with --data" in complaint(ROOT / "tests/../data")
     assert "no images in" in complaint(tmp_path / "absent")
     (tmp_path / "empty/a").mkdir(parents=True)
-    assert "no images in" in complaint(tmp_path / "empty")
+    assert "empty/a' has no images" in complaint(tmp_path / "empty")
     write_images(tmp_path / "many", "abcdefghijk", 10)
     assert "has 11 classes: ten at most" in complaint(tmp_path / "many")
     write_images(tmp_path / "other/train", "ab", 60)
     write_images(tmp_path / "other/test", "ac", 20)
     assert "must have the same folders of classes" in complaint(tmp_path / "other")
-    (tmp_path / "other/train/a/0.png").write_bytes(b"no image")
-    assert "cannot be read" in complaint(tmp_path / "other")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "other").rename(tmp_path / "deep/Train")
+    write_images(tmp_path / "deep/Test", "ab", 20)
+    assert "/Test' has its images in folders below" in complaint(tmp_path / "deep")
+    write_images(tmp_path / "mine", "ab", 60)
+    (tmp_path / "mine/.thumbnails").mkdir()
+    (tmp_path / "mine/a/.1.png").write_bytes(b"no image")
+    (tmp_path / "mine/a/notes.txt").write_text("no image")
+    (tmp_path / "mine/a/latest").symlink_to(".")
+    assert len(common.load_dataset("grey", tmp_path / "mine")[0].y) == 100
+    picture = (tmp_path / "mine/b/2.png").read_bytes()
+    floats = io.BytesIO()
+    Image.new("F", (5, 5)).save(floats, "TIFF")
+    for broken in (b"no image", picture[:60], picture.replace(b"IDAT", b"\0\0\0\0")):
+        (tmp_path / "mine/b/2.png").write_bytes(broken)
+        assert "mine/b/2.png' cannot be read" in complaint(tmp_path / "mine")
+    (tmp_path / "mine/b/2.png").write_bytes(floats.getvalue())
+    assert "2.png' cannot be read (floating-point pixels)" in complaint(tmp_path / "mine")
+    (tmp_path / "mine/b/2.png").write_bytes(picture)
+    (tmp_path / "mine/c").mkdir()
+    assert "mine/c' has no images" in complaint(tmp_path / "mine")
+    own_npz(tmp_path / "mine/1.npz")
+    own_npz(tmp_path / "mine/._1.npz")
+    assert len(common.load_dataset("grey", tmp_path / "mine")[0].y) == 200
+    own_npz(tmp_path / "mine/2.npz")
+    assert "has 2 .npz files: keep one there" in complaint(tmp_path / "mine")
+    assert "cannot be read" in complaint(tmp_path / ("x" * 300))
 
 
 @pytest.mark.parametrize("script", [mathieu, aae, bigan, infogan])
@@ -334,8 +427,10 @@ def test_encode_takes_images_of_any_usual_kind_and_refuses_others(script):
         x.float() / 255 - 0.01,
         x.long(),
         torch.full((1, 1, 28, 28), math.nan),
+        x // 128,  # zeros and ones
+        x.numpy().astype(np.uint16),
     ):
-        with pytest.raises(ValueError, match=r"images must be uint8, or floats in \[0, 1\], not"):
+        with pytest.raises(ValueError, match=r"must be uint8 up to 255, or floats in \[0, 1\]"):
             script.encode(nets, wrong)
 
 
@@ -358,8 +453,9 @@ def test_decode_takes_codes_of_torch_and_numpy():
         assert torch.equal(images, script.decode(nets[script], *arrays))
         one = script.decode(nets[script], *(code[1100:1101] for code in tensors))
         assert torch.allclose(one, images[1100:1101], atol=1e-5)
-    with pytest.raises(ValueError, match="argument 2 is shorter"):
-        mathieu.decode(nets[mathieu], torch.randn(2500, 16), torch.randn(1000, 16))
+    for wrong in (1000, 1999, 1):
+        with pytest.raises(ValueError, match="codes have different numbers of rows"):
+            mathieu.decode(nets[mathieu], torch.randn(2000, 16), torch.randn(wrong, 16))
     plain = aae.build(aae.recipe("prior")).eval()
     assert aae.decode(plain, None, torch.randn(1200, 2)).shape == (1200, 1, 28, 28)
 
@@ -1024,6 +1120,8 @@ def test_ctrl_c_and_mistakes_end_with_one_line_and_their_status(monkeypatch, cap
     for error, status, words in (
         (KeyboardInterrupt(), 130, "toy.py: stopped; --resume RUN goes on from the last"),
         (common.UserError("no such thing"), 2, "toy.py: no such thing\n"),
+        (MemoryError(), 2, "toy.py: no memory is left: choose smaller settings"),
+        (torch.OutOfMemoryError("CUDA"), 2, "toy.py: no memory is left: choose smaller settings"),
     ):
 
         def main(settings):
@@ -1034,6 +1132,20 @@ def test_ctrl_c_and_mistakes_end_with_one_line_and_their_status(monkeypatch, cap
             common.run_main(main, recipe)
         out, err = capsys.readouterr()
         assert stop.value.code == status and out == "" and err.count("\n") == 1 and words in err
+
+
+def test_networks_larger_than_the_memory_are_one_line(command):
+    done = command("bigan.py", "--hidden", 10**9, "--dry-run", "--out", "run")
+    assert done.returncode == 2 and done.stderr.endswith("smaller settings, batches or networks\n")
+
+
+def test_what_breaks_a_training_frees_its_folder_for_the_same_process():
+    run = common.Run("toy", Toy(out="run"))
+    with pytest.raises(KeyboardInterrupt), run.autocast():
+        raise KeyboardInterrupt
+    again = common.Run("toy", parse("--resume", "run"))  # while `run` still exists
+    with again.autocast(), pytest.raises(common.UserError, match="another process is at work"):
+        common.Run("toy", parse("--resume", "run"))
 
 
 # ---- Devices and imports -------------------------------------------------------------------------
@@ -1091,6 +1203,15 @@ def test_imports_do_nothing_and_set_what_torch_reads(tmp_path):
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())
+    code = f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); import common; "
+    code += "import matplotlib; print(matplotlib.get_backend(), os.environ['MPLBACKEND'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MPLBACKEND": "svg"},
+    )
+    assert (done.returncode, done.stdout) == (0, "svg svg\n"), done.stderr
     for name in ("mathieu.py", "experiments/mathieu_pretrained_s.py"):
         text = (ROOT / name).read_text()
         assert 0 < text.index("\nimport common") < text.index("\nimport torch"), name

@@ -449,7 +449,7 @@ def test_a_judge_belongs_to_the_images_not_to_their_name(few_images, tmp_path):
 
 
 def test_mnist_from_another_folder_has_the_committed_judge(few_images, tmp_path, monkeypatch):
-    monkeypatch.setattr(scores, "is_mnist", lambda x: True)
+    monkeypatch.setattr(scores, "is_mnist", lambda x, y: True)
     assert scores.load_judge("grey", tmp_path).net[-1].out_features == 10
     assert not kept(tmp_path)
 
@@ -465,8 +465,16 @@ def test_a_cache_that_cannot_be_written_leads_to_the_next(few_images, tmp_path, 
     assert scores.cache_folder() == tmp_path / "home/.cache/adversarial-disentangling"
     monkeypatch.setenv("HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(scores.tempfile, "gettempdir", lambda: str(tmp_path / "cache"))
-    with pytest.raises(common.UserError, match="cannot write to any of"):
+    with pytest.raises(common.UserError, match="name one in XDG_CACHE_HOME"):
         scores.load_judge("fashion", tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(scores.Path, "home", no_home)
+    monkeypatch.setattr(scores.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert scores.cache_folder() == tmp_path / "adversarial-disentangling"
 
 
 def test_a_judge_that_cannot_be_read_is_one_line(few_images, tmp_path):
@@ -487,6 +495,15 @@ def test_judge_accuracy_is_of_the_real_images():
     assert scores.judge_accuracy(judge, test) > 99
     wrong = common.Split(test.x, (test.y + (torch.arange(2500) < 1000)) % 10)
     assert abs(scores.judge_accuracy(judge, wrong) - 59.7) < 1
+
+
+def test_a_judge_of_few_images_is_better_than_neighbours():
+    train, test = (part.take(slice(250)) for part in common.load_dataset("mnist"))
+    torch.manual_seed(0)
+    judge = scores.train_judge(train)
+    a, b = (common.to_float(part.x).flatten(1) for part in (test, train))
+    nearest = (train.y[torch.cdist(a, b).argmin(1)] == test.y).float().mean().item() * 100
+    assert scores.judge_accuracy(judge, test) > nearest + 3
 
 
 def test_train_judge_learns_to_tell_two_patterns():
