@@ -23,13 +23,13 @@ Where the paper's things are
 Differences              the paper, as far as known      here
     optimiser            SGD, up to 5000 epochs          Adam, 12 to 72 epochs
     Enc's loss           eq. 1's min max                 -log Disc
-    batch norm           clusters, SVHN: outputs, too    Enc: hidden, or none; style: outputs, too
+    batch norm in Enc    clusters, SVHN: outputs, too    hidden layers, or none; style: outputs, too
     noise on the input   0.3, or 20 % of it dropped      0.1, or none
     Table 1              deterministic q(z|x)            Gaussian q(z|x), dropout
     Disc's input         z                               z / prior_std; style: the label, too
     priors of Figure 4   pictures, no formulas           petals and a roll of our own sizes
 Six additions are ours: warp, warp_weight, smooth_weight, balance_weight, code_noise, y_weight.
-Off at 0, y_weight at 1. On where y is inferred (balance: no labels); warp in prior-labels, too.
+Off at 0, y_weight at 1. On where y is inferred (balance_weight: clusters); prior-labels has warp.
 """
 
 import math
@@ -113,8 +113,8 @@ def mlp(inputs, hidden, batch_norm=False, dropout=0.0):
 
 
 class Encoder(nn.Module):
-    """Enc(x): logits of q(y|x) [B, classes], or None; mu, logvar [B, z_dim] of a Gaussian q(z|x),
-    or of a deterministic one mu and None. x [B, C, H, W]. norm: "none", "hidden" or "all"."""
+    """Enc(x): logits of q(y|x) [B, classes], or None; mu, logvar [B, z_dim] of q(z|x), logvar None
+    where it is deterministic. x [B, C, H, W]. norm: "none", "hidden" or "all"."""
 
     def __init__(
         self, inputs=784, z_dim=8, classes=0, hidden=1000, gaussian=False, norm="none", dropout=0.0
@@ -333,7 +333,7 @@ def train(run, nets, data, labelled):
             # 1. Reconstruction. Enc, Dec minimise  1/2 |x - Dec(y,z)|^2,  y of Enc (style: label)
             logits, z = enc.sample(noisy)
             y = logits if logits is None else logits.softmax(1)
-            y = F.one_hot(label, 10).float() if o.task == "style" else y  # Figure 6
+            y = F.one_hot(label, 10).float() if o.task == "style" else y  # Figure 6: all are known
             loss_r = reconstruction = reconstruction_loss(dec(y, z), x)
             if dec.heads is not None:  # Figure 10
                 loss_r = loss_r + head_distance_loss(dec.heads.weight, o.head_distance)
@@ -349,7 +349,7 @@ def train(run, nets, data, labelled):
                 one_hot = F.one_hot(label, 11).to(z)
                 z_prior, z_seen = torch.cat([z_prior, one_hot], 1), torch.cat([z_seen, one_hot], 1)
             loss_d = discriminator_loss(*disc(torch.cat([z_prior, z_seen.detach()])).chunk(2))
-            if logits is not None:  # Enc infers y, and Disc_y does the same; y' is any class
+            if logits is not None:  # Enc infers y; Disc_y learns as Disc does; y' is any class
                 y = logits.softmax(1)
                 drawn = torch.randint(0, y.shape[1], label.shape, device=label.device)
                 y_prior = add_noise(F.one_hot(drawn, y.shape[1]).to(y), o.code_noise)  # ours: noise
@@ -482,12 +482,12 @@ def evaluate(nets, data, test, o, folder):
 
 
 def main(o):
-    """Train, then score; split picks the labels. To train only, end with run.finish({})."""
+    """Train, then score. To train only, make the last line run.finish({})."""
     from experiments import aae_scores, batch_norm
 
     aae_scores.check(o, PRIORS)  # mistakes shall show now, not after the training
     images, test = common.load_data(o)
-    data, _, labelled = aae_scores.split(images, o)
+    data, _, labelled = aae_scores.split(images, o)  # labelled: picked by the seed
     run = common.Run("aae", o, aae_scores.name(o))
     nets = build(o).to(run.device)
     with run.autocast():

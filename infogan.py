@@ -384,7 +384,7 @@ def evaluate(nets, data, test, o, folder):
 
 
 def main(settings):
-    """Train, then score. To train only, end with run.finish({})."""
+    """Train, then score. To train only, make the last line run.finish({})."""
     from experiments import infogan_scores
 
     data, test = common.load_data(settings)

@@ -7,7 +7,7 @@ Mathieu, Zhao, Sprechmann, Ramesh, LeCun 2016, arXiv 1611.03383.
 An encoder Enc splits an image x into two codes: s tells its class, z tells the rest. A decoder Dec
 makes an image from any z and any s. Two images of one class swap their s: Dec must still give back
 the image that z came from, so s holds what the class shares. Two images of any class swap their s,
-too. No right answer is known then. A discriminator Disc is told the class of s and judges.
+too. No right answer is known then: a discriminator Disc, told the class of s, judges the image.
 
 Where the paper's things are
     Eq. 5, Algorithm 1, Figure 1    train, with a function for each term
@@ -21,12 +21,12 @@ Differences           the paper                            here
     channels          not given                            16, 32, 64 in all three networks
     weights           lambda, not given; the others 1      one for each term, in Settings
     weight of KL      constant                             grows for 60 % of the run
-    generator's loss  log(1 - Disc)                        -log Disc, as released
+    generator's loss  log(1 - Disc)                        -log Disc (released: target 0.95)
     Disc's fakes      swaps of a fresh pair                swaps of the same step; prior samples
     prior samples     Algorithm 1; "unstable" in 4.2       stable here
     x2                any class, also: another class       any class
     sprites           672 characters, discrete poses       672 others, continuous poses
-Three additions are ours: prior_std, dead_zone, CodeDiscriminator. Their lines are marked "# ours".
+Three additions are ours: prior_std, dead_zone, CodeDiscriminator. They enter where "# ours" stands.
 "Beyond the paper" says what they are for; --recipe paper turns them off.
 """
 
@@ -43,8 +43,8 @@ from torch import nn
 
 
 # ---- Settings: each field is a flag, its comment the help ----------------------------------------
-# "released": the default of the authors' code. Its losses are means over pixels in [-1, 1], ours
-# are sums over pixels in [0, 1], so its weights stand here times 784 / 4: 0.01 becomes 1.96.
+# "released": the authors' code. Its losses are means over pixels in [-1, 1], ours sums over pixels
+# in [0, 1]. So its weights of KL and Disc stand here times 784 / 4 (MNIST): 0.01 becomes 1.96.
 @dataclasses.dataclass
 class Settings(common.RunSettings):
     recipe: Literal["ours", "paper"] = "ours"  # paper: the three additions are off
@@ -96,7 +96,7 @@ def down(inputs, outputs):
 
 
 def up(inputs, outputs, side):
-    """Its mirror: BN, ReLU, then from side / 2 pixels a side, rounded up, to `side`."""
+    """The mirror of `down`: BN, ReLU, then from side / 2 pixels a side, rounded up, to `side`."""
     extra = 1 - side % 2  # an even side needs one more row and column
     conv = nn.ConvTranspose2d(inputs, outputs, 5, stride=2, padding=2, output_padding=extra)
     return nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU(), conv)
@@ -228,7 +228,7 @@ def train(run, nets, data):
             opt_c.param_groups[0]["lr"] = o.lr * max(rate(run.progress), 0.3)  # ours
             kl_weight = o.kl_start + (o.kl_weight - o.kl_start) * min(run.progress / 0.6, 1)
 
-            # x1 and x1p (the paper's x1') [B, C, H, W] have a class, id1 [B, labels]. x2 is the x1
+            # x1 and x1p (the paper's x1') [B, C, H, W] share a class, id1 [B, labels]. x2 is the x1
             # of the row above, of class id2. s1, s1p, s2 are [B, s_dim], z1 and z [B, z_dim].
             x1, x1p = common.to_float(data.x[pair[:, 0]]), common.to_float(data.x[pair[:, 1]])
             id1 = ids[pair[:, 0]]
@@ -251,7 +251,7 @@ def train(run, nets, data):
             kl = kl_loss(mu1, logvar1)
             swap = adversarial_loss(disc(x_swap, id2))
             prior = adversarial_loss(disc(x_prior, id2))
-            hide = code_disc.loss(mu1, id2, id1)  # ours: it shall take id2 for the label of mu1
+            hide = code_disc.loss(mu1, id2, id1)  # ours: it shall read id2 from mu1
             loss_g = o.own_weight * own + o.same_weight * same + kl_weight * kl
             loss_g = loss_g + o.swap_weight * swap + o.prior_weight * prior
             loss_g = loss_g + o.code_weight * hide  # ours
@@ -323,7 +323,7 @@ class CodeDiscriminator(nn.Module):
     def __init__(self, z_dim=16, labels=10, hidden=256):
         super().__init__()
         self.net = nn.Sequential(
-            nn.BatchNorm1d(z_dim, affine=False),  # a number that hardly varies may tell the class
+            nn.BatchNorm1d(z_dim, affine=False),  # shows numbers that hardly vary, too
             nn.Linear(z_dim, hidden),
             nn.LeakyReLU(0.2),
             nn.Linear(hidden, hidden),
@@ -383,7 +383,7 @@ def evaluate(nets, data, test, settings, folder):
 
 
 def main(settings):
-    """Train, then score. To train only, end with run.finish({})."""
+    """Train, then score. To train only, make the last line run.finish({})."""
     from experiments import mathieu_scores
 
     data, test = common.load_data(settings)

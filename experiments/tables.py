@@ -311,14 +311,14 @@ def likelihood_table():
     many = "parzen_1m", 1, "427 † (ten million)", "412 (500,000)"
     return aae_scores(
         [
-            ("10,000 samples", "likelihood", *few),
-            ("a million", "likelihood", *many),
+            ("20 epochs: 10,000 samples", "likelihood", *few),
+            ("20 epochs: a million", "likelihood", *many),
             ("50 epochs: 10,000", "likelihood-50-epochs", *few),
-            ("a million", "likelihood-50-epochs", *many),
+            ("50 epochs: a million", "likelihood-50-epochs", *many),
             ("noise, 100 epochs: 10,000", "likelihood-noise", *few),
-            ("a million", "likelihood-noise", *many),
+            ("noise, 100 epochs: a million", "likelihood-noise", *many),
             ("z of 6, 50 epochs: 10,000", "likelihood-6d", *few),
-            ("a million", "likelihood-6d", *many),
+            ("z of 6, 50 epochs: a million", "likelihood-6d", *many),
             ("VAE: 10,000", "likelihood-kl", "parzen_10k", 1, DASH, DASH),
             ("WAE-GAN: 10,000", "likelihood-wae-gan", "parzen_10k", 1, DASH, DASH),
             ("WAE-MMD: 10,000", "likelihood-mmd", "parzen_10k", 1, DASH, DASH),
@@ -509,9 +509,9 @@ def leak_table():
     extra = "\n".join("| " + " | ".join(line) + " |" for line in beside)
     parts = [
         rows_by_scores(["K: error in %"], grouped, clusters),
-        rows_by_scores(["K: mutual information"], grouped, information),
-        rows_by_scores(["K: probe on the trunk, %"], rows, trunk) + f"\n{extra}",
-        rows_by_scores(["K: probe on Q's hidden layer, %"], rows, hidden),
+        rows_by_scores(["K: normalised mutual information"], grouped, information),
+        rows_by_scores(["K: probe on the trunk, error in %"], rows, trunk) + f"\n{extra}",
+        rows_by_scores(["K: probe on Q's hidden layer, error in %"], rows, hidden),
         commands({row: words for row, (words,) in rows.items()}),
     ]
     return "\n\n".join(parts)
