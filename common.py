@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Optional
 
 os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # torch reads it at import
-chosen = os.environ.pop("MPLBACKEND", None)  # it may be absent here, and figures go into files
+chosen = "matplotlib" not in sys.modules and os.environ.pop("MPLBACKEND", "")  # may be absent
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +82,7 @@ def image_batches(x, nets, size=1000):
         raise ValueError(f"images must be [N, {words}] or [{words}], not {list(x.shape)}")
     floats = x.is_floating_point() and 0 <= x.min() and x.max() <= 1
     if not floats and (x.dtype != torch.uint8 or x.max() == 1):
-        kind = f"{x.dtype} from {x.double().min():g} to {x.double().max():g}"
+        kind = f"{x.dtype} from {x.cpu().double().min():g} to {x.cpu().double().max():g}"
         raise ValueError(f"images must be uint8 up to 255, or floats in [0, 1], not {kind}")
     return (to_float(part).to(device) for part in x.split(size))
 
@@ -255,8 +255,8 @@ class Run:
 
     @contextlib.contextmanager
     def autocast(self):
-        """Context of the training: convolutions and matrix products have this run's precision. What
-        breaks it frees the folder, so that a notebook can go on with it."""
+        """Context of the training: convolutions and matrix products have this run's precision. An
+        error in it frees the folder, so that a notebook can go on with the run."""
         bf16 = self.precision == "bf16"
         try:
             with torch.autocast(self.device.type, torch.bfloat16, bf16, cache_enabled=False):

@@ -65,8 +65,9 @@ def read(name, root, validation=False):
         raise UserError(f"'{root}': no training image has the class {min(unknown)} of a test image")
     if len(train[1].unique()) < 2:
         raise UserError(f"'{root}': all training images are of one class; at least two are needed")
-    if train[0].max() <= 1:
-        raise UserError(f"'{root}': no pixel is above {train[0].max()}, yet bytes go up to 255")
+    low, high = train[0].min().item(), train[0].max().item()
+    if high <= 1 or low == high:
+        raise UserError(f"'{root}': pixels go from {low} to {high}, but bytes from 0 to 255")
     return train, test
 
 
@@ -76,8 +77,8 @@ def is_mnist(x, y):
 
 
 def shuffled(x, y):
-    """Images and labels in the order of the images' checksums. It looks random, does not depend on
-    the order given, and images that are added later leave it as it is."""
+    """Images and labels in the order of the images' checksums. It looks random, hardly depends
+    on the order given, and images that are added later leave it as it is."""
     copies, keys = collections.Counter(), []
     for image in x.contiguous().numpy():
         checksum = zlib.crc32(image)
@@ -145,8 +146,10 @@ def own(name, root):
     else:
         parts, where = folders(name, root), root
     for (x, y), part in zip(parts, ("training", "test")):
-        classes, pixels = len(y.unique()), f"pixels {x.min()} to {x.max()}" if len(x) else ""
-        say(f"{where}: {len(x)} {part} images of {classes} classes, {list(x.shape[1:])}, {pixels}")
+        words = f"{len(x)} {part} images of {len(y.unique())} classes, {list(x.shape[1:])}"
+        if len(x) and x.dtype == torch.uint8:
+            words += f", pixels {x.min()} to {x.max()}"
+        say(f"{where}: {words}")
     return parts
 
 
@@ -179,7 +182,8 @@ def folders(name, root):
         folder, x, y = root / part, [], []
         if not folder.is_dir():
             raise UserError(f"no images in '{folder}' (there is no such folder)")
-        found = sorted(place for place in folder.iterdir() if place.is_dir() and shown(place))
+        found = [place for place in folder.iterdir() if place.is_dir() and shown(place)]
+        found.sort(key=lambda place: place.name)
         names = [place.name for place in found]
         if classes not in (None, names):
             raise UserError(f"'{root}': train and test must have the same folders of classes")
@@ -187,12 +191,14 @@ def folders(name, root):
         if len(classes) > 10:
             raise UserError(f"'{folder}' has {len(classes)} classes: ten at most")
         for label, place in enumerate(found):
-            files = sorted(path for path in place.iterdir() if shown(path) and is_image(path))
+            files = [path for path in place.iterdir() if shown(path) and is_image(path)]
+            deeper = [p for p in place.glob("*/*") if shown(p.parent) and shown(p) and is_image(p)]
             if not files:
-                deeper = any(map(is_image, place.glob("*/*")))
                 words = "has its images in folders below" if deeper else "has no images"
                 raise UserError(f"'{place}' {words}: the layout is {folder}/CLASS/*.png")
-            for path in files:
+            if deeper:
+                say(f"{place}: {len(deeper)} images in folders below are left out")
+            for path in sorted(files, key=lambda path: path.name):
                 try:
                     image = eight_bits(path)
                 except Exception as error:  # PIL raises many kinds for damaged files
@@ -216,8 +222,9 @@ def shown(path):
 
 
 def is_image(path):
-    """By the end of its name: PIL opens such files."""
-    return Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN
+    """By the end of its name: PIL opens such files, and they are images."""
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    return kind in Image.OPEN and Image.MIME.get(kind, "").startswith("image/")
 
 
 def by_torchvision(name, root):

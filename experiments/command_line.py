@@ -120,6 +120,10 @@ def run(main, recipe):
     exit_on_mistake(lambda: main(parse(recipe, sys.argv[1:])))
 
 
+# What torch says of a processor's memory, of an Apple GPU's, and of a GPU's outside its allocator.
+NO_MEMORY = "allocate memory|not enough memory|out of memory|ALLOC_FAILED"
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM: it ends a run as Ctrl-C does, with another status."""
 
@@ -144,7 +148,7 @@ def exit_on_mistake(call):
         status = 143 if isinstance(error, Terminated) else 130
     except (MemoryError, RuntimeError) as error:
         kinds = MemoryError, torch.OutOfMemoryError
-        if not isinstance(error, kinds) and "allocate memory" not in str(error):
+        if not isinstance(error, kinds) and not re.search(NO_MEMORY, str(error)):
             raise
         words, status = "no memory is left: choose smaller settings, batches or networks", 2
     except OSError as error:

@@ -111,7 +111,7 @@ def goes_on_bit_for_bit(monkeypatch):
         gc.collect()
         torch.manual_seed(99)
         recipe = getattr(script, "recipe", mathieu.recipe)
-        script.main(command_line.parse(recipe, ["--resume", "part"]))
+        script.main(command_line.parse(recipe, ["--resume", "part", "--device", "cpu"]))
         whole, part = (run_folder.read_checkpoint(name) for name in ("whole", "part"))
         assert same(whole["states"], part["states"]) and same(whole["rng"], part["rng"])
         assert part["epoch"] == 2
