@@ -638,6 +638,25 @@ def test_batch_norm_is_settled_on_clean_images():
     assert torch.allclose(enc.body[5].running_mean, h.mean(0), atol=1e-2)
 
 
+@pytest.mark.parametrize(
+    "script, words", [(aae, "--task semi --labels 50"), (aae_compared, "--batch-norm hidden")]
+)
+def test_a_run_ends_with_batch_norm_settled(script, words, monkeypatch):
+    """To settle it again changes nothing."""
+    data = images(300)
+    monkeypatch.setattr(common, "load_data", lambda o: (data, data))
+    monkeypatch.setattr(script, "evaluate", lambda *_: ({}, ()))
+    o = settings(f"{words} --hidden 20", script.recipe, dry_run=True)
+    script.main(o)
+    nets = script.load("run")
+    before = copy.deepcopy(nets.state_dict())
+    used = aae_scores.split(data, o)[0]
+    batch_norm.settle(nets.enc, ((x,) for x in batch_norm.image_parts(used.x)))
+    assert "enc.body.1.running_mean" in before
+    for name, value in nets.state_dict().items():
+        assert torch.allclose(value, before[name], atol=1e-6), name
+
+
 # ---- Scores --------------------------------------------------------------------------------------
 class Codes(nn.Module):
     """An encoder of given answers: a function of the images -> logits, mu, logvar."""

@@ -509,6 +509,21 @@ def test_what_is_scored_is_the_average_of_the_weights(decay, monkeypatch):
     assert torch.allclose(faded, disc(x, z), atol=1e-6)
 
 
+@pytest.mark.parametrize("script, model", [(bigan, "ali"), (bigan_baselines, "ae-l2")])
+def test_a_run_ends_with_batch_norm_settled(script, model, monkeypatch):
+    """To settle it again changes nothing."""
+    data = mnist(300)
+    monkeypatch.setattr(common, "load_data", lambda o: (data, data))
+    monkeypatch.setattr(script, "evaluate", lambda *_: ({}, ()))
+    o = settings(script, model, dry_run=True, epochs=1)
+    script.main(o)
+    nets = script.load("run")
+    before = copy.deepcopy(nets.state_dict())
+    script.settle(nets, data, o)
+    for name, value in nets.state_dict().items():
+        assert torch.allclose(value, before[name], atol=1e-6), name
+
+
 def test_batch_norm_is_settled_with_the_final_weights_on_what_is_scored():
     for script, model in ((bigan, "bigan"), (bigan_baselines, "ae-l2"), (bigan_baselines, "gan")):
         o, rng = settings(script, model), torch.get_rng_state()
