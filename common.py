@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Optional
 
 os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # torch reads it at import
-chosen = "matplotlib" not in sys.modules and os.environ.pop("MPLBACKEND", "")  # may be absent
+backend = "matplotlib" not in sys.modules and os.environ.pop("MPLBACKEND", "")  # may be absent
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +26,10 @@ from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
 
-if chosen:
-    os.environ["MPLBACKEND"] = chosen
+if backend:
+    os.environ["MPLBACKEND"] = backend
     with contextlib.suppress(ValueError):
-        rcParams["backend"] = chosen
+        rcParams["backend"] = backend
 HERE = Path(__file__).resolve().parent
 
 

@@ -6,8 +6,8 @@ nets. Chen, Duan, Houthooft, Schulman, Sutskever, Abbeel 2016, arXiv 1606.03657.
 
 A generator G makes an image of noise z and a code: a category c1, and numbers c2 (the paper's c2
 and c3). A discriminator D tells real images from generated ones. Q reads the code from the image.
-It has D's layers but the last, the trunk. G, Q and the trunk are rewarded when Q is right. So the
-code comes to tell what an image shows: which digit, how slanted, how wide. No label is used.
+Q and D share the trunk: all layers but the last. G, Q and the trunk are rewarded when Q is right.
+So the code comes to tell what an image shows: which digit, how slanted, how wide. It uses no label.
 
 Where the paper's things are
     Eq. 6                         train, with a function for each term
@@ -350,7 +350,7 @@ def load(folder, device="cpu"):
     from experiments import run_folder
 
     saved = run_folder.read_checkpoint(folder, finished=True)
-    steps = saved["step"] // saved["epoch"]  # as many as the curve has an epoch
+    steps = saved["step"] // saved["epoch"]  # updates an epoch: the curve has a value of each
     return common.load(folder, recipe, functools.partial(build, steps=steps), device)
 
 

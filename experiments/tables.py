@@ -44,8 +44,8 @@ def kind_of(entry):
 
 
 def fastest(row, *kinds):
-    """(minutes, machine, threads) of the fastest machine that ran a row, or None: the median of its
-    runs, as some stood still for a while. Repeats count, too."""
+    """(minutes, machine, threads) of the fastest machine that ran a row, or None. Minutes are the
+    median of its runs, since some stood still for a while. Repeats count, too."""
     took = {}
     for e in reproduce.read(row) + reproduce.read(f"again/{row}"):
         if kind_of(e) in kinds:
