@@ -28,8 +28,9 @@ Differences              the paper, as far as known      here
     Table 1              deterministic q(z|x)            Gaussian q(z|x), dropout
     Disc's input         z                               z / prior_std; style: the label, too
     priors of Figure 4   pictures, no formulas           petals and a roll of our own sizes
-Six additions are ours: warp, warp_weight, smooth_weight, balance_weight, code_noise, y_weight.
-Off at 0, y_weight at 1. On where y is inferred (balance_weight: clusters); prior-labels has warp.
+Seven additions are ours: warp, neighbours, warp_weight, smooth_weight, balance_weight, code_noise,
+y_weight. They are off at 0, y_weight at 1. All but neighbours are on where y is inferred
+(balance_weight: clusters); prior-labels has warp.
 """
 
 import math
@@ -37,7 +38,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import common
-from common import Batch, Beta, Count, Rate, Share, Size, Weight
+from common import Batch, Beta, Count, Rate, Share, Size, Weight, Whole
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +73,7 @@ class Settings(common.RunSettings):
     clusters: Count = None  # number of clusters: values of a y that has no labels
     head_distance: Size = None  # heads nearer than this are pushed apart
     y_weight: Weight = None  # ours: weight of fooling the discriminator of y (paper: 1)
+    neighbours: Whole = None  # ours: images are moved to one of so many near images (paper: 0)
     code_noise: Weight = None  # ours: deviation of the noise on what Disc_y sees (paper: 0)
     smooth_weight: Weight = None  # ours: weight of smoothness_loss (paper: 0)
     warp_weight: Weight = None  # ours: weight of invariance_loss (paper: 0)
@@ -79,7 +81,8 @@ class Settings(common.RunSettings):
 
 
 WIDE = {"prior_std": 5.0, "noise": 0.0}  # of tasks without y
-STEADY = {"warp": 1.0, "y_weight": 4.0, "code_noise": 0.3, "smooth_weight": 1.0, "warp_weight": 4.0}
+STEADY = {"warp": 1.0, "neighbours": 0, "warp_weight": 4.0, "smooth_weight": 1.0}
+STEADY |= {"y_weight": 4.0, "code_noise": 0.3}
 PRIOR = Settings(**WIDE, epochs=15, batch_norm="none", lr_disc=1e-3, lr_encoder=6e-4)
 LABELLED = Settings(
     **WIDE, epochs=25, prior="mixture", lr=2e-4, lr_disc=1e-3, warp=1.0, labels=10_000
@@ -203,9 +206,8 @@ def head_distance_loss(heads, threshold):
     return (threshold - F.pdist(heads)).clamp(min=0).sum()
 
 
-# ---- Priors p(z). A new one goes here: a class with these methods, and its name in PRIORS --------
-# Built by (z_dim, prior_std). Training needs sample(component [n], 0 to 9: Figure 4's digit) -> z
-# [n, d]. Scores need log_density(z) -> [n], component(z) -> [n] if several, outline() -> curves.
+# ---- Priors p(z). A new one goes here: a class, and its name in PRIORS ---------------------------
+# It is built by (z_dim, prior_std). Scores and figures know the three by experiments/aae_priors.py.
 class Gaussian:
     """N(0, std^2 I), whatever the component."""
 
@@ -213,14 +215,8 @@ class Gaussian:
         self.dim, self.std = dim, std
 
     def sample(self, component):
+        """z [n, dim]. component: int64 [n], 0 to 9: Figure 4's digit."""
         return self.std * torch.randn(len(component), self.dim, device=component.device)
-
-    def log_density(self, z):
-        return torch.distributions.Normal(0.0, self.std).log_prob(z).sum(1)
-
-    def outline(self):
-        t = torch.linspace(0, 2 * math.pi, 100)
-        return [k * self.std * torch.stack([t.cos(), t.sin()], 1) for k in (1, 2, 3)]
 
 
 class Mixture(Gaussian):
@@ -240,23 +236,6 @@ class Mixture(Gaussian):
     def sample(self, component):
         return self.place(torch.randn(len(component), 2, device=component.device), component)
 
-    def log_joint(self, z):
-        """log p(z, component): [n, 10]."""
-        outwards, across = self.axes(torch.arange(10, device=z.device))
-        a = ((z[:, None] * outwards).sum(2) - 10) / 3.0
-        b = (z[:, None] * across).sum(2) / 0.7
-        return -0.5 * (a.square() + b.square()) - math.log(2 * math.pi * 3.0 * 0.7 * 10)
-
-    def log_density(self, z):
-        return self.log_joint(z).logsumexp(1)
-
-    def component(self, z):
-        return self.log_joint(z).argmax(1)
-
-    def outline(self):
-        circle = Gaussian(std=1.0).outline()[1]
-        return [self.place(circle, torch.full((100,), k)) for k in range(10)]
-
 
 class SwissRoll(Gaussian):
     """A band of deviation 0.3, rolled up to radius 15. A component is a tenth of it."""
@@ -269,20 +248,6 @@ class SwissRoll(Gaussian):
     def sample(self, component):
         u = (component + torch.rand(len(component), device=component.device)) / 10
         return self.curve(u) + 0.3 * torch.randn(len(u), 2, device=u.device)
-
-    def distances(self, z):
-        """From z to 2000 points of the middle: [n, 2000]."""
-        u = (torch.arange(2000, device=z.device) + 0.5) / 2000
-        return torch.cat([torch.cdist(part, self.curve(u)) for part in z.split(1000)])
-
-    def log_density(self, z):
-        return (-0.5 * (self.distances(z) / 0.3).square()).logsumexp(1) - math.log(360 * math.pi)
-
-    def component(self, z):
-        return self.distances(z).argmin(1) // 200
-
-    def outline(self):
-        return [self.curve(torch.linspace(0, 1, 400))]
 
 
 PRIORS = {"gaussian": Gaussian, "mixture": Mixture, "swiss-roll": SwissRoll}
@@ -319,16 +284,16 @@ def train(run, nets, data, labelled):
     total = o.epochs * math.ceil(len(data.y) / o.batch_size)
     known = torch.full_like(data.y, 10)  # the label, or 10 where it may not be seen
     known[labelled] = data.y[labelled]
+    near = nearest(data.x, o.neighbours) if o.neighbours else None  # ours
     nets.train()
     for _ in run.epochs():
         for i in run.batches(torch.randperm(len(data.y)), o.batch_size):
             for opt in (opt_r, opt_d, opt_e, opt_c):
                 end = o.lr_disc_end if opt is opt_d else 0.01
                 opt.param_groups[0]["lr"] = opt.defaults["lr"] * rate(run.step, total, end)
-            image, label = common.to_float(data.x[i]), known[i]
-            x = warp(image, o.warp)  # ours
+            x, label = vary(data.x, i, near, o), known[i]  # ours: vary; x are images in [0, 1]
             noisy = add_noise(x, o.noise)
-            again = add_noise(warp(image, o.warp), o.noise) if o.warp_weight else None  # ours
+            again = add_noise(vary(data.x, i, near, o), o.noise) if o.warp_weight else None  # ours
 
             # 1. Reconstruction. Enc, Dec minimise  1/2 |x - Dec(y,z)|^2,  y of Enc (style: label)
             logits, z = enc.sample(noisy)
@@ -372,7 +337,7 @@ def train(run, nets, data, labelled):
             # 3. Semi-supervised classification. Enc maximises  log q(y|x)  of labelled images
             if o.lr_labels:
                 j = labelled[torch.randint(0, len(labelled), (o.labelled_batch,), device=i.device)]
-                few = add_noise(warp(common.to_float(data.x[j]), o.warp), o.noise)
+                few = add_noise(vary(data.x, j, near, o), o.noise)
                 loss_c = losses["classification"] = F.cross_entropy(enc.classify(few), known[j])
                 update(opt_c, loss_c + steady_loss(enc, x, noisy, again, o, losses))  # ours: steady
             run.log(**losses)
@@ -380,9 +345,29 @@ def train(run, nets, data, labelled):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # With few labels, or none, q(y|x) settles on wrong classes. It must bear a small change of x
-# (smooth_weight), answer two warps of x alike (warp_weight; `warp` warps the training images), and
-# without labels use all classes (balance_weight). Disc_y tells one-hots from probabilities too
+# (smooth_weight). It must give the same answer for two variants of x (warp_weight). A variant is a
+# warped image, or one moved towards a near image, which tells nothing of how pixels lie. Without
+# labels it must use all classes (balance_weight). Disc_y tells one-hots from probabilities too
 # easily: both get noise (code_noise), and fooling it weighs more (y_weight).
+def vary(images, i, near, o):
+    """Variants of the images of index i [B], in [0, 1] [B, C, H, W]: warped, and with near [N, K] a
+    random part of the way to one of K near images. As they are where both are off."""
+    x = warp(common.to_float(images[i]), o.warp)
+    if near is None:
+        return x
+    other = near[i, torch.randint(near.shape[1], i.shape, device=i.device)]
+    part = torch.rand(len(i), 1, 1, 1, device=i.device)
+    return x + part * (common.to_float(images[other]) - x)
+
+
+def nearest(images, count):
+    """Indices [N, count] of the nearest other images, by the squared distance of pixels."""
+    from experiments import scores
+
+    pixels = common.to_float(images).flatten(1)
+    return scores.nearest(pixels, pixels, min(count, len(pixels) - 1), exclude_self=True)
+
+
 def warp(x, amount):
     """A random affine map of each image [B, C, H, W]: up to 9 degrees, 10 % in size, a shear of 0.2
     and a pixel of 28, times amount."""
@@ -426,7 +411,7 @@ def balance_loss(y):
 
 def steady_loss(enc, x, noisy, again, o, losses):
     """smoothness_loss and invariance_loss with their weights, put into `losses`, too. noisy, again:
-    two warps of the images, with noise; again may be None."""
+    two variants of the images, with noise; again may be None."""
     losses["smoothness"] = losses["invariance"] = x.new_zeros(())
     if o.smooth_weight:
         losses["smoothness"] = smoothness_loss(enc.classify, x)

@@ -21,7 +21,7 @@ import aae
 import common
 from aae import PRIORS, discriminator_loss, evaluate, rate, reconstruction_loss, update
 from common import Weight
-from experiments import aae_scores, batch_norm
+from experiments import aae_priors, aae_scores, batch_norm
 from experiments.aae_scores import mmd_loss
 
 import torch
@@ -78,7 +78,7 @@ def regulariser(nets, o, z, mu, logvar):
         return mmd_loss(z, draw_prior(nets, z), o.prior_std, SCALES)
     if o.prior == "gaussian":
         return kl_loss(mu, logvar, o.prior_std)
-    return sampled_kl_loss(z, mu, logvar, nets.prior.log_density(z))
+    return sampled_kl_loss(z, mu, logvar, aae_priors.log_density(nets.prior, z))
 
 
 def draw_prior(nets, z):

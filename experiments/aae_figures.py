@@ -1,11 +1,12 @@
 """Figures 2, 4, 5, 7, 9 and 11 of adversarial autoencoders, drawn for aae.py into a run's folder.
 
-encode: images -> logits of y, or None, and z; decode: (y, z) -> images. A new prior is drawn by its
-`outline`; its grid of images (Figures 2e, 4b, 4d) comes from `walk`, which has samples for it.
+encode: images -> logits of y, or None, and z; decode: (y, z) -> images. A prior is
+drawn by its `outline`; its grid of images (Figures 2e, 4b, 4d) comes from `walk`.
 """
 
 from common import figure_grid, save_figure, to_float
 from experiments import scores
+from experiments.aae_priors import has_components, is_mixture, is_roll, outline
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ def percentiles(n):
 
 def walk(prior):
     """Codes [n, 2] for a grid of images, the grid's columns, and words."""
-    if hasattr(prior, "place"):  # the mixture: its first three components side by side
+    if is_mixture(prior):  # the mixture: its first three components side by side
         squares = []
         for k in range(3):
             square = prior.place(percentiles(10), torch.full((100,), k))
@@ -31,7 +32,7 @@ def walk(prior):
             30,
             "Components 0, 1, 2 (Fig. 4b): outwards, across",
         )
-    if hasattr(prior, "curve"):
+    if is_roll(prior):
         u = (torch.arange(100) + 0.5) / 100
         return prior.curve(u), 20, "A walk along the roll, from its centre (Fig. 4d)"
     if type(prior).__name__ == "Gaussian":
@@ -57,15 +58,15 @@ def figure_codes(nets, encode, test, path):
     logits, z = encode(nets, test.x, sample=True)
     if nets.dec.heads is None:
         words = "Codes of test images (Fig. 2, 4)"
-        return figure_scatter(path, z, test.y, words, nets.prior.outline())
+        return figure_scatter(path, z, test.y, words, outline(nets.prior))
     heads = nets.dec.heads.weight.detach()
     codes = nets.dec.heads(logits.softmax(1), z).detach()
     words = "Codes W_C^T y + z of test images (Fig. 11)"
     if heads.shape[1] > 2:
         flat = on_a_circle(heads)
         return figure_scatter(path, codes @ flat, test.y, words, marks=heads @ flat)
-    curves = nets.prior.outline()
-    if not hasattr(nets.prior, "component"):
+    curves = outline(nets.prior)
+    if not has_components(nets.prior):
         curves = curves[1:2]  # a Gaussian's: two deviations of z
     around = [head.cpu() + curve for head in heads for curve in curves]
     return figure_scatter(path, codes, test.y, words, around, heads)
@@ -123,8 +124,8 @@ def draw(nets, encode, decode, data, test, task, folder):
         figure_clusters(nets, encode, decode, test, folder / "clusters.png")
 
 
-def figure_scatter(path, points, y, title, outline=(), marks=None):
-    """Points [N, 2] as PNG, a colour for each class y [N]. outline: curves [n, 2]; marks: crosses
+def figure_scatter(path, points, y, title, curves=(), marks=None):
+    """Points [N, 2] as PNG, a colour for each class y [N]. curves [n, 2] in grey; marks: crosses
     [K, 2]."""
     figure = Figure(figsize=(5.4, 4.8), dpi=100)
     axes = figure.subplots()
@@ -132,7 +133,7 @@ def figure_scatter(path, points, y, title, outline=(), marks=None):
     style = {"markersize": 2.5, "alpha": 0.6, "zorder": 1, "markeredgewidth": 0}
     for label in y.unique().tolist():
         axes.plot(*points[y == label].t(), ".", color=f"C{label}", label=str(label), **style)
-    for curve in outline:
+    for curve in curves:
         axes.plot(*curve.cpu().t(), color=".25", linewidth=0.8, zorder=2)
     if marks is not None:
         axes.plot(*marks.cpu().t(), "kx", markersize=7, zorder=3)

@@ -12,7 +12,7 @@ from common import (
     say,
     to_float,
 )
-from experiments import aae_figures, batch_norm, machine, scores
+from experiments import aae_figures, aae_priors, batch_norm, machine, scores
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ def check(o, priors):
         raise UserError("--prior-std must be above 0")
     if o.prior != "gaussian" and o.z_dim != 2:
         raise UserError(f"--prior {o.prior} lies in the plane: it needs --z-dim 2")
-    if o.task == "prior-labels" and not hasattr(priors[o.prior], "component"):
+    if o.task == "prior-labels" and not aae_priors.has_components(priors[o.prior]):
         raise UserError(f"--prior {o.prior} has no components that labels could name")
     if o.head_distance is not None and o.z_dim < 2:
         raise UserError("the heads of clusters need --z-dim 2 or more")
@@ -135,8 +135,9 @@ def prior_scores(nets, encode, decode, data, test, o):
         "code_mmd": mmd_loss(some, some_prior, o.prior_std).item(),
         "code_mmd_prior": mmd_loss(another, some_prior, o.prior_std).item(),
     }
-    if hasattr(nets.prior, "component"):
-        found["component_accuracy"] = percent(nets.prior.component(z_test) == test.y)
+    if aae_priors.has_components(nets.prior):
+        right = aae_priors.component(nets.prior, z_test) == test.y
+        found["component_accuracy"] = percent(right)
     return found
 
 

@@ -23,6 +23,7 @@ import common
 from experiments import (
     aae_compared,
     aae_figures,
+    aae_priors,
     aae_scores,
     batch_norm,
     command_line,
@@ -162,6 +163,30 @@ def test_warps_are_small_and_each_image_has_its_own():
     assert (scores.load_judge("mnist").classify(aae.warp(x, 1.0)) == few.y).float().mean() > 0.97
 
 
+def test_variants_lie_between_an_image_and_near_ones(monkeypatch):
+    o, data = settings(f"--task semi {NEAR}"), images(400)
+    pixels = data.x.float().flatten(1) / 255
+    distance = torch.cdist(pixels.double(), pixels.double()).fill_diagonal_(math.inf)
+    near = aae.nearest(data.x, 3)
+    assert torch.equal(near.sort(1).values, distance.topk(3, largest=False).indices.sort(1).values)
+    torch.manual_seed(0)
+    i = torch.randint(400, (3000,))
+    x = aae.vary(data.x, i, near, o).flatten(1)
+    way = pixels[near[i]] - pixels[i][:, None]  # to each of the three
+    step = (x - pixels[i])[:, None]
+    part = (step * way).sum(2) / way.square().sum(2)
+    off, which = (step - part[..., None] * way).norm(dim=2).min(1)
+    part = part.gather(1, which[:, None])
+    assert off.max() < 1e-3 and 0 <= part.min() and part.max() <= 1
+    assert abs(part.mean() - 0.5) < 0.02 and abs(part.var() - 1 / 12) < 0.01
+    assert (which.bincount() > 900).all()
+    warped = dataclasses.replace(o, warp=1.0)
+    monkeypatch.setattr(aae, "warp", lambda x, amount: x * (1 - amount / 2))
+    assert torch.allclose(aae.vary(data.x, i, None, warped), data.x[i] / 510)
+    assert torch.allclose(aae.vary(data.x, i, None, o), data.x[i] / 255)
+    assert aae.nearest(data.x[:3], 5).shape == (3, 2)  # no more than there are
+
+
 def test_warps_and_the_mmd_are_not_rounded_in_bf16():
     x, found = common.to_float(images(50).x), []
     a, b = 30 + 5 * torch.randn(64, 2), 5 * torch.randn(64, 2)
@@ -181,7 +206,7 @@ def test_kl_against_torch_distributions(std):
     assert torch.allclose(aae_compared.kl_loss(mu, logvar, std), truth)
     many, widths = mu[:1].detach().expand(400_000, 3), logvar[:1].detach().expand(400_000, 3)
     z = many + torch.randn_like(many) * (widths / 2).exp()
-    sampled = aae_compared.sampled_kl_loss(z, many, widths, prior.log_density(z))
+    sampled = aae_compared.sampled_kl_loss(z, many, widths, aae_priors.log_density(prior, z))
     assert abs(sampled - aae_compared.kl_loss(mu[:1], logvar[:1], std)) < 0.01
 
 
@@ -242,15 +267,17 @@ def test_densities_against_torch_distributions_and_their_integral():
     torch.manual_seed(0)
     z = 8 * torch.randn(50, 2)
     normal = torch.distributions.MultivariateNormal(torch.zeros(2), 25 * torch.eye(2))
-    assert torch.allclose(aae.Gaussian(2, 5.0).log_density(z), normal.log_prob(z), atol=1e-4)
+    assert torch.allclose(
+        aae_priors.log_density(aae.Gaussian(2, 5.0), z), normal.log_prob(z), atol=1e-4
+    )
     means, covariances = (torch.stack(part) for part in zip(*map(petal, range(10))))
     petals = torch.distributions.MultivariateNormal(means, covariances)
     which = torch.distributions.Categorical(torch.ones(10))
     truth = torch.distributions.MixtureSameFamily(which, petals).log_prob(z)
-    assert torch.allclose(aae.Mixture().log_density(z), truth, atol=1e-2, rtol=1e-4)
+    assert torch.allclose(aae_priors.log_density(aae.Mixture(), z), truth, atol=1e-2, rtol=1e-4)
     line = torch.linspace(-18, 18, 181)
     square = torch.cartesian_prod(line, line)
-    mass = aae.SwissRoll().log_density(square).exp().sum() * 0.2**2
+    mass = aae_priors.log_density(aae.SwissRoll(), square).exp().sum() * 0.2**2
     assert mass.item() == pytest.approx(1, abs=0.01)
 
 
@@ -259,8 +286,8 @@ def test_samples_lie_in_the_component_they_were_drawn_for(name, share):
     torch.manual_seed(0)
     prior, component = aae.PRIORS[name](), torch.randint(0, 10, (5000,))
     z = prior.sample(component)
-    assert (prior.component(z) == component).float().mean() > share
-    assert (prior.component(z[torch.randperm(5000)]) == component).float().mean() < 0.15
+    assert (aae_priors.component(prior, z) == component).float().mean() > share
+    assert (aae_priors.component(prior, z[torch.randperm(5000)]) == component).float().mean() < 0.15
 
 
 def test_the_roll_runs_outwards_to_its_radius():
@@ -273,13 +300,15 @@ def test_the_roll_runs_outwards_to_its_radius():
 
 
 def test_outlines_lie_where_the_priors_do():
-    circles = aae.Gaussian(2, 5.0).outline()
+    circles = aae_priors.outline(aae.Gaussian(2, 5.0))
     assert [round(c.norm(dim=1).mean().item(), 3) for c in circles] == [5, 10, 15]
     mixture = aae.Mixture()
-    for k, curve in enumerate(mixture.outline()):
-        peak = mixture.log_joint(petal(k)[0][None])[0, k]
-        assert torch.allclose(mixture.log_joint(curve)[:, k], (peak - 2).expand(100), atol=1e-3)
-    (roll,) = aae.SwissRoll().outline()
+    for k, curve in enumerate(aae_priors.outline(mixture)):
+        peak = aae_priors.mixture_log_joint(mixture, petal(k)[0][None])[0, k]
+        assert torch.allclose(
+            aae_priors.mixture_log_joint(mixture, curve)[:, k], (peak - 2).expand(100), atol=1e-3
+        )
+    (roll,) = aae_priors.outline(aae.SwissRoll())
     assert roll[-1].norm().item() == pytest.approx(15, abs=1e-3)
 
 
@@ -344,6 +373,7 @@ def test_the_decoder_sees_y_beside_z_or_the_heads():
 # ---- A step, by hand -----------------------------------------------------------------------------
 N = 30
 RATES = {"r": 0.03, "d": 0.02, "e": 0.05, "c": 0.07}
+NEAR = "--warp 0 --neighbours 3"
 PLAIN = "--smooth-weight 0 --warp 0 --warp-weight 0 --y-weight 1 --code-noise 0"
 CASES = [
     "--task prior",
@@ -354,6 +384,7 @@ CASES = [
     "--task semi",
     f"--task semi {PLAIN}",
     "--task semi --smooth-weight 0.5",
+    f"--task semi {NEAR}",
     "--task cluster",
     f"--task cluster --balance-weight 0 {PLAIN}",
     "--task cluster --warp-weight 0 --balance-weight 3",
@@ -392,11 +423,13 @@ def test_a_step_is_the_papers(monkeypatch, words):
     nets = aae.build(o)
     mine, start = copy.deepcopy(nets), copy.deepcopy(nets.state_dict())
 
-    def warp(x, amount):  # the first darkens the images, the second more, the labelled otherwise
-        if not amount:
-            return x
-        sizes.append(len(x))
-        return x * (0.8 if len(x) != N else 0.9 if sizes.count(N) == 1 else 0.5)
+    def vary(
+        pixels, i, near, o
+    ):  # darker images: the first, the second more, the labelled otherwise
+        assert (near is None) != bool(o.neighbours) and (near is None or near.shape == (N, 3))
+        sizes.append(len(i))
+        share = 0.8 if len(i) != N else 0.9 if sizes.count(N) == 1 else 0.5
+        return pixels[i] / 255 * (share if o.warp or o.neighbours else 1)
 
     def add_noise(x, std):
         if x.dim() == 2:  # a code
@@ -418,7 +451,7 @@ def test_a_step_is_the_papers(monkeypatch, words):
             assert all(gradient is None for gradient in found)
         plain_step(nets, loss, RATES[name], moved)
 
-    for name, fake in (("warp", warp), ("add_noise", add_noise), ("update", update)):
+    for name, fake in (("vary", vary), ("add_noise", add_noise), ("update", update)):
         monkeypatch.setattr(aae, name, fake)
     monkeypatch.setattr(torch, "randperm", lambda count, **_: shuffle)
     run = common.Run("aae", o)
@@ -439,8 +472,9 @@ def test_a_step_is_the_papers(monkeypatch, words):
 def by_hand(o, nets, data, labelled, shuffle):
     """The phases again: sigmoids and logarithms spelled out, every pass on its own."""
     image = data.x[shuffle].float() / 255
-    x = image * 0.9 if o.warp else image
-    noisy, again = x + 0.1, image * (0.5 if o.warp else 1) + 0.1
+    varied = o.warp or o.neighbours
+    x = image * 0.9 if varied else image
+    noisy, again = x + 0.1, image * (0.5 if varied else 1) + 0.1
     k, told = o.clusters or 10, {}
     known = [int(data.y[i]) if i in labelled.tolist() else 10 for i in shuffle.tolist()]
     known = torch.tensor(known)
@@ -503,7 +537,7 @@ def by_hand(o, nets, data, labelled, shuffle):
 
     if o.lr_labels:
         j = labelled[torch.randint(0, len(labelled), (o.labelled_batch,))]
-        few = data.x[j].float() / 255 * (0.8 if o.warp else 1) + 0.1
+        few = data.x[j].float() / 255 * (0.8 if varied else 1) + 0.1
         log_q = nets.enc(few)[0].log_softmax(1)
         told["classification"] = -log_q[torch.arange(len(j)), data.y[j]].mean()
         plain_step(nets, told["classification"] + steady(), RATES["c"], {"enc"})
@@ -565,7 +599,11 @@ def test_a_task_has_the_flags_that_it_reads():
         "head_distance": {"embed", "embed-clusters"},
     }
     with_y = {"semi", "semi-all", "cluster", "embed", "embed-clusters"}
-    only.update(dict.fromkeys(("y_weight", "code_noise", "smooth_weight", "warp_weight"), with_y))
+    only.update(
+        dict.fromkeys(
+            ("y_weight", "code_noise", "smooth_weight", "warp_weight", "neighbours"), with_y
+        )
+    )
     for task in aae.TASKS:
         o = aae.recipe(task)
         assert o.task == task
@@ -839,8 +877,8 @@ def drawn(monkeypatch):
     def grid(path, shown, columns, *words, left=None):
         seen[path] = SimpleNamespace(images=shown, columns=columns, left=left)
 
-    def scatter(path, points, y, title, outline=(), marks=None):
-        seen[path] = SimpleNamespace(points=points, y=y, outline=outline, marks=marks)
+    def scatter(path, points, y, title, curves=(), marks=None):
+        seen[path] = SimpleNamespace(points=points, y=y, curves=curves, marks=marks)
 
     monkeypatch.setattr(aae_figures, "figure_grid", grid)
     monkeypatch.setattr(aae_figures, "figure_scatter", scatter)
@@ -884,10 +922,12 @@ def test_manifolds_walk_where_they_say():
     assert columns == 16 and torch.allclose(z[0], corner, atol=1e-4)  # left, top
     mixture, roll = aae.Mixture(), aae.SwissRoll()
     codes = aae_figures.walk(mixture)[0].view(10, 30, 2)
-    assert torch.equal(mixture.component(codes[4]), torch.arange(3).repeat_interleave(10))
+    assert torch.equal(
+        aae_priors.component(mixture, codes[4]), torch.arange(3).repeat_interleave(10)
+    )
     assert codes[5, :10].norm(dim=1).diff().min() > 0  # outwards along a petal
     codes = aae_figures.walk(roll)[0]
-    assert torch.equal(roll.component(codes), torch.arange(100) // 10)
+    assert torch.equal(aae_priors.component(roll, codes), torch.arange(100) // 10)
 
 
 def test_codes_are_drawn_where_they_are(drawn):
@@ -899,7 +939,7 @@ def test_codes_are_drawn_where_they_are(drawn):
     heads = nets.dec.heads.weight.detach()
     assert torch.allclose(drawn["x"].points, heads[torch.arange(100) % 20], atol=1e-4)
     assert torch.equal(drawn["x"].marks, heads) and torch.equal(drawn["x"].y, test.y)
-    around = (drawn["x"].outline[3] - heads[3]).norm(dim=1)
+    around = (drawn["x"].curves[3] - heads[3]).norm(dim=1)
     assert torch.allclose(around, torch.tensor(2.0), atol=1e-4)
     nets = aae.build(settings("--task embed --z-dim 10 --hidden 30"))
     nets.enc = Codes(lambda x: (logits[:, :10], torch.zeros(len(x), 10), None))
@@ -947,7 +987,7 @@ def test_a_step_of_what_is_compared(monkeypatch, words):
         normal = torch.distributions.Normal(0.0, 5.0)
         extra = torch.distributions.kl_divergence(q, normal).sum() / N
         if o.prior == "mixture":
-            extra = (q.log_prob(z).sum(1) - nets.prior.log_density(z)).mean()
+            extra = (q.log_prob(z).sum(1) - aae_priors.log_density(nets.prior, z)).mean()
     truth = torch.autograd.grad(loss + 3 * extra, [*nets.enc.parameters(), *nets.dec.parameters()])
     for found, gradient in zip(got[0], truth):
         assert torch.allclose(found, gradient, atol=2e-3 * gradient.abs().max().item())
@@ -1095,7 +1135,7 @@ def test_snippets_stand_alone(name):
     }
     if name in ("Mixture", "SwissRoll"):
         prior = space[name]()
-        assert prior.log_density(prior.sample(torch.arange(10))).shape == (10,)
+        assert prior.sample(torch.arange(10)).shape == (10, 2)
     else:
         calls.get(name, lambda f: f(z))(space[name])
 
