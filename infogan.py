@@ -13,8 +13,8 @@ Where the paper's things are
     Eq. 6                         train, with a function for each term
     Eq. 4, 5, Lemma 5.1           the comment above category_loss
     Table 1 (appendix C.1)        Trunk, DHead, QHead, Generator
-    Figure 2                      figure_categories (a, b), figure_sweep (c, d)
-    Figure 1, the 5 % error       experiments/infogan_scores.py; --recipe baseline: the regular GAN
+    Figure 2                      figure_categories (a), figure_sweep (c, d); infogan_regular.py (b)
+    Figure 1, the 5 % error       experiments/infogan_scores.py, experiments/infogan_regular.py
 
 Where K = 10, the number of c1's values, enters: draw_codes (K equally likely), the sizes of G's
 input and Q's output, and log K in the logged L_I. It is the number of digits: a hint from labels.
@@ -48,7 +48,7 @@ from torch import nn
 class Settings(common.RunSettings):
     dataset: Literal["mnist", "fashion", "kmnist", "grey"] = "mnist"  # grey: your own images
     epochs: Count = 4  # passes over the training images (released: 5,000 updates)
-    recipe: Literal["ours", "paper", "baseline"] = "ours"  # baseline: Figure 1's regular GAN
+    recipe: Literal["ours", "paper"] = "ours"  # paper: close to the released code, no additions
     batch_size: Batch = 128  # real images in a step (released: 128)
     lr: Rate = 1e-3  # Adam's rate for G (paper: 1e-3)
     lr_disc: Rate = 2e-4  # Adam's rate for D and Q (paper: 2e-4)
@@ -62,25 +62,14 @@ class Settings(common.RunSettings):
     continuous_start: Share = 0.4  # ours: share of the run after which c2 is rewarded (paper: 0)
     warp: Size = 1.0  # ours: size of the warps of the images that Q reads (paper: 0)
     far: Share = 0.5  # ours: extra fakes per real image, c2 in [-2, 2]; needs warp (paper: 0)
-    baseline_epochs: Whole = 2  # epochs of Figure 1's regular GAN, trained beside; 0: none
 
 
 OFF = {"warp": 0.0, "far": 0.0, "continuous_start": 0.0}  # the additions
-OURS = Settings()
 PAPER = Settings(recipe="paper", epochs=11, schedule="constant", continuous_weight=1.0, **OFF)
 
 
-def regular(o):
-    """Settings of the regular GAN: Q's losses train Q alone, not G and not the trunk."""
-    off = {**OFF, "recipe": "baseline", "continuous_weight": 1.0, "baseline_epochs": 0}
-    return dataclasses.replace(o, epochs=min(o.epochs, o.baseline_epochs), **off)
-
-
-BASELINE = dataclasses.replace(regular(OURS), epochs=OURS.epochs)
-
-
 def recipe(dataset="mnist", recipe="ours"):
-    settings = {"paper": PAPER, "baseline": BASELINE}.get(recipe, OURS)
+    settings = PAPER if recipe == "paper" else Settings()
     return dataclasses.replace(settings, dataset=dataset)
 
 
@@ -215,70 +204,61 @@ def update(optimiser, loss):
     optimiser.zero_grad()
 
 
+def rate(done, schedule):
+    """Factor of the rates when this share of the run is done. linear: 1 until half, then a fall."""
+    return min(1, max(0.01, 2 - 2 * done)) if schedule == "linear" else 1
+
+
 def train(run, nets, data):
     """Eq. 6. data: a `common.Split`. run: a `common.Run`, which keeps the books: `epochs` saves
     after each epoch, `batches` gives a step's rows, `step` counts from 1, `log` fills log.csv."""
+    o, trunk, d, q, gen = run.settings, nets.trunk, nets.d, nets.q, nets.gen
+    adam = {"betas": (o.beta1, 0.999), "fused": True}
+    d_and_q = [*trunk.parameters(), *d.parameters(), *q.parameters()]
+    opt_d = torch.optim.Adam(d_and_q, o.lr_disc, **adam)
+    opt_g = torch.optim.Adam(gen.parameters(), o.lr, **adam)
+    run.track(nets=nets, opt_d=opt_d, opt_g=opt_g)
+    loss_c2 = split_loss if o.warp else continuous_loss  # ours
     nets.train()
-    run.track(nets=nets)
-    games = []  # InfoGAN, and where it is wanted Figure 1's regular GAN
-    for gan, o in ((nets, run.settings), (nets.gan, regular(run.settings))):
-        if gan is not None:
-            adam = {"betas": (o.beta1, 0.999), "fused": True}
-            d_and_q = [*gan.trunk.parameters(), *gan.d.parameters(), *gan.q.parameters()]
-            opt_d = torch.optim.Adam(d_and_q, o.lr_disc, **adam)
-            opt_g = torch.optim.Adam(gan.gen.parameters(), o.lr, **adam)
-            run.track(**{f"opt_d_{len(games)}": opt_d, f"opt_g_{len(games)}": opt_g})
-            games.append((gan, o, opt_d, opt_g))
 
     for _ in run.epochs():
-        for index in run.batches(torch.randperm(len(data.y)), run.settings.batch_size):
+        for index in run.batches(torch.randperm(len(data.y)), o.batch_size):
+            done = (run.step - 1) / len(nets.curve)
+            opt_d.param_groups[0]["lr"] = o.lr_disc * rate(done, o.schedule)
+            opt_g.param_groups[0]["lr"] = o.lr * rate(done, o.schedule)
+            weight_c2 = o.continuous_weight if done >= o.continuous_start else 0  # ours
+
+            # The losses of D and c2 read the first B of `made`, those of c1 read all (ours).
             x = common.to_float(data.x[index])  # [B, 1, 28, 28]
-            for gan, o, opt_d, opt_g in games:
-                if run.step > len(gan.curve):
-                    continue  # the regular GAN ends early
-                trunk, d, q, gen = gan.trunk, gan.d, gan.q, gan.gen
-                rewarded = o.recipe != "baseline"  # regular GAN: Q's losses teach Q alone
-                done = (run.step - 1) / len(gan.curve)
-                rate = min(1, max(0.01, 2 - 2 * done)) if o.schedule == "linear" else 1
-                opt_d.param_groups[0]["lr"] = o.lr_disc * rate
-                opt_g.param_groups[0]["lr"] = o.lr * rate
-                weight_c2 = o.continuous_weight if done >= o.continuous_start else 0  # ours
+            far = round(o.far * len(x)) if o.warp else 0  # ours
+            z, c1, c2 = draw_codes(o, len(x), x.device, far)
+            made = gen(z, c1, c2)
+            fake, c1_fake, c2_fake = made[: len(x)], c1[: len(x)], c2[: len(x)]
 
-                # The losses of D and c2 read the first B of `made`, those of c1 read all (ours).
-                far = round(o.far * len(x)) if o.warp else 0  # ours
-                z, c1, c2 = draw_codes(o, len(x), x.device, far)
-                made = gen(z, c1, c2)
-                fake, c1_fake, c2_fake = made[: len(x)], c1[: len(x)], c2[: len(x)]
-                loss_c2 = split_loss if o.warp else continuous_loss  # ours
+            # D and Q minimise   - log D(x) - log(1 - D(G(z,c))) - lambda log Q(c|G(z,c))
+            h = trunk(fake.detach())
+            loss_d = discriminator_loss(d(trunk(x)), d(h))
+            logits, mean = q(trunk(warp(made.detach(), o.warp)) if o.warp else h)  # ours: warped
+            category = category_loss(logits, c1)
+            continuous = loss_c2(mean[: len(x)], c2_fake)
+            bound = mutual_information(q(h)[0], c1_fake).detach()  # Figure 1's: not warped
+            update(opt_d, loss_d + o.category_weight * category + weight_c2 * continuous)
 
-                # D and Q minimise   - log D(x) - log(1 - D(G(z,c))) - lambda log Q(c|G(z,c))
-                h = trunk(fake.detach())
-                loss_d = discriminator_loss(d(trunk(x)), d(h))
-                seen = trunk(warp(made.detach(), o.warp)) if o.warp else h  # ours: warped
-                logits, mean = q(seen if rewarded else seen.detach())
-                category = category_loss(logits, c1)
-                continuous = loss_c2(mean[: len(x)], c2_fake)
-                bound = mutual_information(q(h)[0], c1_fake).detach()  # Figure 1's: not warped
-                update(opt_d, loss_d + o.category_weight * category + weight_c2 * continuous)
+            # G minimises   - log D(G(z,c)) - lambda log Q(c|G(z,c))
+            h = trunk(fake)
+            loss_g = adversarial_loss(d(h))
+            logits, mean = q(trunk(warp(made, o.warp)) if o.warp else h)  # ours: warped
+            told = o.category_weight * category_loss(logits, c1)
+            told = told + weight_c2 * loss_c2(mean[: len(x)], c2_fake)
+            update(opt_g, loss_g + told)
 
-                # G minimises   - log D(G(z,c)) - lambda log Q(c|G(z,c))
-                h = trunk(fake)
-                total_g = loss_g = adversarial_loss(d(h))
-                if rewarded:
-                    seen = trunk(warp(made, o.warp)) if o.warp else h  # ours: warped
-                    logits, mean = q(seen)
-                    total_g = total_g + o.category_weight * category_loss(logits, c1)
-                    total_g = total_g + weight_c2 * loss_c2(mean[: len(x)], c2_fake)
-                update(opt_g, total_g)
-
-                gan.curve[run.step - 1] = bound
-                if gan is nets:
-                    run.log(disc=loss_d, gen=loss_g, c1=category, c2=continuous, bound=bound)
+            nets.curve[run.step - 1] = bound
+            run.log(disc=loss_d, gen=loss_g, c1=category, c2=continuous, bound=bound)
 
 
 # ---- Figures -------------------------------------------------------------------------------------
 def figure_categories(nets, o, path, order, words, rows=5):
-    """Figure 2(a), (b): a category a column, in this order; z and c2 are the same along a row."""
+    """Figure 2(a): a category a column, in this order; z and c2 are the same along a row."""
     z, _, c2 = draw_codes(o, rows, order.device)
     z, c2 = z.repeat_interleave(len(order), 0), c2.repeat_interleave(len(order), 0)
     images = decode(nets, z, one_hot(order, o.categories).repeat(rows, 1), c2)
@@ -333,19 +313,18 @@ def split_loss(mean, c2):
 
 # ---- For notebooks, and the command line ---------------------------------------------------------
 def build(o, steps=1):
-    """Untrained networks. gan: those of a regular GAN, or None. curve: L_I in nats of each update
-    of the training; steps: updates an epoch."""
+    """Untrained networks. curve: L_I in nats of each update of the training; steps: updates an
+    epoch."""
     nets = nn.Module()
     nets.shape = 1, 28, 28
     nets.trunk, nets.d = initialise(Trunk()), initialise(DHead(1024, 1))
     nets.q = initialise(QHead(o.categories, o.continuous))
     nets.gen = initialise(Generator(o.z_dim + o.categories + o.continuous))
     nets.register_buffer("curve", torch.zeros(o.epochs * steps))
-    nets.gan = build(regular(o), steps) if o.baseline_epochs else None
     return nets
 
 
-def load(folder, device="cpu"):
+def load(folder, device="cpu", recipe=recipe):
     """Trained networks in eval mode: load("runs/infogan/mnist-seed0")."""
     from experiments import run_folder
 
@@ -371,13 +350,12 @@ def evaluate(nets, data, test, o, folder):
     """Figures into the run's folder; returns the scores and the rows of the printed table."""
     from experiments import infogan_scores
 
-    found, order = infogan_scores.evaluate(nets, build, draw_codes, decode, data, test, o, folder)
+    found, order = infogan_scores.evaluate(nets, build, draw_codes, decode, data, test, o)
     common.say("figures")
     if o.categories:
+        path, curves = folder / "information.png", {"InfoGAN": nets.curve}
+        infogan_scores.figure_information(curves, o.categories, path)
         figure_categories(nets, o, folder / "categories.png", order, "Categories (Fig. 2a)")
-    if nets.gan is not None:
-        path, words = folder / "categories-baseline.png", "Of a regular GAN (Fig. 2b)"
-        figure_categories(nets.gan, o, path, order.sort().values, words)
     for k in range(o.continuous):
         figure_sweep(nets, o, folder / f"continuous-{k + 1}.png", k, order)
     return found, infogan_scores.table(found, o)

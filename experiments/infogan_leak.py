@@ -1,6 +1,6 @@
 """How much of a good result does K = 10 give away? A table of finished runs (not in the paper).
 
-    python infogan.py --categories 20 --baseline-epochs 0     # and so on, and --recipe baseline
+    python infogan.py --categories 20                     # and so on
     python -m experiments.infogan_leak runs/infogan/mnist-seed0 runs/infogan/mnist-seed0-2
 
 K = 10 with equal shares tells the category how many digits there are, and that they are about
@@ -35,8 +35,8 @@ probe on the trunk and on Q's hidden layer, with 100, 1,000 and all labels"""
 
 
 def name_of(settings):
-    """Of a run of infogan.py: its K, and its recipe where that is not ours."""
-    words = {"ours": "", "paper": " (paper)", "baseline": " (regular)"}[settings["recipe"]]
+    """Of a run: its K, and its recipe where that is not ours. The regular GAN has none."""
+    words = {"ours": "", "paper": " (paper)", None: " (regular)"}[settings["recipe"]]
     return f"K = {settings['categories']}{words}"
 
 
@@ -46,7 +46,7 @@ def read(folders):
     found, beside = [], {}
     for folder in folders:
         config, path = run_folder.read_config(folder), Path(folder) / "metrics.json"
-        if config["script"] != "infogan" or not path.exists():
+        if config["script"] not in ("infogan", "infogan_regular") or not path.exists():
             raise common.UserError(f"'{folder}' is no finished run of infogan.py")
         metrics = json.loads(path.read_text())
         found.append((config["settings"]["categories"], name_of(config["settings"]), metrics))

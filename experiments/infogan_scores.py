@@ -3,7 +3,7 @@ classifier read. Errors are in percent of the test images.
 
 draw: (count, device, far) -> (z, c1, c2), codes of the prior, and `far` from beyond it. decode:
 (z, c1, c2) -> images float in [0, 1]. Codes come from torch's generator as the training left it,
-everything else from seeds. nets.gan: the regular GAN of Figure 1, where one was trained beside.
+everything else from seeds.
 """
 
 import functools
@@ -232,16 +232,13 @@ def settle(nets, draw, images, settings):
     """Batch norm's averages by the final weights, before anything is scored: G's of codes like
     those of the training, the trunk's and Q's of real training images. (The released code scores
     with the statistics of a batch. Q has seen generated images alone.)"""
-    parts = batch_norm.image_parts(images)
-    for gan, far in ((nets, settings.far if settings.warp else 0.0), (nets.gan, 0.0)):
-        if gan is None:
-            continue
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            codes = [draw(len(x), x.device, round(far * len(x))) for x in parts]
-        batch_norm.settle(gan.gen, codes)
-        batch_norm.settle(gan.trunk, [[x] for x in parts])
-        batch_norm.settle(gan.q, [[gan.trunk(x)] for x in parts])
+    parts, far = batch_norm.image_parts(images), settings.far if settings.warp else 0.0
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        codes = [draw(len(x), x.device, round(far * len(x))) for x in parts]
+    batch_norm.settle(nets.gen, codes)
+    batch_norm.settle(nets.trunk, [[x] for x in parts])
+    batch_norm.settle(nets.q, [[nets.trunk(x)] for x in parts])
     nets.eval()
 
 
@@ -251,9 +248,9 @@ def load_judge(settings):
     return scores.load_judge(settings.dataset, settings.data, device, quick=settings.dry_run)
 
 
-def evaluate(nets, build, draw_codes, decode, data, test, settings, folder):
+def evaluate(nets, build, draw_codes, decode, data, test, settings):
     """Scores, name -> number, and the categories [K] in the order of their digits (five zeros
-    where there is no category). Settles batch norm, and draws Figure 1 into the folder."""
+    where there is no category). Settles batch norm first."""
     say("scoring")
     draw = functools.partial(draw_codes, settings)
     settle(nets, draw, data.x, settings)
@@ -268,12 +265,6 @@ def evaluate(nets, build, draw_codes, decode, data, test, settings, folder):
         order = display_order(logits, data.y)
         found.update(cluster_scores(logits, test_logits, data, test, 1 if dry else 5))
         found.update(curve_scores(nets.curve, settings.categories))
-        curves = {"regular GAN" if settings.recipe == "baseline" else "InfoGAN": nets.curve}
-        if nets.gan is not None:
-            curves["regular GAN"] = nets.gan.curve
-            bound = curve_scores(nets.gan.curve, settings.categories)["mutual_information"]
-            found["baseline_mutual_information"] = bound
-        figure_information(curves, settings.categories, folder / "information.png")
     fresh = untrained_trunk(build, settings, data.x)
     layers = {
         "trunk": trunk,
@@ -285,12 +276,13 @@ def evaluate(nets, build, draw_codes, decode, data, test, settings, folder):
     return found, order
 
 
-def table(found, settings):
-    """The rows of which there is a score. The paper's numbers are of MNIST with K = 10."""
+def table(found, settings, regular=False):
+    """The rows of which there is a score. The paper's numbers are of MNIST with K = 10. regular:
+    of the regular GAN."""
     papers = settings.dataset == "mnist" and not settings.data and settings.categories == 10
-    near, told, five = ("near 0", "2.30", "5") if papers else ("-", "-", "-")
-    if settings.recipe == "baseline":
-        told, five = near, "-"
+    told, five = ("2.30", "5") if papers else ("-", "-")
+    if regular:
+        told, five = "near 0" if papers else "-", "-"
 
     def beside(words, metric):
         return f"{words} {found.get(metric, math.nan):.4g}"
@@ -298,7 +290,6 @@ def table(found, settings):
     most = min(10, settings.categories)
     rows = [
         ("L_I of the category, nats", "mutual_information", told, beside("log K", "log_k")),
-        ("L_I of the regular GAN, nats", "baseline_mutual_information", near, ""),
         ("updates until L_I is 2.25", "steps_to_2.25", "-", ""),
         (
             "error, a category a digit, %",

@@ -133,11 +133,11 @@ def time_settings(script, words, precision, steps, counted_steps, train):
         return run.train_seconds / run.step, flops, run.settings.batch_size, run.device
 
 
-INFOGAN = ["--baseline-epochs", "0", "--continuous-start", "0"]
+INFOGAN = ["--continuous-start", "0"]
 
 
 def time_infogan(precision):
-    """InfoGAN alone, all its terms in force, without the regular GAN beside it."""
+    """InfoGAN, all its terms in force."""
 
     def train(run, data):
         steps = math.ceil(len(data.y) / run.settings.batch_size)

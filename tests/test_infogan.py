@@ -16,7 +16,15 @@ from pathlib import Path
 
 import common
 import infogan
-from experiments import command_line, infogan_leak, infogan_scores, run_folder, score, scores
+from experiments import (
+    command_line,
+    infogan_leak,
+    infogan_regular,
+    infogan_scores,
+    run_folder,
+    score,
+    scores,
+)
 
 import numpy as np
 import pytest
@@ -31,8 +39,10 @@ DRAW = infogan.draw_codes  # which tests replace
 
 
 def settings(recipe="ours", categories=10, **changes):
-    plain = dataclasses.replace(infogan.recipe(recipe=recipe), device="cpu", precision="fp32")
-    return dataclasses.replace(plain, out="run", categories=categories, **changes)
+    regular = recipe == "regular"
+    plain = infogan_regular.recipe() if regular else infogan.recipe(recipe=recipe)
+    plain = dataclasses.replace(plain, device="cpu", precision="fp32", out="run")
+    return dataclasses.replace(plain, categories=categories, **changes)
 
 
 def digits(count, test=False):
@@ -194,7 +204,7 @@ def test_warps_have_the_sizes_they_name(monkeypatch):
 
 
 def test_networks_have_the_papers_sizes():
-    nets = infogan.build(settings(baseline_epochs=0))
+    nets = infogan.build(settings())
     sizes = {}
     for name in ("trunk", "d", "q", "gen"):
         sizes[name] = sum(p.numel() for p in getattr(nets, name).parameters())
@@ -211,7 +221,7 @@ def test_networks_have_the_papers_sizes():
             norm = float(hasattr(m, "running_mean"))
             assert abs(m.weight.mean() - norm) < 0.02 and (m.bias == 0).all()
             assert norm or abs(m.weight.std() - 0.02) < 2e-3
-    assert nets.curve.shape == (4,) and nets.gan is None
+    assert nets.curve.shape == (4,)
 
 
 def test_networks_give_floats_in_bf16():
@@ -247,9 +257,8 @@ class Enough(Exception):
 def nets_of(o):
     torch.manual_seed(0)
     nets = infogan.build(o, steps=10)
-    for gan in (nets, nets.gan):
-        for p in gan.gen.parameters() if gan is not None else ():
-            p.data.mul_(3)  # images that differ, so that the information matters
+    for p in nets.gen.parameters():
+        p.data.mul_(3)  # images that differ, so that the information matters
     return nets
 
 
@@ -279,13 +288,14 @@ def one_step(monkeypatch, o):
     def stop(run, begun):
         raise Enough
 
-    data = digits(B)
+    data, script = digits(B), infogan if o.recipe else infogan_regular
     monkeypatch.setattr(infogan, "draw_codes", lambda o, count, device, far=0: codes_of(o, far))
-    monkeypatch.setattr(infogan, "update", update)
+    monkeypatch.setattr(script, "update", update)
     monkeypatch.setattr(common.Run, "log", log)
     monkeypatch.setattr(common.Run, "_close_epoch", stop)
     with pytest.raises(Enough):
-        infogan.train(common.Run("infogan", o), nets, data)
+        script.train(common.Run("infogan", o), nets, data)
+    assert nets.curve[0].item() == pytest.approx(logged["bound"])
     return found, logged, nets
 
 
@@ -322,7 +332,8 @@ def by_hand(gan, o, weight_c2, far, rewarded=True):
     answers = gan.q.out(gan.q.hidden(h))[:, :k].log_softmax(1)
     bound = math.log(k) + (answers * c1[:B]).sum(1).mean()
     losses = {"disc": loss_d, "c1": category, "c2": continuous}
-    total = loss_d + o.category_weight * category + weight_c2 * continuous
+    weight = o.category_weight if rewarded else 1
+    total = loss_d + weight * category + weight_c2 * continuous
     body = {n: p for n, p in gan.named_parameters() if n.split(".")[0] in BODY}
     of_d = dict(zip(body, torch.autograd.grad(total, list(body.values()))))
     for name, p in body.items():
@@ -342,7 +353,7 @@ VARIANTS = {
     "ours, c2 not yet": (settings(), 0.0, 3, True),
     "no warps": (settings(warp=0.0, continuous_start=0.0), 4.0, 0, True),
     "paper": (settings("paper"), 1.0, 0, True),
-    "baseline": (settings("baseline"), 1.0, 0, False),
+    "regular": (settings("regular"), 1.0, 0, False),
 }
 
 
@@ -357,7 +368,7 @@ def agree(found, truth):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_step_is_eq_6_and_moves_whom_it_should(name, monkeypatch):
     o, weight_c2, far, rewarded = VARIANTS[name]
-    o = dataclasses.replace(o, batch_size=B, epochs=10, baseline_epochs=0)
+    o = dataclasses.replace(o, batch_size=B, epochs=10)
     found, logged, _ = one_step(monkeypatch, o)
     truth, losses = by_hand(nets_of(o), o, weight_c2, far, rewarded)
     assert len(found) == 2  # D with Q, then G, and nobody else
@@ -367,20 +378,6 @@ def test_a_step_is_eq_6_and_moves_whom_it_should(name, monkeypatch):
     assert logged == pytest.approx({n: v.item() for n, v in losses.items()}, rel=1e-3, abs=1e-5)
     assert [group["lr"] for _, group in found] == [2e-4, 1e-3]
     assert [group["betas"] for _, group in found] == [(0.5, 0.999)] * 2
-
-
-def test_the_regular_gan_beside_is_the_baseline_and_leaves_infogan_alone(monkeypatch):
-    o = settings(batch_size=B, epochs=10, baseline_epochs=1)
-    found, logged, nets = one_step(monkeypatch, o)
-    assert len(found) == 4
-    plain = dataclasses.replace(o, warp=0.0, far=0.0)
-    truth, losses = by_hand(nets_of(o).gan, plain, 1.0, 0, rewarded=False)
-    for (gradients, _), right in zip(found[2:], truth):
-        agree({n.removeprefix("gan."): g for n, g in gradients.items()}, right)
-    assert nets.gan.curve[0].item() == pytest.approx(losses["bound"].item(), abs=1e-5)
-    _, losses = by_hand(nets_of(o), o, 0.0, 3)
-    assert logged == pytest.approx({n: v.item() for n, v in losses.items()}, rel=1e-3, abs=1e-5)
-    assert nets.curve[0].item() == pytest.approx(logged["bound"])
 
 
 def test_an_update_reaches_its_player_alone():
@@ -395,8 +392,8 @@ def test_an_update_reaches_its_player_alone():
     assert all(p.grad is None for p in (*a.parameters(), *b.parameters()))
 
 
-def test_rates_late_codes_and_the_end_of_the_regular_gan(monkeypatch):
-    o = settings(batch_size=5, epochs=4, baseline_epochs=2, continuous_start=0.5, far=0.4)
+def test_rates_and_late_codes(monkeypatch):
+    o = settings(batch_size=5, epochs=4, continuous_start=0.5, far=0.4)
     nets, seen, drawn = infogan.build(o, 2), [], []
     draw = infogan.draw_codes
 
@@ -416,10 +413,8 @@ def test_rates_late_codes_and_the_end_of_the_regular_gan(monkeypatch):
     falling = [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
     assert rates["trunk"] == pytest.approx([2e-4 * share for share in falling])
     assert rates["gen"] == pytest.approx([1e-3 * share for share in falling])
-    assert rates["gan.trunk"] == pytest.approx([2e-4 * share for share in (1, 1, 1, 0.5)])
-    assert drawn == [(5, 2), (5, 0)] * 4 + [(5, 2)] * 4
-    assert (nets.curve != 0).all() and (nets.gan.curve != 0).all()
-    constant = settings("paper", batch_size=5, epochs=2, baseline_epochs=0)
+    assert drawn == [(5, 2)] * 8 and (nets.curve != 0).all()
+    constant = settings("paper", batch_size=5, epochs=2)
     seen.clear()
     infogan.train(common.Run("infogan", dataclasses.replace(constant, out="b")), nets, digits(10))
     assert {lr for _, lr in seen} == {2e-4, 1e-3}
@@ -454,7 +449,7 @@ def test_the_same_code_scores_the_image_it_made():
         def forward(self, x):
             return super().forward(x) * self.weight
 
-    o = settings("paper", batch_size=400, epochs=1, continuous=1, baseline_epochs=0)
+    o = settings("paper", batch_size=400, epochs=1, continuous=1)
     nets = infogan.build(o, 1)
     nets.trunk, nets.d, nets.q, nets.gen = Body(), nn.Linear(784, 1), Reader(), Writer()
     infogan.train(common.Run("infogan", o), nets, digits(400))
@@ -462,7 +457,7 @@ def test_the_same_code_scores_the_image_it_made():
 
 
 def test_real_and_generated_images_have_their_own_statistics(monkeypatch):
-    seen, o = [], settings(batch_size=8, epochs=1, baseline_epochs=0)
+    seen, o = [], settings(batch_size=8, epochs=1)
     nets = infogan.build(o, 1)
     nets.trunk.register_forward_hook(lambda net, inputs, output: seen.append(len(inputs[0])))
     monkeypatch.setattr(infogan, "update", lambda optimiser, loss: None)
@@ -472,12 +467,11 @@ def test_real_and_generated_images_have_their_own_statistics(monkeypatch):
 
 def test_settling_is_on_what_is_scored(monkeypatch):
     torch.manual_seed(0)
-    o, data, drawn = settings(baseline_epochs=1), digits(300), []
+    o, data, drawn = settings(), digits(300), []
     nets = infogan.build(o)
-    for gan in (nets, nets.gan):
-        for m in gan.modules():
-            if hasattr(m, "running_mean"):
-                m.running_mean.fill_(7.0)
+    for m in nets.modules():
+        if hasattr(m, "running_mean"):
+            m.running_mean.fill_(7.0)
 
     def draw(count, device, far=0):
         drawn.append((count, far))
@@ -485,53 +479,58 @@ def test_settling_is_on_what_is_scored(monkeypatch):
 
     before = torch.get_rng_state()
     infogan_scores.settle(nets, draw, data.x, o)
-    assert torch.equal(before, torch.get_rng_state()) and drawn == [(300, 150), (300, 0)]
+    assert torch.equal(before, torch.get_rng_state()) and drawn == [(300, 150)]
     x = common.to_float(data.x)
     h = nets.trunk[2](nets.trunk[1](nets.trunk[0](x)))
     assert torch.allclose(nets.trunk[3].running_mean, h.mean((0, 2, 3)), atol=1e-5)
     h = nets.q.hidden[0](nets.trunk(x))  # of real images: Q has seen none in training
     assert torch.allclose(nets.q.hidden[1].running_mean, h.mean(0), atol=1e-4)
     assert torch.allclose(nets.q.hidden[1].running_var, h.var(0), rtol=0.02)
-    w = nets.gan.gen.net[0].weight  # of the prior: uniform numbers of variance 1/3, one-hot ones
+    infogan_scores.settle(nets, draw, data.x, settings("regular"))  # far is None: the prior alone
+    assert drawn[1:] == [(300, 0)]
+    w = nets.gen.net[0].weight  # of the prior: uniform numbers of variance 1/3, one-hot ones
     uniform = (w[:, :62].square().sum(1) + w[:, 72:].square().sum(1)) / 3
     variance = uniform + w[:, 62:72].var(1, unbiased=False)
-    assert torch.allclose(nets.gan.gen.net[1].running_var, variance, rtol=0.4)
+    assert torch.allclose(nets.gen.net[1].running_var, variance, rtol=0.4)
     assert not any(m.training for m in nets.modules())
 
 
 def test_recipes():
-    ours, paper, baseline = settings(), settings("paper"), settings("baseline")
+    ours, paper, regular = settings(), settings("paper"), settings("regular")
     assert paper.epochs * math.ceil(60_000 / paper.batch_size) == 5159
     assert ours.epochs * math.ceil(60_000 / ours.batch_size) == 1876
     names = ("category_weight", "continuous_weight", "continuous_start", "warp", "far", "schedule")
     assert [getattr(paper, name) for name in names] == [1, 1, 0, 0, 0, "constant"]
-    assert [getattr(baseline, name) for name in names] == [1, 1, 0, 0, 0, "linear"]
-    assert baseline.epochs == ours.epochs == 4 and baseline.baseline_epochs == 0
-    assert ours.baseline_epochs == 2
-    beside = infogan.regular(dataclasses.replace(paper, batch_size=5))
-    assert (beside.epochs, beside.schedule, beside.batch_size) == (2, "constant", 5)
-    assert infogan.regular(dataclasses.replace(ours, epochs=1)).epochs == 1
+    assert [getattr(regular, name) for name in names] == [None] * 5 + ["linear"]
+    shared = {f.name for f in dataclasses.fields(ours)} - {*names, "recipe"}
+    assert all(getattr(regular, name) == getattr(ours, name) for name in shared)
 
 
-def test_a_tiny_training_informs_and_the_regular_gan_beside_does_not():
+def test_a_tiny_training_informs_and_the_regular_gan_does_not():
     """Four kinds of picture: the code ends up saying which, unless G is not rewarded for it."""
     x = torch.zeros(20, 1, 28, 28, dtype=torch.uint8)
     for k in range(4):
         y = slice(14 * (k // 2), 14 * (k // 2) + 14)
         x[k::4, :, y, 14 * (k % 2) : 14 * (k % 2) + 14] = 255
     data = common.Split(x.repeat(30, 1, 1, 1), torch.arange(4).repeat(150))
-    o = settings("paper", 4, epochs=1, baseline_epochs=1, batch_size=20, continuous=0, z_dim=40)
-    torch.manual_seed(0)
-    nets = infogan.build(o, 30)
-    infogan.train(common.Run("infogan", o), nets, data)
-    assert nets.curve[-10:].mean() > 0.8 and nets.gan.curve[-10:].mean() < 0.3  # log 4 = 1.39
+    bounds = []
+    for script, recipe in ((infogan, "paper"), (infogan_regular, "regular")):
+        o = settings(
+            recipe, 4, epochs=1, batch_size=20, continuous=0, z_dim=40, schedule="constant"
+        )
+        o = dataclasses.replace(o, out=recipe)
+        torch.manual_seed(0)
+        nets = infogan.build(o, 30)
+        script.train(common.Run("infogan", o), nets, data)
+        bounds.append(nets.curve[-10:].mean())
+    assert bounds[0] > 0.8 and bounds[1] < 0.3  # log 4 = 1.39
 
 
 def test_a_stopped_training_goes_on_bit_for_bit(goes_on_bit_for_bit):
-    """The regular GAN beside it, too."""
-    o = settings(batch_size=20, epochs=2, baseline_epochs=2, dry_run=True)
-    saved = goes_on_bit_for_bit(infogan, o, digits(20))
-    assert saved["step"] == 2 and (saved["states"]["nets"]["gan.curve"] != 0).all()
+    saved = goes_on_bit_for_bit(
+        infogan, settings(batch_size=20, epochs=2, dry_run=True), digits(20)
+    )
+    assert saved["step"] == 2 and (saved["states"]["nets"]["curve"] != 0).all()
 
 
 # ---- Scores --------------------------------------------------------------------------------------
@@ -716,14 +715,15 @@ def test_the_untrained_trunk_is_always_the_same():
 
 
 def test_the_papers_numbers_stand_beside_the_runs_they_belong_to():
-    names = ("mutual_information", "baseline_mutual_information", "cluster_error", "nmi")
+    found = dict.fromkeys(("mutual_information", "cluster_error", "nmi"), 1.0)
 
-    def paper(o):
-        return [row[2] for row in infogan_scores.table(dict.fromkeys(names, 1.0), o)]
+    def paper(o, **more):
+        return [row[2] for row in infogan_scores.table(found, o, **more)]
 
-    assert paper(settings()) == paper(settings("paper")) == ["2.30", "near 0", "5", "-"]
-    assert paper(settings("baseline")) == ["near 0", "near 0", "-", "-"]
-    assert set(paper(settings(categories=20)) + paper(settings(dataset="fashion"))) == {"-"}
+    assert paper(settings()) == paper(settings("paper")) == ["2.30", "5", "-"]
+    assert paper(settings("regular"), regular=True) == ["near 0", "-", "-"]
+    for o in (settings(categories=20), settings(dataset="fashion")):
+        assert set(paper(o) + paper(o, regular=True)) == {"-"}
 
 
 # ---- Figures -------------------------------------------------------------------------------------
@@ -782,13 +782,13 @@ def few():
 def run(monkeypatch, capsys, few):
     """A dry run from the command line, on few images: its metrics, and what it printed."""
 
-    def call(*words):
+    def call(*words, script=infogan, out="run"):
         monkeypatch.setattr(common, "load_data", lambda settings: few)
-        words = ["--dry-run", "--epochs", "1", "--device", "cpu", "--out", "run", *words]
+        words = ["--dry-run", "--epochs", "1", "--device", "cpu", "--out", out, *words]
         monkeypatch.setattr(sys, "argv", ["infogan.py", *words])
-        common.run_main(infogan.main, infogan.recipe)
+        common.run_main(script.main, script.recipe)
         gc.collect()
-        return json.loads(Path("run/metrics.json").read_text()), capsys.readouterr().out
+        return json.loads(Path(out, "metrics.json").read_text()), capsys.readouterr().out
 
     return call
 
@@ -799,12 +799,11 @@ GRIDS = {"continuous-1.png", "continuous-2.png"}
 
 def test_a_run_makes_everything_loads_and_is_scored_again(run, capsys):
     metrics, printed = run()
-    told = {"mutual_information", "baseline_mutual_information", "cluster_error", "nmi"}
+    told = {"mutual_information", "cluster_error", "nmi"}
     assert ALWAYS | told | {"generated_purity", "width_r2"} <= set(metrics)
     assert all(math.isfinite(value) for value in metrics.values())
     pictures = {file.name for file in Path("run").glob("*.png")}
-    names = {"information.png", "categories.png", "categories-baseline.png", "losses.png"}
-    assert pictures == names | GRIDS
+    assert pictures == {"information.png", "categories.png", "losses.png"} | GRIDS
     assert f"{metrics['mutual_information']:.4g}" in printed and "2.30" in printed
     log = Path("run/log.csv").read_text().splitlines()
     assert log[0] == "epoch,disc,gen,c1,c2,bound" and len(log) == 2
@@ -819,7 +818,7 @@ def test_a_run_makes_everything_loads_and_is_scored_again(run, capsys):
     assert logits.shape == (5, 10) and mean.shape == (5, 2) and not logits.requires_grad
     with pytest.raises(common.UserError, match="'absent' is no run folder"):
         infogan.load("absent")
-    codes = infogan.draw_codes(infogan.OURS, 1005, "cpu")
+    codes = infogan.draw_codes(infogan.recipe(), 1005, "cpu")
     images = infogan.decode(nets, *codes)
     last = nets.gen(*(code[1000:] for code in codes))
     assert images.shape == (1005, 1, 28, 28) and torch.allclose(images[1000:], last, atol=1e-5)
@@ -834,16 +833,33 @@ def test_a_run_makes_everything_loads_and_is_scored_again(run, capsys):
         infogan.load("run")
 
 
-def test_the_regular_gan_by_itself(run):
-    metrics, printed = run("--recipe", "baseline", "--categories", "12", "--continuous", "0")
+def test_the_regular_gan_and_both_curves_of_figure_1(run, monkeypatch, capsys):
+    run("--categories", "12", "--continuous", "0", out="beside")
+    drawn, draw = [], infogan_scores.figure_information
+    monkeypatch.setattr(
+        infogan_scores, "figure_information", lambda *w: (drawn.append(w[0]), draw(*w))
+    )
+    words = "--categories", "12", "--continuous", "0", "--beside", "beside"
+    metrics, printed = run(*words, script=infogan_regular)
     assert {"mutual_information", "cluster_error_majority"} <= set(metrics)
-    assert "slant_r2" not in metrics and "baseline_mutual_information" not in metrics
+    assert "slant_r2" not in metrics and "near 0" not in printed  # K is not 10
     pictures = {file.name for file in Path("run").glob("*.png")}
     assert pictures == {"information.png", "categories.png", "losses.png"}
+    curves = {"InfoGAN": infogan.load("beside"), "regular GAN": infogan_regular.load("run")}
+    assert list(drawn[0]) == list(curves)
+    assert all(torch.equal(drawn[0][words], nets.curve) for words, nets in curves.items())
+    torch.manual_seed(99)
+    score.main("run", "cpu")
+    again = json.loads(Path("run/metrics.json").read_text())
+    assert again == pytest.approx(metrics, rel=1e-3) and capsys.readouterr().out == printed
+    monkeypatch.setattr(sys, "argv", ["infogan_regular.py", "--beside", "absent", "--dry-run"])
+    with pytest.raises(SystemExit, match="^2$"):
+        common.run_main(infogan_regular.main, infogan_regular.recipe)
+    assert "'absent' is no run folder" in capsys.readouterr().err
 
 
 def test_without_a_category(run):
-    metrics, printed = run("--categories", "0", "--baseline-epochs", "0", "--validation")
+    metrics, printed = run("--categories", "0", "--validation")
     assert ALWAYS <= set(metrics) and "nmi" not in metrics
     assert {file.name for file in Path("run").glob("*.png")} == GRIDS | {"losses.png"}
     assert infogan.encode(infogan.load("run"), digits(5).x)[0].shape == (5, 0)
@@ -852,9 +868,10 @@ def test_without_a_category(run):
 def test_the_table_of_k():
     numbers = {"cluster_error_majority": 1.0, "probe_error_trunk_100": 5.0}
     numbers |= {"probe_error_untrained_100": 7.0, "probe_error_pixels_100": 9.0}
-    for k, name in ((50, "ours"), (10, "baseline"), (2, "ours")):
+    for k, name in ((50, "ours"), (10, None), (2, "ours")):
         Path(f"k{k}").mkdir()
-        config = {"script": "infogan", "settings": {"categories": k, "recipe": name}}
+        script = "infogan" if name else "infogan_regular"
+        config = {"script": script, "settings": {"categories": k, "recipe": name}}
         Path(f"k{k}/config.json").write_text(json.dumps(config))
         metrics = {**numbers, "cluster_error_majority": 10.0 + k}
         Path(f"k{k}/metrics.json").write_text(json.dumps(metrics))
@@ -876,7 +893,8 @@ MISTAKES = [
     ("--categories many", "'many' is not a whole number"),
     ("--far 2", "'2' is not a number from 0 to 1"),
     ("--warp nan", "'nan' is not a number"),
-    ("--baseline", "there is no --baseline here; did you mean --baseline-epochs?"),
+    ("--recipe baseline", "invalid choice: 'baseline'"),
+    ("--continuous-weigt 1", "did you mean --continuous-weight?"),
     ("--data nowhere", "no mnist.npz in 'nowhere'"),
 ]
 

@@ -110,6 +110,7 @@ def test_readme_is_short():
 
 # ---- Commands and snippets -----------------------------------------------------------------------
 MODULES = "mathieu_pretrained_s|aae_compared|bigan_baselines|bigan_product|gaussians"
+MODULES += "|infogan_regular"
 COMMAND = (
     rf"python (?:(mathieu|aae|bigan|infogan)\.py|-m (experiments\.(?:{MODULES})))([^`\n|&:#]*)"
 )
