@@ -140,12 +140,7 @@ FIGURES = {
     "bigan/bilinear": ("reconstructions",),
     "bigan/alice": ("reconstructions",),
     "bigan/grid": ("grid",),
-    "infogan/mnist": (
-        "information",
-        "categories",
-        "continuous-1",
-        "continuous-2",
-    ),
+    "infogan/mnist": ("categories", "continuous-1", "continuous-2"),
     "infogan/baseline": ("information", "categories"),
     "infogan/paper": ("categories",),
     "infogan/k20": ("categories",),
