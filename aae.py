@@ -20,17 +20,17 @@ Where the paper's things are
     Figures 10, 11                 --task embed, embed-clusters; ClusterHeads
     Drawing and scoring            experiments/aae_figures.py, experiments/aae_scores.py
 
-Differences              the paper, as far as known      here
+Differences              the paper, where known          here
     optimiser            SGD, up to 5000 epochs          Adam, 12 to 72 epochs
     Enc's loss           eq. 1's min max                 -log Disc
-    batch norm in Enc    clusters, SVHN: outputs, too    hidden layers, or none; style: outputs, too
+    batch norm in Enc    outputs, too: clusters, SVHN    hidden layers, or none; style: outputs, too
     noise on the input   0.3, or 20 % of it dropped      0.1, or none
     Table 1              deterministic q(z|x)            Gaussian q(z|x), dropout
     Disc's input         z                               z / prior_std; style: the label, too
     priors of Figure 4   pictures, no formulas           petals and a roll of our own sizes
-Seven additions are ours: warp, neighbours, warp_weight, smooth_weight, balance_weight, code_noise,
-y_weight. They are off at 0, y_weight at 1. All but neighbours are on where y is inferred
-(balance_weight: clusters); prior-labels has warp.
+Additions of ours: warp, neighbours, warp_weight, smooth_weight, smooth_rise, balance_weight,
+code_noise, y_weight. They are off at 0, y_weight at 1. All but neighbours and smooth_rise are on
+where y is inferred (balance_weight: clusters); prior-labels has warp.
 """
 
 import math
@@ -67,22 +67,23 @@ class Settings(common.RunSettings):
     lr_encoder: Rate = 1e-3  # Adam's rate in phase 2, of Enc
     beta1: Beta = 0.5  # Adam's beta1 in phase 2; elsewhere 0.9
     warp: Weight = 0.0  # ours: size of the random affine maps of training images (paper: 0)
-    labels: Count = None  # labelled training images, as many of each class
+    labels: Count = None  # labelled training images, equally many of each class, or all
     labelled_batch: Batch = None  # labelled images in a step, drawn with replacement
     lr_labels: Rate = None  # Adam's rate in phase 3, of Enc
-    clusters: Count = None  # number of clusters: values of a y that has no labels
+    clusters: Count = None  # number of clusters: values of an unlabelled y
     head_distance: Size = None  # heads nearer than this are pushed apart
     y_weight: Weight = None  # ours: weight of fooling the discriminator of y (paper: 1)
-    neighbours: Whole = None  # ours: images are moved to one of so many near images (paper: 0)
+    neighbours: Whole = None  # ours: images move towards one of so many near ones (paper: 0)
     code_noise: Weight = None  # ours: deviation of the noise on what Disc_y sees (paper: 0)
     smooth_weight: Weight = None  # ours: weight of smoothness_loss (paper: 0)
+    smooth_rise: Share = None  # ours: share of the run in which that weight rises from 0
     warp_weight: Weight = None  # ours: weight of invariance_loss (paper: 0)
     balance_weight: Weight = None  # ours: weight of balance_loss (paper: 0)
 
 
 WIDE = {"prior_std": 5.0, "noise": 0.0}  # of tasks without y
-STEADY = {"warp": 1.0, "neighbours": 0, "warp_weight": 4.0, "smooth_weight": 1.0}
-STEADY |= {"y_weight": 4.0, "code_noise": 0.3}
+STEADY = {"warp": 1.0, "neighbours": 0, "warp_weight": 4.0, "code_noise": 0.3}
+STEADY |= {"smooth_weight": 1.0, "smooth_rise": 0.0, "y_weight": 4.0}
 PRIOR = Settings(**WIDE, epochs=15, batch_norm="none", lr_disc=1e-3, lr_encoder=6e-4)
 LABELLED = Settings(
     **WIDE, epochs=25, prior="mixture", lr=2e-4, lr_disc=1e-3, warp=1.0, labels=10_000
@@ -101,7 +102,7 @@ EMBED_CLUSTERS = replace(CLUSTER, z_dim=2, clusters=20, head_distance=8.0)
 
 
 def recipe(task="prior"):
-    """The settings of a task, in the order of TASKS. The parser refuses an unknown task."""
+    """The settings of a task; `every` has the order of TASKS. The parser refuses an unknown one."""
     every = PRIOR, LABELLED, LIKELIHOOD, STYLE, SEMI, SEMI_ALL, CLUSTER, EMBED, EMBED_CLUSTERS
     return replace(dict(zip(TASKS, every)).get(task, PRIOR), task=task)
 
@@ -207,9 +208,10 @@ def head_distance_loss(heads, threshold):
 
 
 # ---- Priors p(z). A new one goes here: a class, and its name in PRIORS ---------------------------
-# It is built by (z_dim, prior_std). Scores and figures know the three by experiments/aae_priors.py.
+# It is built by (z_dim, prior_std). To score or draw it as more than a Gaussian, extend
+# experiments/aae_priors.py.
 class Gaussian:
-    """N(0, std^2 I), whatever the component."""
+    """N(0, std^2 I); the component is ignored."""
 
     def __init__(self, dim=2, std=5.0):
         self.dim, self.std = dim, std
@@ -314,7 +316,7 @@ def train(run, nets, data, labelled):
                 one_hot = F.one_hot(label, 11).to(z)
                 z_prior, z_seen = torch.cat([z_prior, one_hot], 1), torch.cat([z_seen, one_hot], 1)
             loss_d = discriminator_loss(*disc(torch.cat([z_prior, z_seen.detach()])).chunk(2))
-            if logits is not None:  # Enc infers y; Disc_y learns as Disc does; y' is any class
+            if logits is not None:  # Enc infers y; Disc_y learns as Disc does; y' is any one-hot
                 y = logits.softmax(1)
                 drawn = torch.randint(0, y.shape[1], label.shape, device=label.device)
                 y_prior = add_noise(F.one_hot(drawn, y.shape[1]).to(y), o.code_noise)  # ours: noise
@@ -330,28 +332,30 @@ def train(run, nets, data, labelled):
             losses = {"reconstruction": reconstruction, "discriminator": loss_d, "encoder": loss_e}
             if o.clusters:  # ours: without a phase 3, steady_loss is added here
                 losses["balance"] = balance_loss(y)
-                steady = steady_loss(enc, x, noisy, again, o, losses)
+                steady = steady_loss(enc, x, noisy, again, run, losses)
                 loss_e = loss_e + o.balance_weight * losses["balance"] + steady
             update(opt_e, loss_e)
 
             # 3. Semi-supervised classification. Enc maximises  log q(y|x)  of labelled images
             if o.lr_labels:
                 j = labelled[torch.randint(0, len(labelled), (o.labelled_batch,), device=i.device)]
-                few = add_noise(vary(data.x, j, near, o), o.noise)
+                few = add_noise(vary(data.x, j, near, o), o.noise)  # ours: vary
                 loss_c = losses["classification"] = F.cross_entropy(enc.classify(few), known[j])
-                update(opt_c, loss_c + steady_loss(enc, x, noisy, again, o, losses))  # ours: steady
+                steady = steady_loss(enc, x, noisy, again, run, losses)  # ours
+                update(opt_c, loss_c + steady)
             run.log(**losses)
 
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
-# With few labels, or none, q(y|x) settles on wrong classes. It must bear a small change of x
-# (smooth_weight). It must give the same answer for two variants of x (warp_weight). A variant is a
-# warped image, or one moved towards a near image, which tells nothing of how pixels lie. Without
-# labels it must use all classes (balance_weight). Disc_y tells one-hots from probabilities too
-# easily: both get noise (code_noise), and fooling it weighs more (y_weight).
+# With few labels, or none, q(y|x) settles on wrong classes. Small changes of x must keep it
+# (smooth_weight), later than all else if early errors shall not stay (smooth_rise). It must give
+# the same answer for two variants of x (warp_weight). A variant is x warped, or moved towards a
+# near image, which uses no knowledge of where pixels lie, or both. Without labels q(y|x) must use
+# all classes (balance_weight). Disc_y tells one-hots from probabilities too easily: both get noise
+# (code_noise), and fooling it weighs more (y_weight).
 def vary(images, i, near, o):
-    """Variants of the images of index i [B], in [0, 1] [B, C, H, W]: warped, and with near [N, K] a
-    random part of the way to one of K near images. As they are where both are off."""
+    """Variants of the images of index i [B]: [B, C, H, W] in [0, 1], warped, and with near [N, K] a
+    random part of the way towards one of K near images. Unchanged where both are off."""
     x = warp(common.to_float(images[i]), o.warp)
     if near is None:
         return x
@@ -381,7 +385,7 @@ def warp(x, amount):
     linear = torch.stack([size * cos, shear - size * sin, size * sin, size * cos], 1)
     shift = amount / 14 * (2 * torch.rand(n, 2, 1, device=device) - 1)
     affine = torch.cat([linear.view(n, 2, 2), shift], 2)
-    with torch.autocast(device.type, enabled=False):  # bf16 would move pixels
+    with torch.autocast(device.type, enabled=False):  # bf16 would round the grid
         grid = F.affine_grid(affine, x.shape, align_corners=False)
         return F.grid_sample(x, grid, align_corners=False)
 
@@ -409,20 +413,23 @@ def balance_loss(y):
     return -y.mean(0).clamp(min=1e-30).log().mean() - math.log(y.shape[1])
 
 
-def steady_loss(enc, x, noisy, again, o, losses):
-    """smoothness_loss and invariance_loss with their weights, put into `losses`, too. noisy, again:
+def steady_loss(enc, x, noisy, again, run, losses):
+    """smoothness_loss and invariance_loss, weighted; `losses` gets both unweighted. noisy, again:
     two variants of the images, with noise; again may be None."""
+    o = run.settings
+    risen = min(1, run.progress / o.smooth_rise) if o.smooth_rise else 1
     losses["smoothness"] = losses["invariance"] = x.new_zeros(())
     if o.smooth_weight:
         losses["smoothness"] = smoothness_loss(enc.classify, x)
     if o.warp_weight:
         losses["invariance"] = invariance_loss(enc.classify(noisy), enc.classify(again))
-    return o.smooth_weight * losses["smoothness"] + o.warp_weight * losses["invariance"]
+    smoothness = o.smooth_weight * risen * losses["smoothness"]
+    return smoothness + o.warp_weight * losses["invariance"]
 
 
 # ---- For notebooks, and the command line ---------------------------------------------------------
 def build(o):
-    """Untrained networks. New data: in common.load_dataset, and its shape below. Ten classes."""
+    """Untrained networks. New data of ten classes: in common.load_dataset, its shape below."""
     shape = (1, 28, 28) if o.dataset in common.GREY else (3, 32, 32)
     classes = 0 if o.y_weight is None else o.clusters or 10  # of an inferred y
     beside_z = 10 if o.task == "style" else 0 if o.head_distance else classes

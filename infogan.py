@@ -6,18 +6,20 @@ nets. Chen, Duan, Houthooft, Schulman, Sutskever, Abbeel 2016, arXiv 1606.03657.
 
 A generator G makes an image of noise z and a code: a category c1, and numbers c2 (the paper's c2
 and c3). A discriminator D tells real images from generated ones. Q reads the code from the image.
-Q and D share the trunk: all layers but the last. G, Q and the trunk are rewarded when Q is right.
-So the code comes to tell what an image shows: which digit, how slanted, how wide. It uses no label.
+D and Q share a trunk; each adds a head of its own. G, Q and the trunk are rewarded when Q is right.
+So the code can come to tell what an image shows: which digit, how slanted, how wide. No label is
+used.
 
 Where the paper's things are
     Eq. 6                         train, with a function for each term
     Eq. 4, 5, Lemma 5.1           the comment above category_loss
     Table 1 (appendix C.1)        Trunk, DHead, QHead, Generator
     Figure 2                      figure_categories (a), figure_sweep (c, d); infogan_regular.py (b)
-    Figure 1, the 5 % error       experiments/infogan_scores.py, experiments/infogan_regular.py
+    Figure 1, both curves         python -m experiments.infogan_regular --beside RUN
+    The 5 % error                 experiments/infogan_scores.py
 
-Where K = 10, the number of c1's values, enters: draw_codes (K equally likely), the sizes of G's
-input and Q's output, and log K in the logged L_I. It is the number of digits: a hint from labels.
+K = 10, the number of c1's values, enters in draw_codes (K equally likely), in the sizes of G's
+input and Q's output, and as log K in the logged L_I. K is the number of digits: a hint from labels.
 
 Differences           paper; released code               here
     length            released: 5,000 updates,           1,876 updates, rates fall in the second
@@ -25,7 +27,7 @@ Differences           paper; released code               here
     lambda of c2      section 6: smaller; appendix: 1    4 (--recipe paper: 1)
     Q(c2|x)           a Gaussian of learned deviation    of deviation 1, as released
     G's loss          log(1 - D)                         -log D, as released
-    codes             released: fresh ones for G's step  G's step has those of D's
+    codes             released: fresh ones for G's step  G's step reuses D's codes
     leaky ReLU        0.1; released: 0.01                0.1
 Three additions are ours, marked "# ours": warp, far, continuous_start; see "Beyond the paper".
 """
@@ -122,7 +124,7 @@ class Generator(nn.Module):
             nn.BatchNorm1d(1024),
             nn.ReLU(),
             nn.Linear(1024, 128 * side**2),
-            nn.BatchNorm1d(128 * side**2),  # released: of each of the 6,272 features
+            nn.BatchNorm1d(128 * side**2),  # each of 6,272 features, as released
             nn.ReLU(),
             nn.Unflatten(1, (128, side, side)),
             nn.ConvTranspose2d(128, 64, kernel_size=4, stride=2, padding=1),
@@ -160,9 +162,9 @@ def discriminator_loss(logits_real, logits_fake):
 #     I(c; x) = H(c) + E_x E_{c' ~ P(c'|x)} log P(c'|x)
 #            >= H(c) + E_x E_{c' ~ P(c'|x)} log Q(c'|x)                                   (eq. 4)
 #             = H(c) + E_{c ~ P(c), x = G(z,c)} log Q(c|x) = L_I(G, Q)        (Lemma 5.1, eq. 5)
-# The gap is KL(P(.|x) || Q(.|x)), a mean over x: nothing where Q is the posterior. The last line
-# spares us the posterior. To draw x, then c' from P(c'|x), gives the same pairs as to draw c, then
-# x from it. So the c to score is the one that made x. H(c) does not depend on G or Q: what is left
+# The gap is KL(P(.|x) || Q(.|x)), a mean over x: 0 where Q is the posterior. The last line
+# spares us the posterior. Drawing x, then c' ~ P(c'|x), gives the same pairs as drawing c, then x
+# from it. So the c to score is the one that made x. H(c) does not depend on G or Q: what is left
 # to minimise is -log Q(c|x): the two losses below, each with its lambda.
 def category_loss(logits, c1):
     """-log Q(c1|x) in nats; log K where Q knows nothing. Logits and one-hot c1, both [B, K]."""
@@ -170,8 +172,8 @@ def category_loss(logits, c1):
 
 
 def continuous_loss(mean, c2):
-    """-log Q(c2|x) in nats, Q = N(mean, 1), a sum over the n numbers of c2; both [B, n]. Of each
-    number it is at least 0.919, and H is 0.693: L_I of c2 is never above 0."""
+    """-log Q(c2|x) in nats, Q = N(mean, 1), a sum over the n numbers of c2; both [B, n]. For each
+    number the loss is at least 0.919 and H is 0.693: L_I of c2 is never above 0."""
     return (0.5 * (c2 - mean).square() + 0.5 * math.log(2 * math.pi)).sum(1).mean()
 
 
@@ -228,7 +230,7 @@ def train(run, nets, data):
             opt_g.param_groups[0]["lr"] = o.lr * rate(done, o.schedule)
             weight_c2 = o.continuous_weight if done >= o.continuous_start else 0  # ours
 
-            # The losses of D and c2 read the first B of `made`, those of c1 read all (ours).
+            # The losses of D and c2 read the first B of `made`; c1's read the far ones, too (ours).
             x = common.to_float(data.x[index])  # [B, 1, 28, 28]
             far = round(o.far * len(x)) if o.warp else 0  # ours
             z, c1, c2 = draw_codes(o, len(x), x.device, far)
@@ -248,9 +250,9 @@ def train(run, nets, data):
             h = trunk(fake)
             loss_g = adversarial_loss(d(h))
             logits, mean = q(trunk(warp(made, o.warp)) if o.warp else h)  # ours: warped
-            told = o.category_weight * category_loss(logits, c1)
-            told = told + weight_c2 * loss_c2(mean[: len(x)], c2_fake)
-            update(opt_g, loss_g + told)
+            loss_q = o.category_weight * category_loss(logits, c1)
+            loss_q = loss_q + weight_c2 * loss_c2(mean[: len(x)], c2_fake)
+            update(opt_g, loss_g + loss_q)
 
             nets.curve[run.step - 1] = bound
             run.log(disc=loss_d, gen=loss_g, c1=category, c2=continuous, bound=bound)
@@ -258,7 +260,7 @@ def train(run, nets, data):
 
 # ---- Figures -------------------------------------------------------------------------------------
 def figure_categories(nets, o, path, order, words, rows=5):
-    """Figure 2(a): a category a column, in this order; z and c2 are the same along a row."""
+    """Figure 2(a): a column for each category, as in `order`; along a row z and c2 stay."""
     z, _, c2 = draw_codes(o, rows, order.device)
     z, c2 = z.repeat_interleave(len(order), 0), c2.repeat_interleave(len(order), 0)
     images = decode(nets, z, one_hot(order, o.categories).repeat(rows, 1), c2)
@@ -278,16 +280,17 @@ def figure_sweep(nets, o, path, which, order, columns=11):
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # warp: without it, categories are often mixtures of digits of one slant. So Q reads warped copies
 # of the images, and c1 must be what a warp leaves alone. I(c; warp(x)) <= I(c; x): still a bound.
-# split_loss: c2 is read from warped copies, too. Its first number is scored on copies not rotated
+# split_loss: c2 is read from warped copies, too. c2's first number is scored on copies not rotated
 # or sheared, so that it can be the slant; the others on copies rotated and sheared at random.
-# continuous_start: c2's loss is off until then, or c2 would compete with c1 for the digit.
+# continuous_start: c2's loss starts late, or c2 would compete with c1 for the digit.
 # far: Figure 2 goes twice as far as the prior of c2, and on the way the digit changes. So Q must
 # tell c1 on images of such c2, too. (Tries of all of it: results/NOTES.md.)
 
 
 def warp(x, amount=1.0):
-    """A random affine map of each image [B, C, H, W], black outside: sides up to 15 % longer or
-    shorter, 2 pixels of 28 aside; odd rows also 9 degrees and a shear of 0.3; all times amount."""
+    """A random affine map of each image [B, C, H, W], black outside: about 15 % wider or higher, or
+    less, shifted by 2 pixels of 28; odd rows also turned by 9 degrees, sheared by 0.3. These are
+    the largest; all of it times amount."""
     n, device = len(x), x.device
 
     def uniform(reach, *shape):

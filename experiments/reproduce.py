@@ -41,6 +41,7 @@ RESULTS = ROOT / "results"
 CHILDREN = set()  # runs under way
 WRITING = threading.Lock()  # a row's file is read, changed and written by one run at a time
 
+NO_WARPS = "--epochs 30 --warp 0 --neighbours 3 --smooth-weight 6 --smooth-rise 0.8"
 ROWS = {
     "mathieu/mnist": "--epochs 50",
     "mathieu/mnist-paper-terms": "--epochs 50 --recipe paper",
@@ -72,8 +73,7 @@ ROWS = {
     "aae/likelihood-mmd": "--task likelihood --regularizer mmd",
     "aae/style": "--task style",
     "aae/semi-100": "--task semi --labels 100",
-    "aae/semi-100-no-warps": "--task semi --labels 100 --warp 0 --warp-weight 0"
-    " --lr-encoder 3e-4 --noise 0.3",
+    "aae/semi-100-no-warps": f"--task semi --labels 100 {NO_WARPS}",
     "aae/semi-1000": "--task semi --labels 1000",
     "aae/semi-60000": "--task semi-all",
     "aae/cluster-16": "--task cluster --clusters 16",

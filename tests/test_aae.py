@@ -187,6 +187,20 @@ def test_variants_lie_between_an_image_and_near_ones(monkeypatch):
     assert aae.nearest(data.x[:3], 5).shape == (3, 2)  # no more than there are
 
 
+def test_smoothness_rises_to_its_weight(monkeypatch):
+    one = torch.ones(())
+    monkeypatch.setattr(aae, "smoothness_loss", lambda classify, x: one)
+    monkeypatch.setattr(aae, "invariance_loss", lambda a, b: 100 * one)
+    enc, x = SimpleNamespace(classify=lambda x: x), torch.zeros(1)
+    for rise, truth in ((0.6, [1, 2, 3, 3]), (0.0, [3, 3, 3, 3])):
+        o = settings(f"--task semi --smooth-weight 3 --smooth-rise {rise} --warp-weight 2")
+        found, losses = [], {}
+        for progress in (0.2, 0.4, 0.6, 1.0):
+            run = SimpleNamespace(settings=o, progress=progress)
+            found.append(aae.steady_loss(enc, x, x, x, run, losses).item() - 200)
+        assert found == pytest.approx(truth, abs=1e-3) and losses["smoothness"] == 1
+
+
 def test_warps_and_the_mmd_are_not_rounded_in_bf16():
     x, found = common.to_float(images(50).x), []
     a, b = 30 + 5 * torch.randn(64, 2), 5 * torch.randn(64, 2)
@@ -373,7 +387,7 @@ def test_the_decoder_sees_y_beside_z_or_the_heads():
 # ---- A step, by hand -----------------------------------------------------------------------------
 N = 30
 RATES = {"r": 0.03, "d": 0.02, "e": 0.05, "c": 0.07}
-NEAR = "--warp 0 --neighbours 3"
+NEAR = "--warp 0 --neighbours 3 --smooth-weight 3 --smooth-rise 0.6"
 PLAIN = "--smooth-weight 0 --warp 0 --warp-weight 0 --y-weight 1 --code-noise 0"
 CASES = [
     "--task prior",
@@ -601,7 +615,8 @@ def test_a_task_has_the_flags_that_it_reads():
     with_y = {"semi", "semi-all", "cluster", "embed", "embed-clusters"}
     only.update(
         dict.fromkeys(
-            ("y_weight", "code_noise", "smooth_weight", "warp_weight", "neighbours"), with_y
+            ("y_weight", "code_noise", "smooth_weight", "warp_weight", "neighbours", "smooth_rise"),
+            with_y,
         )
     )
     for task in aae.TASKS:
