@@ -203,10 +203,11 @@ def squared_error(a, b):
 
 
 # ---- Training ------------------------------------------------------------------------------------
-def update(optimiser, loss):
-    """A step on `loss`. Its gradient reaches this optimiser's parameters and nothing else."""
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    loss.backward(inputs=[p for p in parameters if p.requires_grad])  # some may be frozen
+def update(optimiser, loss, keep=False):
+    """A step on `loss`. Its gradient reaches this optimiser's parameters and nothing else. keep:
+    another loss of the same calls of the networks follows."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
+    loss.backward(inputs=parameters, retain_graph=keep)
     optimiser.step()
     optimiser.zero_grad()
 
@@ -231,10 +232,9 @@ def train(run, nets, data):
     """ALI's Algorithm 1 and BiGAN's, which are one. data: a `common.Split`. run: a `common.Run`,
     which keeps the books: `epochs` saves after each, `batches` gives a step's rows, `step` counts
     from 1, `log` fills log.csv. Call `settle` afterwards."""
-    o = run.settings
+    o, enc, gen, disc = run.settings, nets.enc, nets.gen, nets.disc
     steps = o.epochs * math.ceil(len(data.y) / o.batch_size)
     nets.train()
-    enc, gen, disc = nets.enc, nets.gen, nets.disc
     adam = {"betas": (o.beta1, 0.999), "weight_decay": o.weight_decay, "fused": True}
     opt_ge = torch.optim.Adam([*gen.parameters(), *enc.parameters()], o.lr, **adam)
     opt_d = torch.optim.Adam(disc.parameters(), o.lr_disc, **adam)
@@ -252,19 +252,19 @@ def train(run, nets, data):
             x = common.to_float(data.x[index])
             z = draw_prior(o.model, len(x), o.z_dim, x.device)
             z_x, x_z = enc(x), gen(z)
+            logits_real, logits_made = disc(x, z_x), disc(x_z, z)  # a batch of each kind of pair
 
             # E and G minimise  - log(1 - D(x, E(x))) - log D(G(z), z)
             # ALICE             + lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2);  E(G(z)) is a mean
-            swapped = swapped_loss(disc(x, z_x), disc(x_z, z))
+            swapped = swapped_loss(logits_real, logits_made)
             cycle = x.new_zeros(())
             if o.cycle_weight:
                 cycle = squared_error(gen(z_x), x) + squared_error(enc(x_z, sample=False), z)
-            update(opt_ge, swapped + o.cycle_weight * cycle)
+            update(opt_ge, swapped + o.cycle_weight * cycle, keep=True)
 
             # D maximises  log D(x, E(x)) + log(1 - D(G(z), z))
-            # on the pairs of the old E and G, who learned from the old D: all move as if at once.
-            # In batch norm, each kind of pair is a batch of its own.
-            loss_d = discriminator_loss(disc(x, z_x.detach()), disc(x_z.detach(), z))
+            # by the same logits: each learns from the others as they were, as if all moved at once.
+            loss_d = discriminator_loss(logits_real, logits_made)
             slope = 0.0
             if o.penalty and run.step % 4 == 1:  # ours: in every fourth step, four times as heavy
                 slope = slope_penalty(disc, x, z_x) + slope_penalty(disc, x_z, z)

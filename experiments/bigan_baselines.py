@@ -158,7 +158,8 @@ def gan_step(nets, opt, x, o):
     D maximises  log D(x) + log(1 - D(G(z)))."""
     z = draw_prior("bigan", len(x), o.z_dim, x.device)
     x_z = nets.gen(z)
-    loss_g = generator_loss(nets.disc(x_z))
+    logits_real, logits_made = nets.disc(x), nets.disc(x_z)
+    loss_g = generator_loss(logits_made)
     regression = x.new_zeros(())
     weight = 1.0
     if o.model == "latent-regressor":  # neither does G learn from it, nor E from a real x
@@ -166,8 +167,8 @@ def gan_step(nets, opt, x, o):
     if o.model == "joint-latent-regressor":  # E shares G's weight, as released
         regression = regression_loss(code_logits(nets.enc, x_z), z)
         weight = o.regressor_weight
-    update(opt["ge"], loss_g + weight * regression)
-    loss_d = discriminator_loss(nets.disc(x), nets.disc(x_z.detach()))
+    update(opt["ge"], loss_g + weight * regression, keep=True)
+    loss_d = discriminator_loss(logits_real, logits_made)
     update(opt["d"], loss_d)
     return {"discriminator": loss_d, "generator": loss_g, "regression": regression}
 

@@ -215,18 +215,18 @@ def slope(disc, weight, *kinds):
 def joint_step(enc, gen, disc, opt_d, opt_ge, x, z, weight):
     """ALI. Where opt_ge has E alone, G stays as it is: post-hoc inference."""
     real, made = torch.cat([x, enc(x)], 1), torch.cat([gen(z), z], 1)
-    loss_ge = swapped_loss(disc(real), disc(made))
-    update(opt_ge, loss_ge)
-    loss_d = discriminator_loss(disc(real.detach()), disc(made.detach()))
+    logits = disc(real), disc(made)
+    loss_ge, loss_d = swapped_loss(*logits), discriminator_loss(*logits)
+    update(opt_ge, loss_ge, keep=True)
     update(opt_d, loss_d + slope(disc, weight, real, made))
     return loss_d, loss_ge
 
 
 def gan_step(gen, disc, opt_d, opt_g, x, z, weight):
     made = gen(z)
-    loss_g = generator_loss(disc(made))
-    update(opt_g, loss_g)
-    loss_d = discriminator_loss(disc(x), disc(made.detach()))
+    logits_real, logits_made = disc(x), disc(made)
+    loss_g, loss_d = generator_loss(logits_made), discriminator_loss(logits_real, logits_made)
+    update(opt_g, loss_g, keep=True)
     update(opt_d, loss_d + slope(disc, weight, x, made))
     return loss_d, loss_g
 

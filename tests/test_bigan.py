@@ -389,6 +389,11 @@ def test_update_is_a_step_on_the_gradient_of_its_own_parameters():
         bigan.update(optimiser, (a * b).sum())
     assert torch.allclose(a, torch.tensor([1 - 0.6, 2 - 0.8]))
     assert b.tolist() == [3, 4] and b.grad is None
+    product = 2 * a * b  # two losses of the same calls
+    bigan.update(optimiser, product.sum(), keep=True)
+    bigan.update(torch.optim.SGD([b], lr=0.1), -product.sum())
+    assert torch.allclose(a, torch.tensor([0.4 - 0.6, 1.2 - 0.8]))
+    assert torch.allclose(b, torch.tensor([3 + 0.08, 4 + 0.24])) and a.grad is b.grad is None
 
 
 def test_the_latent_regressor_gives_g_nothing(monkeypatch):
@@ -454,11 +459,11 @@ def spied(monkeypatch, script=bigan, **changes):
     real, move, penalty = bigan.update, bigan.move_average, bigan.slope_penalty
     penalties = []
 
-    def update(optimiser, loss):
+    def update(optimiser, loss, **words):
         share = nets.disc.skip_share.item() if script is bigan else 1
         seen.append((optimiser.param_groups[0]["lr"], share, len(penalties)))
         penalties.clear()
-        real(optimiser, loss)
+        real(optimiser, loss, **words)
 
     def move_average(average, nets, step, decay):
         after.append(weights(nets))
