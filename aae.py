@@ -208,8 +208,8 @@ def head_distance_loss(heads, threshold):
 
 
 # ---- Priors p(z). A new one goes here: a class, and its name in PRIORS ---------------------------
-# It is built by (z_dim, prior_std). To score or draw it as more than a Gaussian, extend
-# experiments/aae_priors.py.
+# It is built by (z_dim, prior_std). To be scored or drawn as more than a Gaussian it needs some of
+# log_density, component and outline, as experiments/aae_priors.py describes them.
 class Gaussian:
     """N(0, std^2 I); the component is ignored."""
 
@@ -222,7 +222,9 @@ class Gaussian:
 
 
 class Mixture(Gaussian):
-    """Ten Gaussians laid out like petals: centres at 10, deviations 3 outwards and 0.7 across."""
+    """Ten Gaussians laid out like petals."""
+
+    centre, length, width = 10.0, 3.0, 0.7  # distance from 0; deviations outwards and across
 
     def axes(self, component):
         """The unit vectors outwards and across, [n, 2] each."""
@@ -233,23 +235,26 @@ class Mixture(Gaussian):
     def place(self, t, component):
         """A standard Gaussian's t [n, 2] as points of a component."""
         outwards, across = self.axes(component)
-        return 10 * outwards + (3.0 * t[:, :1] * outwards + 0.7 * t[:, 1:] * across)
+        part = self.length * t[:, :1] * outwards + self.width * t[:, 1:] * across
+        return self.centre * outwards + part
 
     def sample(self, component):
         return self.place(torch.randn(len(component), 2, device=component.device), component)
 
 
 class SwissRoll(Gaussian):
-    """A band of deviation 0.3, rolled up to radius 15. A component is a tenth of it."""
+    """A band, rolled up. A component is a tenth of it."""
+
+    radius, width = 15.0, 0.3  # of the roll; deviation of the band
 
     def curve(self, u):
         """Its middle, u in [0, 1] [n] -> [n, 2]."""
-        radius, angle = 15 * u.sqrt(), 4 * math.pi * u.sqrt()
+        radius, angle = self.radius * u.sqrt(), 4 * math.pi * u.sqrt()
         return torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
 
     def sample(self, component):
         u = (component + torch.rand(len(component), device=component.device)) / 10
-        return self.curve(u) + 0.3 * torch.randn(len(u), 2, device=u.device)
+        return self.curve(u) + self.width * torch.randn(len(u), 2, device=u.device)
 
 
 PRIORS = {"gaussian": Gaussian, "mixture": Mixture, "swiss-roll": SwissRoll}
@@ -368,6 +373,7 @@ def nearest(images, count):
     """Indices [N, count] of the nearest other images, by the squared distance of pixels."""
     from experiments import scores
 
+    common.say("looking for near images")
     pixels = common.to_float(images).flatten(1)
     return scores.nearest(pixels, pixels, min(count, len(pixels) - 1), exclude_self=True)
 

@@ -13,7 +13,7 @@ with G(E(x)), so reconstructions are often of another digit; ALICE adds that com
 Where the papers' things are
     BiGAN section 4, networks           Encoder, Generator, Discriminator
     BiGAN section 3, ALI eq. 1          discriminator_loss
-    BiGAN section 3.4, ALI eq. 4        swapped_loss, and the order of the updates in train
+    BiGAN section 3.4, ALI eq. 4        swapped_loss; in train all learn as if at once
     ALI eq. 2, Algorithm 1              GaussianEncoder, train
     ALICE's explicit cycle terms        squared_error in train
     BiGAN Figure 2, ALI's samples       figure_reconstructions, figure_samples

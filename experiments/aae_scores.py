@@ -316,7 +316,7 @@ def paper_value(metric, o):
 
 def table(found, o):
     """The rows of the printed table, of what was found."""
-    warped = ", images warped" if o.warp else ""
+    warped = ", images warped" if o.warp else ", images moved" if o.neighbours else ""
     lines = {
         "component_accuracy": ("code in its label's component, %", "about 10 without labels"),
         "code_test": ("codes told from the prior, accuracy in %", "50 at best"),

@@ -1,6 +1,7 @@
 """How much of a good result does K = 10 give away? A table of finished runs (not in the paper).
 
-    python infogan.py --categories 20                     # and so on
+    python infogan.py --categories 20              # and so on
+    python -m experiments.infogan_regular
     python -m experiments.infogan_leak runs/infogan/mnist-seed0 runs/infogan/mnist-seed0-2
 
 K = 10 with equal shares tells the category how many digits there are, and that they are about
@@ -36,7 +37,9 @@ probe on the trunk and on Q's hidden layer, with 100, 1,000 and all labels"""
 
 def name_of(settings):
     """Of a run: its K, and its recipe where that is not ours. The regular GAN has none."""
-    words = {"ours": "", "paper": " (paper)", None: " (regular)"}[settings["recipe"]]
+    words = {"ours": "", "paper": " (paper)", None: " (regular)", "baseline": " (regular)"}[
+        settings["recipe"]
+    ]
     return f"K = {settings['categories']}{words}"
 
 
@@ -47,7 +50,7 @@ def read(folders):
     for folder in folders:
         config, path = run_folder.read_config(folder), Path(folder) / "metrics.json"
         if config["script"] not in ("infogan", "infogan_regular") or not path.exists():
-            raise common.UserError(f"'{folder}' is no finished run of infogan.py")
+            raise common.UserError(f"'{folder}' is no finished run of InfoGAN")
         metrics = json.loads(path.read_text())
         found.append((config["settings"]["categories"], name_of(config["settings"]), metrics))
         for words in ("untrained", "pixels"):
@@ -70,7 +73,7 @@ def lines(found):
 
 def main(folders):
     if not folders:
-        raise common.UserError("name run folders of infogan.py")
+        raise common.UserError("name run folders of InfoGAN")
     table = lines(read(folders))
     print(LEGEND, *table, sep="\n")
 

@@ -4,8 +4,8 @@
     python -m experiments.infogan_regular --beside runs/infogan/mnist-seed0     # Figure 1 of both
 
 Networks, scores and the other settings are infogan.py's. D and G play eq. 1. Q learns to read the
-code from the trunk's features, but neither the trunk nor G gets Q's gradient. Both curves of Figure
-1 are drawn in this run's information.png.
+code from the trunk's features, but neither the trunk nor G gets Q's gradient. Figure 1 is this
+run's information.png; with --beside it has both curves.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import math
 
 import common
 import infogan
-from experiments import infogan_scores
+from experiments import infogan_scores, run_folder
 from infogan import (
     adversarial_loss,
     category_loss,
@@ -95,8 +95,11 @@ def evaluate(nets, data, test, o, folder):
 def main(settings):
     data, test = common.load_data(settings)
     infogan_scores.load_judge(settings)
-    if settings.beside:
-        infogan.load(settings.beside)  # a wrong folder shall show now
+    if settings.beside:  # a wrong folder shall show now
+        infogan.load(settings.beside)
+        other = run_folder.read_settings(settings.beside, infogan.recipe)
+        if (other.dataset, other.categories) != (settings.dataset, settings.categories):
+            raise common.UserError(f"'{settings.beside}' has another data set or --categories")
     run = common.Run("infogan_regular", settings)
     steps = math.ceil(len(data.y) / settings.batch_size)
     nets = infogan.build(settings, steps).to(run.device)

@@ -36,8 +36,9 @@ def create(run, name):
             file.unlink()
     for key in ("resume", "out", "device"):  # of this process, not of the run
         del settings[key]
-    if settings.get("data"):  # it is found from any folder when the run is resumed
-        settings["data"] = str(Path(settings["data"]).resolve())
+    for key in ("data", "beside"):  # found from any folder when the run is resumed
+        if settings.get(key):
+            settings[key] = str(Path(settings[key]).resolve())
     config = {"script": run.script, "settings": settings, "precision": run.precision}
     config["command"] = shlex.join(["python", *sys.orig_argv[1:]])
     text = json.dumps({**config, **machine.describe(run.device)}, indent=1)

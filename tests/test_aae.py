@@ -184,6 +184,11 @@ def test_variants_lie_between_an_image_and_near_ones(monkeypatch):
     monkeypatch.setattr(aae, "warp", lambda x, amount: x * (1 - amount / 2))
     assert torch.allclose(aae.vary(data.x, i, None, warped), data.x[i] / 510)
     assert torch.allclose(aae.vary(data.x, i, None, o), data.x[i] / 255)
+    both = aae.vary(data.x, i, near, warped).flatten(1)  # from the warped image on
+    ways = pixels[near[i]] - pixels[i][:, None] / 2
+    step = both[:, None] - pixels[i][:, None] / 2
+    part = (step * ways).sum(2) / ways.square().sum(2)
+    assert (step - part[..., None] * ways).norm(dim=2).min(1).values.max() < 1e-3
     assert aae.nearest(data.x[:3], 5).shape == (3, 2)  # no more than there are
 
 
@@ -1160,6 +1165,22 @@ def test_a_new_prior_is_a_class_and_a_name(monkeypatch, command):
         def sample(self, component):
             return 5 * F.normalize(torch.randn(len(component), 2), dim=1)
 
+        def log_density(self, z):
+            return z[:, 0]
+
+        def component(self, z):
+            return z[:, 1].long()
+
+        def outline(self):
+            return ["a ring"]
+
+    ring, z = Ring(2, 1.0), torch.rand(4, 2)
+    assert torch.equal(aae_priors.log_density(ring, z), z[:, 0])
+    assert aae_priors.has_components(Ring) and not aae_priors.has_components(aae.Gaussian)
+    assert torch.equal(aae_priors.component(ring, z), torch.zeros(4, dtype=torch.long))
+    assert aae_priors.outline(ring) == ["a ring"]
+    del Ring.log_density, Ring.component, Ring.outline  # it need not have them
+    assert len(aae_priors.outline(ring)) == 3
     monkeypatch.setitem(aae.PRIORS, "ring", Ring)
     o = settings("--prior ring --hidden 50", dry_run=True, epochs=2)
     aae.main(o)
@@ -1175,7 +1196,8 @@ def test_heads_are_drawn_with_any_prior(prior, tmp_path):
 
 
 def test_a_stopped_training_goes_on_bit_for_bit(goes_on_bit_for_bit):
-    o = settings("--task semi --hidden 20 --batch-size 30 --labels 50", dry_run=True, epochs=2)
+    words = f"--task semi --hidden 20 --batch-size 30 --labels 50 {NEAR}"
+    o = settings(words, dry_run=True, epochs=2)
     assert goes_on_bit_for_bit(aae, o, images(120))["step"] == 8
 
 

@@ -418,6 +418,12 @@ def test_rates_and_late_codes(monkeypatch):
     seen.clear()
     infogan.train(common.Run("infogan", dataclasses.replace(constant, out="b")), nets, digits(10))
     assert {lr for _, lr in seen} == {2e-4, 1e-3}
+    seen.clear()
+    monkeypatch.setattr(infogan_regular, "update", update)
+    o = settings("regular", batch_size=5, epochs=4)
+    infogan_regular.train(common.Run("infogan", dataclasses.replace(o, out="c")), nets, digits(10))
+    assert [lr for _, lr in seen[0::2]] == pytest.approx(rates["trunk"])
+    assert [lr for _, lr in seen[1::2]] == pytest.approx(rates["gen"])
 
 
 def test_the_same_code_scores_the_image_it_made():
@@ -526,10 +532,27 @@ def test_a_tiny_training_informs_and_the_regular_gan_does_not():
     assert bounds[0] > 0.8 and bounds[1] < 0.3  # log 4 = 1.39
 
 
-def test_a_stopped_training_goes_on_bit_for_bit(goes_on_bit_for_bit):
-    saved = goes_on_bit_for_bit(
-        infogan, settings(batch_size=20, epochs=2, dry_run=True), digits(20)
-    )
+def narrow(o, steps=1):
+    """Networks as `infogan.build` gives them, of a few units: their checkpoints are small."""
+    nets = nn.Module()
+    nets.shape = 1, 28, 28
+    nets.trunk = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.BatchNorm1d(8), nn.LeakyReLU())
+    nets.d, nets.q = infogan.DHead(8, 1), infogan.QHead(o.categories, o.continuous)
+    nets.q.hidden = nn.Sequential(nn.Linear(8, 128), nn.BatchNorm1d(128))
+    inputs = o.z_dim + o.categories + o.continuous
+    nets.gen = infogan.Generator(inputs)
+    nets.gen.net = nn.Sequential(nn.Linear(inputs, 784), nn.BatchNorm1d(784))
+    nets.gen.net.append(nn.Unflatten(1, nets.shape))
+    nets.register_buffer("curve", torch.zeros(o.epochs * steps))
+    return nets
+
+
+@pytest.mark.parametrize("script", [infogan, infogan_regular])
+def test_a_stopped_training_goes_on_bit_for_bit(script, goes_on_bit_for_bit, monkeypatch):
+    monkeypatch.setattr(infogan, "build", narrow)
+    recipe = "ours" if script is infogan else "regular"
+    o = settings(recipe, batch_size=20, epochs=2, dry_run=True)
+    saved = goes_on_bit_for_bit(script, o, digits(20))
     assert saved["step"] == 2 and (saved["states"]["nets"]["curve"] != 0).all()
 
 
@@ -852,10 +875,12 @@ def test_the_regular_gan_and_both_curves_of_figure_1(run, monkeypatch, capsys):
     score.main("run", "cpu")
     again = json.loads(Path("run/metrics.json").read_text())
     assert again == pytest.approx(metrics, rel=1e-3) and capsys.readouterr().out == printed
-    monkeypatch.setattr(sys, "argv", ["infogan_regular.py", "--beside", "absent", "--dry-run"])
-    with pytest.raises(SystemExit, match="^2$"):
-        common.run_main(infogan_regular.main, infogan_regular.recipe)
-    assert "'absent' is no run folder" in capsys.readouterr().err
+    for folder, complaint in (("absent", "no run folder"), ("beside", "another data set or --cat")):
+        words = ["infogan_regular.py", "--beside", folder, "--dry-run"]  # K is 10 here
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit, match="^2$"):
+            common.run_main(infogan_regular.main, infogan_regular.recipe)
+        assert complaint in capsys.readouterr().err
 
 
 def test_without_a_category(run):
