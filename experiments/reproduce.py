@@ -41,7 +41,7 @@ RESULTS = ROOT / "results"
 CHILDREN = set()  # runs under way
 WRITING = threading.Lock()  # a row's file is read, changed and written by one run at a time
 
-NO_WARPS = "--epochs 30 --warp 0 --neighbours 3 --smooth-weight 6 --smooth-rise 0.8"
+NO_WARPS = "--warp 0 --neighbours 3 --smooth-weight 6 --smooth-rise 0.8 --y-weight 1"
 ROWS = {
     "mathieu/mnist": "--epochs 50",
     "mathieu/mnist-paper-terms": "--epochs 50 --recipe paper",
