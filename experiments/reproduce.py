@@ -75,6 +75,7 @@ ROWS = {
     "aae/semi-100": "--task semi --labels 100",
     "aae/semi-100-no-warps": f"--task semi --labels 100 {NO_WARPS}",
     "aae/semi-1000": "--task semi --labels 1000",
+    "aae/semi-1000-no-warps": f"--task semi --labels 1000 {NO_WARPS}",
     "aae/semi-60000": "--task semi-all",
     "aae/cluster-16": "--task cluster --clusters 16",
     "aae/cluster-30": "--task cluster --clusters 30",
