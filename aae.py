@@ -353,11 +353,11 @@ def train(run, nets, data, labelled):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # With few labels, or none, q(y|x) settles on wrong classes. Small changes of x must keep it
-# (smooth_weight), later than all else if early errors shall not stay (smooth_rise). It must give
-# the same answer for two variants of x (warp_weight). A variant is x warped, or moved towards a
-# near image, which uses no knowledge of where pixels lie, or both. Without labels q(y|x) must use
-# all classes (balance_weight). Disc_y tells one-hots from probabilities too easily: both get noise
-# (code_noise), and fooling it weighs more (y_weight).
+# (smooth_weight). From the start, this keeps early errors: its weight may rise (smooth_rise). Two
+# variants of x must get the same answer (warp_weight). A variant is warped (warp), or moved towards
+# a near image (neighbours). The move knows nothing of where pixels lie. Without labels q(y|x) must
+# use all classes (balance_weight). Disc_y tells one-hots from probabilities too easily: both get
+# noise (code_noise), and fooling it weighs more (y_weight).
 def vary(images, i, near, o):
     """Variants of the images of index i [B]: [B, C, H, W] in [0, 1], warped, and with near [N, K] a
     random part of the way towards one of K near images. Unchanged where both are off."""
@@ -370,7 +370,7 @@ def vary(images, i, near, o):
 
 
 def nearest(images, count):
-    """Indices [N, count] of the nearest other images, by the squared distance of pixels."""
+    """Indices [N, count] of the nearest other images, by the Euclidean distance of pixels."""
     from experiments import scores
 
     common.say("looking for near images")

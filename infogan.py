@@ -288,9 +288,9 @@ def figure_sweep(nets, o, path, which, order, columns=11):
 
 
 def warp(x, amount=1.0):
-    """A random affine map of each image [B, C, H, W], black outside: about 15 % wider or higher, or
-    less, shifted by 2 pixels of 28; odd rows also turned by 9 degrees, sheared by 0.3. These are
-    the largest; all of it times amount."""
+    """A random affine map of each image [B, C, H, W], black outside. At most: sides about 15 %
+    longer or shorter, a shift of 2 pixels of 28; odd rows also 9 degrees and a shear of 0.3. All
+    of it times amount."""
     n, device = len(x), x.device
 
     def uniform(reach, *shape):
