@@ -196,10 +196,11 @@ def discriminator_loss(logits_real, logits_fake):
 
 
 # ---- Training ------------------------------------------------------------------------------------
-def update(optimiser, loss):
-    """A step on `loss`. Its gradient reaches this optimiser's parameters and nothing else."""
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    loss.backward(inputs=[p for p in parameters if p.requires_grad])  # some may be frozen
+def update(optimiser, loss, keep=False):
+    """A step on `loss`. Its gradient reaches this optimiser's parameters and nothing else. keep:
+    another loss of the same calls of the networks follows."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
+    loss.backward(inputs=parameters, retain_graph=keep)
     optimiser.step()
     optimiser.zero_grad()
 
@@ -241,6 +242,7 @@ def train(run, nets, data):
             # One call for all four: batch norm's running averages must come from all of them.
             z_all, s_all = torch.cat([z1, z1, z1, z]), torch.cat([s1, s1p, s2, s2])
             x_own, x_same, x_swap, x_prior = dec(z_all, s_all).chunk(4)
+            real, swapped, sampled = disc(x2, id2), disc(x_swap, id2), disc(x_prior, id2)  # logits
 
             # Enc and Dec minimise, each term with its weight,
             #     |x1 - Dec(z1,s1)|^2 + |x1 - Dec(z1,s1')|^2 + KL(q(z|x1) || N(0,I))
@@ -249,19 +251,17 @@ def train(run, nets, data):
             own = reconstruction_loss(x_own, x1)
             same = reconstruction_loss(x_same, x1)
             kl = kl_loss(mu1, logvar1)
-            swap = adversarial_loss(disc(x_swap, id2))
-            prior = adversarial_loss(disc(x_prior, id2))
+            swap, prior = adversarial_loss(swapped), adversarial_loss(sampled)
             hide = code_disc.loss(mu1, id2, id1)  # ours: it shall read id2 from mu1
             loss_g = o.own_weight * own + o.same_weight * same + kl_weight * kl
             loss_g = loss_g + o.swap_weight * swap + o.prior_weight * prior
             loss_g = loss_g + o.code_weight * hide  # ours
-            update(opt_g, loss_g)
+            update(opt_g, loss_g, keep=True)
 
             # Disc maximises  log Disc(x2, id2) + log(1 - Disc(Dec(z1,s2), id2))
-            real = disc(x2, id2)
-            loss_d = discriminator_loss(real, disc(x_swap.detach(), id2))
+            loss_d = discriminator_loss(real, swapped)
             if o.prior_weight:  # half of it, half the same for Dec(z,s2): not in Algorithm 1
-                loss_d = (loss_d + discriminator_loss(real, disc(x_prior.detach(), id2))) / 2
+                loss_d = (loss_d + discriminator_loss(real, sampled)) / 2
             update(opt_d, loss_d)
 
             update(opt_c, code_disc.loss(mu1.detach(), id1, id2))  # ours
@@ -348,7 +348,7 @@ def build(o):
     nets.dec = Decoder(channels, size, o.z_dim, o.s_dim)
     nets.disc = Discriminator(channels, size, labels)
     nets.code_disc = CodeDiscriminator(o.z_dim, labels)
-    return nets
+    return nets.to(memory_format=torch.channels_last)  # the same numbers, but convolved faster
 
 
 def load(folder, device="cpu", build=build):

@@ -2,6 +2,7 @@
 
     python tests/benchmark.py              # every step; into results/benchmark.json, four minutes
     python tests/benchmark.py mathieu aae  # some of them, printed only
+    python tests/benchmark.py mathieu --against ../before  # beside another checkout, in turn
 
 Steps: mathieu, aae, bigan and infogan by default settings; aae-semi, Table 2's; aae-small, the
 sizes of PyTorch-GAN's aae.py (512 hidden units, batches of 64, a Gaussian encoder).
@@ -11,9 +12,12 @@ A step's floor is its multiply-adds over the rate of a 2048 x 2048 matrix produc
 No test asserts a time.
 """
 
+import argparse
 import dataclasses
 import json
 import math
+import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -180,6 +184,30 @@ WORDS = (
 )
 
 
+def speeds(folder, name):
+    """{precision: images/s} of a step, by the benchmark of the checkout in `folder`."""
+    command = [sys.executable, "tests/benchmark.py", name]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    found = re.findall(rf"^{name} (\w+): (\d+) images/s", done.stdout, re.MULTILINE)
+    if done.returncode or not found:
+        raise SystemExit(f"no speed of {name} in {folder}: {done.stderr[-1000:]}")
+    return {precision: int(speed) for precision, speed in found}
+
+
+def compare(names, other, rounds=3):
+    """Each step here and in the checkout `other`, in turn, so that both meet the same moods of the
+    machine. Prints the best of each and their quotient."""
+    for name in names or TIMES:
+        runs = [(speeds(ROOT, name), speeds(other, name)) for _ in range(rounds)]
+        for precision in runs[0][0]:
+            here, there = (max(run[side][precision] for run in runs) for side in (0, 1))
+            print(
+                f"{name} {precision}: here {here} images/s, there {there},"
+                f" {here / there:.2f} times as many (best of {rounds} each)",
+                flush=True,
+            )
+
+
 def main(names):
     device = machine.choose_device("auto")
     bf16 = device.type == "cuda" or machine.choose_precision("auto", device) == "bf16"
@@ -196,4 +224,10 @@ def main(names):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=", ".join(TIMES))
+    parser.add_argument("--against", metavar="FOLDER", help="another checkout, timed in turn")
+    words = parser.parse_args()
+    if unknown := set(words.steps) - set(TIMES):
+        parser.error(f"no such step: {', '.join(unknown)}")
+    compare(words.steps, words.against) if words.against else main(words.steps)

@@ -229,7 +229,7 @@ def one_step(monkeypatch, update, o):
 
     logged, nets = {}, nets_of(o)
     monkeypatch.setattr(common, "pair_same_class", pair_same_class)
-    monkeypatch.setattr(mathieu, "update", lambda *words: update(nets, *words))
+    monkeypatch.setattr(mathieu, "update", lambda *words, **more: update(nets, *words, **more))
     monkeypatch.setattr(common.Run, "log", log)
     with pytest.raises(Enough):
         mathieu.train(common.Run("mathieu", o), nets, paired())
@@ -311,13 +311,14 @@ VARIANTS = [
 def test_a_step_is_algorithm_1(monkeypatch, variant):
     o, got, order = settings(**STEP, **variant, beta1=0.4), {}, []
 
-    def spy(nets, optimiser, loss):
+    def spy(nets, optimiser, loss, keep=False):
         names = {p: name for name, p in nets.named_parameters()}
         (group,) = optimiser.param_groups
         mine = [names[p] for p in group["params"]]
         got.update(zip(mine, torch.autograd.grad(loss, group["params"], retain_graph=True)))
         order.append((mine, group["lr"], group["betas"]))
-        if len(order) > 1:  # what the discriminators see is detached
+        assert keep == (len(order) == 1)  # Disc's loss is of the same logits
+        if len(order) > 2:  # what CodeDiscriminator sees is detached
             others = [nets.enc.to_mu.bias, nets.dec.from_s.bias]
             reached = torch.autograd.grad(loss, others, retain_graph=True, allow_unused=True)
             assert reached == (None, None)
@@ -338,9 +339,9 @@ def test_a_step_is_algorithm_1(monkeypatch, variant):
 def test_an_update_moves_its_player_and_nobody_else(monkeypatch):
     moved, real = [], mathieu.update
 
-    def spy(nets, optimiser, loss):
+    def spy(nets, optimiser, loss, keep=False):
         before = {name: p.detach().clone() for name, p in nets.named_parameters()}
-        real(optimiser, loss)
+        real(optimiser, loss, keep)
         assert all(p.grad is None for p in nets.parameters())  # none stays for the next update
         moved.append({n for n, p in nets.named_parameters() if not torch.equal(p, before[n])})
 
@@ -370,7 +371,7 @@ def test_rate_rises_holds_and_falls():
 def test_rates_and_weights_along_a_run(monkeypatch):
     rates, kl_weights, kl = [], [], torch.ones((), requires_grad=True)
 
-    def spy(optimiser, loss):
+    def spy(optimiser, loss, keep=False):
         rates.append(optimiser.param_groups[0]["lr"])
         (weight,) = torch.autograd.grad(loss, kl, retain_graph=True, allow_unused=True)
         if weight is not None:
@@ -392,7 +393,7 @@ def test_training_mode_is_set_and_batch_norm_averages_fit_what_is_decoded():
     o = settings(**STEP)
     nets = mathieu.build(o).eval()
     mathieu.train(common.Run("mathieu", dataclasses.replace(o, epochs=1)), nets, paired())
-    passes = {"enc": 2, "dec": 1, "disc": 5, "code_disc": 2}
+    passes = {"enc": 2, "dec": 1, "disc": 3, "code_disc": 2}
     for name, count in passes.items():
         layer = next(m for m in getattr(nets, name).modules() if hasattr(m, "running_mean"))
         assert layer.training and layer.num_batches_tracked == count, name

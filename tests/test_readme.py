@@ -269,6 +269,25 @@ def test_benchmark_asks_for_what_there_is():
     accept("infogan", benchmark.INFOGAN)
 
 
+def test_benchmark_of_two_checkouts_takes_the_best_of_each(tmp_path, monkeypatch, capsys):
+    for name, speeds in (("here", (100, 150, 120)), ("there", (90, 60, 50))):
+        (tmp_path / name / "tests").mkdir(parents=True)
+        (tmp_path / name / "tests/benchmark.py").write_text(
+            "import pathlib, sys\n"
+            "count = pathlib.Path('count')\n"
+            "n = int(count.read_text()) if count.exists() else 0\n"
+            "count.write_text(str(n + 1))\n"
+            "print('benchmark: epoch 1, 7 images/s')\n"
+            f"print(f'{{sys.argv[1]}} fp32: {{{speeds}[n]}} images/s, 5 ms a step')\n"
+        )
+    monkeypatch.setattr(benchmark, "ROOT", tmp_path / "here")
+    benchmark.compare(["bigan"], tmp_path / "there")
+    words = "bigan fp32: here 150 images/s, there 90, 1.67 times as many (best of 3 each)\n"
+    assert capsys.readouterr().out == words
+    with pytest.raises(SystemExit, match="no speed of bigan in .*here"):  # its fourth run fails
+        benchmark.compare(["bigan"], tmp_path / "there")
+
+
 def test_benchmark_writes_what_the_table_shows(tmp_path, monkeypatch, capsys):
     timed = {
         name: lambda precision: (0.5, 4e9, 100, torch.device("cpu")) for name in benchmark.TIMES
