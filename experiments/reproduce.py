@@ -94,7 +94,6 @@ ROWS = {
     "bigan/untrained": "--model untrained",
     "bigan/bilinear": "",
     "bigan/grid": "",
-    "bigan/grid-long": "--epochs 52",
     "bigan/grid-random": "--setting random",
     "infogan/mnist": "",
     "infogan/long": "--epochs 8 --far 1",
@@ -119,7 +118,6 @@ PROGRAMS = {  # rows that are not of their paper's script
     "bigan/untrained": "-m experiments.bigan_baselines",
     "bigan/bilinear": "-m experiments.bigan_product",
     "bigan/grid": "-m experiments.gaussians",
-    "bigan/grid-long": "-m experiments.gaussians",
     "bigan/grid-random": "-m experiments.gaussians",
     "infogan/baseline": "-m experiments.infogan_regular",
 }
