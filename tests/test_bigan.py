@@ -653,13 +653,13 @@ def test_points_and_their_networks():
     paper = gaussians.build(gaussians.recipe("paper"))
     sizes = [m.out_features for m in paper.ali_gen if isinstance(m, nn.Linear)]
     assert sizes == [400, 400, 400, 400, 2]
-    assert [layer.out_features for layer in paper.ali_disc.layers] == [1000] * 3
+    assert [layer.out_features for layer in paper.ali_disc.linear] == [1000] * 3
     assert abs(paper.ali_gen[3].weight.std() - 0.02) < 1e-3
     disc, h = gaussians.MaxoutDiscriminator(3, 4, 5), torch.randn(6, 3)
     found = disc(h)
-    for layer in disc.layers:
+    for layer in disc.linear:
         flat = layer(h)
-        h = torch.stack([flat[:, 5 * u : 5 * u + 5].max(1).values for u in range(4)], 1)
+        h = torch.stack([flat[:, u::4].max(1).values for u in range(4)], 1)  # units of five pieces
     assert torch.allclose(found, disc.out(h)[:, 0], atol=1e-6)
 
 
@@ -729,8 +729,8 @@ def test_toy_steps_are_the_papers_and_move_whom_they_should(monkeypatch):
             disc(real).sum() + disc(made).sum(), (real, made), create_graph=True
         )
         loss_d = loss_d + 30 * sum((s**2).sum() for s in slopes) / 64
-        (truth,) = torch.autograd.grad(loss_d, disc.layers[0].weight)
-        found = change[f"{kind}_disc.layers.0.weight"]
+        (truth,) = torch.autograd.grad(loss_d, disc.linear[0].weight)
+        found = change[f"{kind}_disc.linear.0.weight"]
         assert torch.allclose(found, 0.1 * truth, atol=1e-5)
     words = nets.gan_gen, nets.gan_disc, sgd("gan_disc"), sgd("gan_gen")
     losses, change = moved(lambda: gaussians.gan_step(*words, x, z, weight=0.0))
