@@ -198,7 +198,7 @@ def discriminator_loss(logits_real, logits_fake):
 # ---- Training ------------------------------------------------------------------------------------
 def update(optimiser, loss, keep=False):
     """A step on `loss`. Its gradient reaches this optimiser's parameters and nothing else. keep:
-    another loss of the same calls of the networks follows."""
+    the graph stays, because a second loss uses it."""
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
     loss.backward(inputs=parameters, retain_graph=keep)
     optimiser.step()
@@ -239,20 +239,20 @@ def train(run, nets, data):
             z1 = reparametrise(mu1, logvar1)
             z = o.prior_std * torch.randn_like(z1)  # ours: the paper's z ~ N(0, I)
 
-            # One call for all four: batch norm's running averages must come from all of them.
+            # One call for all four: batch norm sees in training the mixture that its averages keep.
             z_all, s_all = torch.cat([z1, z1, z1, z]), torch.cat([s1, s1p, s2, s2])
             x_own, x_same, x_swap, x_prior = dec(z_all, s_all).chunk(4)
-            real, swapped, sampled = disc(x2, id2), disc(x_swap, id2), disc(x_prior, id2)  # logits
+            # Logits, for both losses: Enc and Dec step first, Disc is still the one that gave them.
+            real, swapped, sampled = disc(x2, id2), disc(x_swap, id2), disc(x_prior, id2)
 
             # Enc and Dec minimise, each term with its weight,
             #     |x1 - Dec(z1,s1)|^2 + |x1 - Dec(z1,s1')|^2 + KL(q(z|x1) || N(0,I))
             #     - log Disc(Dec(z1,s2), id2) - log Disc(Dec(z,s2), id2)
             # (nothing is detached: the last two teach Enc, too)
-            own = reconstruction_loss(x_own, x1)
-            same = reconstruction_loss(x_same, x1)
+            own, same = reconstruction_loss(x_own, x1), reconstruction_loss(x_same, x1)
             kl = kl_loss(mu1, logvar1)
             swap, prior = adversarial_loss(swapped), adversarial_loss(sampled)
-            hide = code_disc.loss(mu1, id2, id1)  # ours: it shall read id2 from mu1
+            hide = code_disc.loss(mu1, id2, id1)  # ours: Enc wants id2 read from mu1
             loss_g = o.own_weight * own + o.same_weight * same + kl_weight * kl
             loss_g = loss_g + o.swap_weight * swap + o.prior_weight * prior
             loss_g = loss_g + o.code_weight * hide  # ours
@@ -260,7 +260,7 @@ def train(run, nets, data):
 
             # Disc maximises  log Disc(x2, id2) + log(1 - Disc(Dec(z1,s2), id2))
             loss_d = discriminator_loss(real, swapped)
-            if o.prior_weight:  # half of it, half the same for Dec(z,s2): not in Algorithm 1
+            if o.prior_weight:  # the mean of this and the same for Dec(z,s2): not in Algorithm 1
                 loss_d = (loss_d + discriminator_loss(real, sampled)) / 2
             update(opt_d, loss_d)
 
@@ -312,8 +312,8 @@ def figure_generation(nets, test, path, count=10):
 # Dec seldom learns from them. On MNIST we train on z of deviation 2, and score on N(0, I).
 # dead_zone: where Dec ignores a number of z, Enc still gives it a tiny mean, and a classifier reads
 # the class there. Means within the dead zone are 0 (and learn nothing); the others move towards 0.
-# CodeDiscriminator: all losses above let z keep a class that Dec ignores. So a network learns to
-# read the label from the mean of z, and Enc learns to mislead it.
+# CodeDiscriminator: the losses above hardly stop z from keeping a class that Dec ignores. So a
+# network learns to read the label from the mean of z, and Enc learns to mislead it.
 
 
 class CodeDiscriminator(nn.Module):
@@ -323,7 +323,7 @@ class CodeDiscriminator(nn.Module):
     def __init__(self, z_dim=16, labels=10, hidden=256):
         super().__init__()
         self.net = nn.Sequential(
-            nn.BatchNorm1d(z_dim, affine=False),  # shows numbers that hardly vary, too
+            nn.BatchNorm1d(z_dim, affine=False),  # makes tiny differences visible, too
             nn.Linear(z_dim, hidden),
             nn.LeakyReLU(0.2),
             nn.Linear(hidden, hidden),
