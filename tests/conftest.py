@@ -56,20 +56,6 @@ def own_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def survives_a_kill(tmp_path):
-    """Checks that a training, killed after an epoch and resumed, ends as an undisturbed one."""
-
-    def call(*command):
-        lines = []
-        words = [*command, "--dry-run", "--device", "cpu"]
-        kill_and_resume(tmp_path, 1, random.Random(0), lines.append, words)
-        # One epoch of two: a training was resumed, not its evaluation alone.
-        assert lines == ["kill 1: after 1 epochs saved, resumed, identical"]
-
-    return call
-
-
-@pytest.fixture
 def command(monkeypatch, capsys):
     """Runs `python SCRIPT ARGUMENTS` in the test's folder and returns exit status and output. It
     does so in this process, which spares seconds of imports."""
@@ -85,6 +71,25 @@ def command(monkeypatch, capsys):
         return SimpleNamespace(
             returncode=status, **dict(zip(("stdout", "stderr"), capsys.readouterr()))
         )
+
+    return call
+
+
+@pytest.fixture
+def survives_a_kill(tmp_path, command):
+    """Checks that a training, killed after an epoch and resumed, ends as an undisturbed one. Only
+    the one to be killed is a process of its own."""
+
+    def run(words):
+        done = command(*words[1:])
+        assert done.returncode == 0, done.stderr
+
+    def call(*words):
+        lines = []
+        words = [*words, "--dry-run", "--device", "cpu"]
+        kill_and_resume(tmp_path, 1, random.Random(0), lines.append, words, run)
+        # One epoch of two: a training was resumed, not its evaluation alone.
+        assert lines == ["kill 1: after 1 epochs saved, resumed, identical"]
 
     return call
 

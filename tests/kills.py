@@ -76,8 +76,9 @@ def wait_for_a_moment(folder, number, length, rng):
         time.sleep(rng.random() * length * 0.8)
 
 
-def kill_and_resume(folder, times, rng, tell=lambda line: None, command=COMMAND):
-    """Raises AssertionError when a killed and resumed run differs from the whole one."""
+def kill_and_resume(folder, times, rng, tell=lambda line: None, command=COMMAND, run=run):
+    """Raises AssertionError when a killed and resumed run differs from the whole one. run: how the
+    words of a process that is not killed are run."""
     folder = Path(folder)
     begun = time.time()
     run(words(command, folder / "whole"))

@@ -779,7 +779,7 @@ def test_the_gans_encoders_are_learned_for_a_finished_gan(monkeypatch):
     ] * 4
     factors = [bigan.rate(k, 16, "linear") for k in range(1, 17)]
     factors += [bigan.rate(k, 4, "linear") for k in range(1, 5)]
-    assert [lr for _, _, lr in seen] == pytest.approx([1e-3 * f for f in factors])
+    assert [lr for _, _, lr in seen] == pytest.approx([2e-3 * f for f in factors])
     assert all(same(state, dict(nets.gan_gen.state_dict())) for state in gan)
     truth = first[0]
     for t, now in enumerate(first[1:], 1):

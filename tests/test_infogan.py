@@ -857,6 +857,7 @@ def test_a_run_makes_everything_loads_and_is_scored_again(run, capsys):
 
 
 def test_the_regular_gan_and_both_curves_of_figure_1(run, monkeypatch, capsys):
+    monkeypatch.setattr(infogan, "build", narrow)
     run("--categories", "12", "--continuous", "0", out="beside")
     drawn, draw = [], infogan_scores.figure_information
     monkeypatch.setattr(
@@ -883,7 +884,8 @@ def test_the_regular_gan_and_both_curves_of_figure_1(run, monkeypatch, capsys):
         assert complaint in capsys.readouterr().err
 
 
-def test_without_a_category(run):
+def test_without_a_category(run, monkeypatch):
+    monkeypatch.setattr(infogan, "build", narrow)
     metrics, printed = run("--categories", "0", "--validation")
     assert ALWAYS <= set(metrics) and "nmi" not in metrics
     assert {file.name for file in Path("run").glob("*.png")} == GRIDS | {"losses.png"}
