@@ -12,11 +12,12 @@ Differences       the released code          here (--setting paper: as released)
     epochs        200 of the games           84, then 21 of the GAN's encoders (paper: 200, then 50)
     batch         100                        1024
     sizes         400; D 200 of 5 pieces     128; D 64 of 2 pieces
+    G's layers    4                          5 hidden ones
     rates         1e-4, constant             5e-4, D 2e-3; bigan.py's linear schedule
     beta1         0.2                        0
     weights       N(0, 0.02^2)               PyTorch's
     additions     none                       penalty and average of bigan.py, for the GAN, too
-The random settings have batches of 256, 256 units, D 128 of 2 pieces.
+The random settings: 12 epochs, batches of 256, 256 units, 4 layers in G, D 128 of 2 pieces.
 """
 
 import copy
@@ -76,6 +77,7 @@ class Settings(RandomSettings):
     epochs: Annotated[int, 2, 10**9] = 105  # the last fifth is of the GAN's encoders
     batch_size: Batch = 1024  # points in a step, and as many codes
     hidden: Count = 128  # units of a hidden layer of E and G
+    generator_layers: Count = 5  # hidden layers of G
     maxout: Count = 64  # units of D's layers
     lr_disc: Rate = 2e-3  # Adam's rate for D
     vae_std: Rate = 0.1  # deviation of the VAE's decoder
@@ -86,6 +88,7 @@ PAPER = Settings(
     epochs=250,
     batch_size=100,
     hidden=400,
+    generator_layers=4,
     maxout=200,
     pieces=5,
     init_std=0.02,
