@@ -498,10 +498,11 @@ def test_judge_accuracy_is_of_the_real_images():
 
 
 def test_a_judge_of_few_images_is_better_than_neighbours():
-    train, test = (part.take(slice(250)) for part in common.load_dataset("mnist"))
+    train, test = common.load_dataset("mnist")
+    train, test = train.take(slice(120)), test.take(slice(250))
     torch.manual_seed(0)
     judge = scores.train_judge(train)
     assert not judge.training
     a, b = (common.to_float(part.x).flatten(1) for part in (test, train))
     nearest = (train.y[torch.cdist(a, b).argmin(1)] == test.y).float().mean().item() * 100
-    assert scores.judge_accuracy(judge, test) > nearest + 3
+    assert scores.judge_accuracy(judge, test) > nearest + 10
