@@ -237,7 +237,7 @@ def train(run, nets, data):
             s1p, _, _ = enc(x1p)
             x2, id2, s2 = x1.roll(1, 0), id1.roll(1, 0), s1.roll(1, 0)
             z1 = reparametrise(mu1, logvar1)
-            z = o.prior_std * torch.randn_like(z1)  # ours: the paper's z ~ N(0, I)
+            z = o.prior_std * torch.randn_like(z1)  # ours: the paper's has deviation 1
 
             # One call for all four: batch norm sees in training the mixture that its averages keep.
             z_all, s_all = torch.cat([z1, z1, z1, z]), torch.cat([s1, s1p, s2, s2])
@@ -260,7 +260,7 @@ def train(run, nets, data):
 
             # Disc maximises  log Disc(x2, id2) + log(1 - Disc(Dec(z1,s2), id2))
             loss_d = discriminator_loss(real, swapped)
-            if o.prior_weight:  # the mean of this and the same for Dec(z,s2): not in Algorithm 1
+            if o.prior_weight:  # the mean of this and the same for Dec(z,s2) (Algorithm 1: no)
                 loss_d = (loss_d + discriminator_loss(real, sampled)) / 2
             update(opt_d, loss_d)
 

@@ -4,8 +4,8 @@
     python -m experiments.gaussians --setting random --seed 0  # ALI, GAN; seeds 0 to 9: ten runs
 
 The GAN gets its encoders when it is finished (ALI section 2.2): a learned inverse, and one by ALI's
-game with G held still. ALI's networks are its released code's; the losses are bigan.py's. Of the
-other models there is no released code, and the paper does not give the ranges of its random
+game with G held still. ALI's networks are of its released code's kind, the losses are bigan.py's.
+Of the other models there is no released code, and the paper does not give the ranges of its random
 settings, so these are ours.
 
 Differences       the released code          here (--setting paper: as released)
@@ -16,7 +16,7 @@ Differences       the released code          here (--setting paper: as released)
     rates         1e-4, constant             5e-4, D 2e-3; bigan.py's linear schedule
     beta1         0.2                        0
     weights       N(0, 0.02^2)               PyTorch's
-    additions     none                       penalty and average of bigan.py, for the GAN, too
+    additions     none                       bigan.py's penalty (the GAN, too) and average (all)
 The random settings: 12 epochs, batches of 256, 256 units, 4 layers in G, D 128 of 2 pieces.
 """
 
@@ -287,8 +287,8 @@ def optimisers(nets, o):
 
 
 def train(run, nets, x_train):
-    """ALI, the GAN and the VAE side by side; in the last fifth of the epochs the encoders for
-    the GAN, which stays as it is. x_train: [N, 2] on the run's device."""
+    """ALI, the GAN and the VAE side by side; in the last fifth of the epochs (not of a random
+    setting) the encoders for the GAN, which stays as it is. x_train: [N, 2] on the run's device."""
     o, device = run.settings, run.device
     nets.train()
     opt = optimisers(nets, o)
@@ -314,7 +314,7 @@ def train(run, nets, x_train):
             for name in opt:
                 factor = rate(step, steps, o.schedule) if o.schedule == "linear" else 1.0
                 opt[name].param_groups[0]["lr"] = lr[name] * factor
-            weight = 4 * o.penalty / 2 if run.step % 4 == 1 else 0.0
+            weight = 4 * o.penalty / 2 if run.step % 4 == 1 else 0.0  # gamma / 2, as bigan.py has it
             losses = dict.fromkeys(LOSSES, zero)
             losses.update(games_step(nets, opt, x, z, weight, o) if games else {})
             losses.update({} if games else inference_step(nets, opt, x, z, weight))
