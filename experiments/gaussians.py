@@ -314,7 +314,7 @@ def train(run, nets, x_train):
             for name in opt:
                 factor = rate(step, steps, o.schedule) if o.schedule == "linear" else 1.0
                 opt[name].param_groups[0]["lr"] = lr[name] * factor
-            weight = 4 * o.penalty / 2 if run.step % 4 == 1 else 0.0  # gamma / 2, as bigan.py has it
+            weight = 4 * o.penalty / 2 if run.step % 4 == 1 else 0.0  # as in bigan.py
             losses = dict.fromkeys(LOSSES, zero)
             losses.update(games_step(nets, opt, x, z, weight, o) if games else {})
             losses.update({} if games else inference_step(nets, opt, x, z, weight))
