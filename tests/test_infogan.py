@@ -513,12 +513,13 @@ def test_recipes():
 
 
 def test_a_tiny_training_informs_and_the_regular_gan_does_not():
-    """Four kinds of picture: the code ends up saying which, unless G is not rewarded for it."""
+    """Four kinds of picture: the code ends up saying which, unless G is not rewarded for it. The
+    networks are narrow."""
     x = torch.zeros(20, 1, 28, 28, dtype=torch.uint8)
     for k in range(4):
         y = slice(14 * (k // 2), 14 * (k // 2) + 14)
         x[k::4, :, y, 14 * (k % 2) : 14 * (k % 2) + 14] = 255
-    data = common.Split(x.repeat(30, 1, 1, 1), torch.arange(4).repeat(150))
+    data = common.Split(x.repeat(80, 1, 1, 1), torch.arange(4).repeat(400))
     bounds = []
     for script, recipe in ((infogan, "paper"), (infogan_regular, "regular")):
         o = settings(
@@ -526,7 +527,7 @@ def test_a_tiny_training_informs_and_the_regular_gan_does_not():
         )
         o = dataclasses.replace(o, out=recipe)
         torch.manual_seed(0)
-        nets = infogan.build(o, 30)
+        nets = narrow(o, 80)
         script.train(common.Run("infogan", o), nets, data)
         bounds.append(nets.curve[-10:].mean())
     assert bounds[0] > 0.8 and bounds[1] < 0.3  # log 4 = 1.39
