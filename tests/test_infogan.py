@@ -601,7 +601,7 @@ def test_within_group_r2_against_numpy():
 
 
 def test_code_scores_of_generators_that_are_known():
-    data, judge = digits(2000), scores.load_judge("mnist")
+    data, judge = digits(500), scores.load_judge("mnist")
     right = judge.classify(common.to_float(data.x)) == data.y
     kept = [data.x[(data.y == k) & right][:20] for k in range(10)]
     real = common.Split(torch.cat(kept), torch.arange(10).repeat_interleave(20))
@@ -632,7 +632,7 @@ def test_code_scores_of_generators_that_are_known():
         def decode(z, c1, c2):
             return show(z, c1.argmax(1), c2)
 
-        found[name] = infogan_scores.code_scores(draw, decode, judge, real, 400)
+        found[name] = infogan_scores.code_scores(draw, decode, judge, real, 200)
     good = found["steady"]
     assert good["generated_purity"] == 100 and good["generated_digits"] == 10
     assert good["generated_diversity"] == pytest.approx(1, abs=0.1)
