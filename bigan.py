@@ -205,7 +205,7 @@ def squared_error(a, b):
 # ---- Training ------------------------------------------------------------------------------------
 def update(optimiser, loss, keep=False):
     """A step on `loss`. Its gradient reaches this optimiser's parameters and nothing else. keep:
-    another loss of the same calls of the networks follows."""
+    the graph stays, because a second loss uses it."""
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
     loss.backward(inputs=parameters, retain_graph=keep)
     optimiser.step()

@@ -239,10 +239,10 @@ def train(run, nets, data):
             z1 = reparametrise(mu1, logvar1)
             z = o.prior_std * torch.randn_like(z1)  # ours: the paper's has deviation 1
 
-            # One call for all four: batch norm sees in training the mixture that its averages keep.
+            # One call for all four: batch norm's averages are of all four, so it trains on all.
             z_all, s_all = torch.cat([z1, z1, z1, z]), torch.cat([s1, s1p, s2, s2])
             x_own, x_same, x_swap, x_prior = dec(z_all, s_all).chunk(4)
-            # Logits, for both losses: Enc and Dec step first, Disc is still the one that gave them.
+            # Logits, for both losses. Enc and Dec step first. Disc does not change before its step.
             real, swapped, sampled = disc(x2, id2), disc(x_swap, id2), disc(x_prior, id2)
 
             # Enc and Dec minimise, each term with its weight,
@@ -260,7 +260,7 @@ def train(run, nets, data):
 
             # Disc maximises  log Disc(x2, id2) + log(1 - Disc(Dec(z1,s2), id2))
             loss_d = discriminator_loss(real, swapped)
-            if o.prior_weight:  # the mean of this and the same for Dec(z,s2) (Algorithm 1: no)
+            if o.prior_weight:  # half of the fakes are Dec(z,s2); in Algorithm 1 none
                 loss_d = (loss_d + discriminator_loss(real, sampled)) / 2
             update(opt_d, loss_d)
 
