@@ -109,13 +109,13 @@ def load_dataset(name, root=None, validation=False):
 
 
 def load_data(settings):
-    """Training and test `Split` of a run, on its device. A dry run has 1,024 and 512 images."""
+    """Training and test `Split` of a run, on its device. A dry run has 512 and 256 images."""
     from experiments.machine import choose_device
 
     train, test = load_dataset(settings.dataset, settings.data, settings.validation)
     if settings.dry_run:
         alone = (train.y.bincount() == 1).any()  # a mistake, and not of the dry run
-        train, test = train.take(slice(1024)), test.take(slice(512))
+        train, test = train.take(slice(512)), test.take(slice(256))
         train = train if alone else train.take(train.y.bincount()[train.y] > 1)
     device = choose_device(settings.device)
     return train.to(device), test.to(device)

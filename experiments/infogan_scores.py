@@ -255,7 +255,7 @@ def evaluate(nets, build, draw_codes, decode, data, test, settings):
     draw = functools.partial(draw_codes, settings)
     settle(nets, draw, data.x, settings)
     judge, decode, dry = load_judge(settings), functools.partial(decode, nets), settings.dry_run
-    found = code_scores(draw, decode, judge, test, 500 if dry else 10_000)
+    found = code_scores(draw, decode, judge, test, 200 if dry else 10_000)
     found["judge_accuracy"] = scores.judge_accuracy(judge, test)
     trunk = in_parts(nets.trunk, data.x), in_parts(nets.trunk, test.x)
     hidden = in_parts(nets.q.hidden, trunk[0]), in_parts(nets.q.hidden, trunk[1])

@@ -72,17 +72,17 @@ def test_validation_of_sprites_has_characters_of_its_own(monkeypatch):
 
 def test_a_dry_run_has_few_images_and_the_settings_reach_the_data(monkeypatch):
     train, test = common.load_data(Toy(dry_run=True))
-    assert len(train.y) == 1024 and len(test.y) == 512
-    rare = torch.arange(3000) % 10  # class 9 has one image among the first 1024
+    assert len(train.y) == 512 and len(test.y) == 256
+    rare = torch.arange(3000) % 10  # class 9 has one image among the first 512
     rare = rare.where((rare < 9) | (torch.arange(3000) == 9) | (torch.arange(3000) > 2000), 0)
     whole = common.Split(torch.zeros(3000, 1, 28, 28).byte(), rare)
     monkeypatch.setattr(common, "load_dataset", lambda *words: (whole, test))
-    assert common.load_data(Toy(dry_run=True))[0].y.bincount()[8:].tolist() == [102]
+    assert common.load_data(Toy(dry_run=True))[0].y.bincount()[8:].tolist() == [51]
     whole.y[2000:] = 0  # now it has one in all
     assert common.load_data(Toy(dry_run=True))[0].y.bincount()[9] == 1
     seen = []
     monkeypatch.setattr(common, "load_dataset", lambda *words: seen.append(words) or (train, test))
-    assert len(common.load_data(Toy(dataset="kmnist", data="d", validation=True))[0].y) == 1024
+    assert len(common.load_data(Toy(dataset="kmnist", data="d", validation=True))[0].y) == 512
     assert seen == [("kmnist", "d", True)]
 
 

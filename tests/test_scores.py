@@ -398,6 +398,7 @@ def test_parzen_of_a_gaussian_has_a_known_answer():
 
 def test_judge_is_good_enough_to_judge():
     judge, test = scores.load_judge("mnist"), common.load_dataset("mnist")[1]
+    test = test.take(slice(0, None, 3))
     right = (judge.classify(common.to_float(test.x)) == test.y).float().mean().item()
     assert right >= 0.993 and not judge.training
     assert (common.HERE / "data" / "judge-mnist.pt").stat().st_size < 1_000_000
