@@ -11,7 +11,7 @@ networks classify from few labels, or cluster without any.
 
 Where the paper's things are
     Figure 1, the game             train, phases 1 and 2; discriminator_loss, adversarial_loss
-    Figure 2                       --task prior; VAE and WAEs: experiments/aae_compared.py
+    Figure 2                       --task prior; compared: experiments/aae_compared.py
     Figures 3, 4                   --task prior-labels --prior mixture, or swiss-roll; TOLD, Mixture
     Table 1, Figure 5              --task likelihood
     Figures 6, 7                   --task style
@@ -73,7 +73,7 @@ class Settings(common.RunSettings):
     clusters: Count = None  # number of clusters: values of an unlabelled y
     head_distance: Size = None  # heads nearer than this are pushed apart
     y_weight: Weight = None  # ours: weight of fooling the discriminator of y (paper: 1)
-    neighbours: Whole = None  # ours: images move towards one of so many near ones (paper: 0)
+    neighbours: Whole = None  # ours: images move towards one of this many near ones (paper: 0)
     code_noise: Weight = None  # ours: deviation of the noise on what Disc_y sees (paper: 0)
     smooth_weight: Weight = None  # ours: weight of smoothness_loss (paper: 0)
     smooth_rise: Share = None  # ours: share of the run in which that weight rises from 0
@@ -146,8 +146,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Dec(y, z): image [B, *shape] in [0, 1], of y [B, classes], or None, and z [B, z_dim]: joined
-    to code_dim numbers (Figures 6, 8), or with heads W_C^T y + z (Figure 10)."""
+    """Dec(y, z): image [B, *shape] in [0, 1], of y [B, classes], or None, and z [B, z_dim]. Both
+    are joined to code_dim numbers (Figures 6, 8), or heads make W_C^T y + z (Figure 10)."""
 
     def __init__(self, code_dim=8, shape=(1, 28, 28), hidden=1000, dropout=0.0):
         super().__init__()
@@ -211,7 +211,7 @@ def head_distance_loss(heads, threshold):
 # It is built by (z_dim, prior_std). To be scored or drawn as more than a Gaussian it needs some of
 # log_density, component and outline, as experiments/aae_priors.py describes them.
 class Gaussian:
-    """N(0, std^2 I); the component is ignored."""
+    """N(0, std^2 I), whatever the component."""
 
     def __init__(self, dim=2, std=5.0):
         self.dim, self.std = dim, std
@@ -282,7 +282,7 @@ def train(run, nets, data, labelled):
     """The phases in turn on every batch. labelled: int64, indices of images whose label is seen.
     run: a `common.Run`, which keeps the books and saves after each epoch."""
     o, enc, dec, disc, disc_y = run.settings, nets.enc, nets.dec, nets.disc, nets.disc_y
-    adam = {"betas": (o.beta1, 0.999), "fused": True}  # without betas: 0.9, 0.999
+    adam = {"betas": (o.beta1, 0.999), "fused": True}  # opt_r, opt_c: 0.9, 0.999
     opt_r = torch.optim.Adam([*enc.parameters(), *dec.parameters()], o.lr, fused=True)
     opt_d = torch.optim.Adam([*disc.parameters(), *disc_y.parameters()], o.lr_disc, **adam)
     opt_e = torch.optim.Adam(enc.parameters(), o.lr_encoder, **adam)
@@ -298,13 +298,13 @@ def train(run, nets, data, labelled):
             for opt in (opt_r, opt_d, opt_e, opt_c):
                 end = o.lr_disc_end if opt is opt_d else 0.01
                 opt.param_groups[0]["lr"] = opt.defaults["lr"] * rate(run.step, total, end)
-            x, label = vary(data.x, i, near, o), known[i]  # ours: vary; x are images in [0, 1]
+            x, label = vary(data.x, i, near, o), known[i]  # x in [0, 1]; ours: vary
             noisy = add_noise(x, o.noise)
             again = add_noise(vary(data.x, i, near, o), o.noise) if o.warp_weight else None  # ours
 
-            # 1. Reconstruction. Enc, Dec minimise  1/2 |x - Dec(y,z)|^2,  y of Enc (style: label)
+            # 1. Reconstruction. Enc, Dec minimise  1/2 |x - Dec(y,z)|^2,  y: Enc's; style: label
             logits, z = enc.sample(noisy)
-            y = logits if logits is None else logits.softmax(1)
+            y = None if logits is None else logits.softmax(1)
             y = F.one_hot(label, 10).float() if o.task == "style" else y  # Figure 6: all are known
             loss_r = reconstruction = reconstruction_loss(dec(y, z), x)
             if dec.heads is not None:  # Figure 10
@@ -321,7 +321,7 @@ def train(run, nets, data, labelled):
                 one_hot = F.one_hot(label, 11).to(z)
                 z_prior, z_seen = torch.cat([z_prior, one_hot], 1), torch.cat([z_seen, one_hot], 1)
             loss_d = discriminator_loss(*disc(torch.cat([z_prior, z_seen.detach()])).chunk(2))
-            if logits is not None:  # Enc infers y; Disc_y learns as Disc does; y' is any one-hot
+            if logits is not None:  # Enc infers y; Disc_y learns as Disc does; y': a random one-hot
                 y = logits.softmax(1)
                 drawn = torch.randint(0, y.shape[1], label.shape, device=label.device)
                 y_prior = add_noise(F.one_hot(drawn, y.shape[1]).to(y), o.code_noise)  # ours: noise
@@ -352,12 +352,12 @@ def train(run, nets, data, labelled):
 
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
-# With few labels, or none, q(y|x) settles on wrong classes. Small changes of x must keep it
-# (smooth_weight). From the start, this keeps early errors: its weight may rise (smooth_rise). Two
+# With few labels, or none, q(y|x) settles on wrong classes. Small changes of x must not change q
+# (smooth_weight). This also freezes early errors, so its weight may rise (smooth_rise). Two
 # variants of x must get the same answer (warp_weight). A variant is warped (warp), or moved towards
-# a near image (neighbours). The move knows nothing of where pixels lie. Without labels q(y|x) must
-# use all classes (balance_weight). Disc_y tells one-hots from probabilities too easily: both get
-# noise (code_noise), and fooling it weighs more (y_weight).
+# a near image (neighbours). The move ignores where pixels lie. Without labels q(y|x) must use all
+# classes (balance_weight). Disc_y tells one-hots from probabilities too easily: both get noise
+# (code_noise), and fooling it weighs more (y_weight).
 def vary(images, i, near, o):
     """Variants of the images of index i [B]: [B, C, H, W] in [0, 1], warped, and with near [N, K] a
     random part of the way towards one of K near images. Unchanged where both are off."""
@@ -380,7 +380,7 @@ def nearest(images, count):
 
 def warp(x, amount):
     """A random affine map of each image [B, C, H, W]: up to 9 degrees, 10 % in size, a shear of 0.2
-    and a pixel of 28, times amount."""
+    and a shift of a pixel of 28, times amount."""
     if not amount:
         return x
     n, device = len(x), x.device
@@ -483,7 +483,7 @@ def main(o):
     """Train, then score. To train only, make the last line run.finish({})."""
     from experiments import aae_scores, batch_norm
 
-    aae_scores.check(o, PRIORS)  # mistakes shall show now, not after the training
+    aae_scores.check(o, PRIORS)  # mistakes should fail now, not after the training
     images, test = common.load_data(o)
     data, _, labelled = aae_scores.split(images, o)  # labelled: picked by the seed
     run = common.Run("aae", o, aae_scores.name(o))

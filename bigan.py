@@ -5,7 +5,7 @@ ALICE. Li et al. 2017, arXiv 1709.01215: ALI with cycle terms.
     python bigan.py                      # BiGAN on MNIST
     python bigan.py --model ali          # or alice
 
-A generator G makes an image of a code z. An encoder E finds a code for a real image x. One
+A generator G makes an image from a code z. An encoder E finds a code for a real image x. One
 discriminator D sees pairs, (x, E(x)) or (G(z), z); E and G learn to mislead it. When the best D
 cannot tell the pairs apart, BiGAN's E and G are inverses of each other. Yet nothing compares x
 with G(E(x)), so reconstructions are often of another digit; ALICE adds that comparison.
@@ -13,7 +13,7 @@ with G(E(x)), so reconstructions are often of another digit; ALICE adds that com
 Where the papers' things are
     BiGAN section 4, networks           Encoder, Generator, Discriminator
     BiGAN section 3, ALI eq. 1          discriminator_loss
-    BiGAN section 3.4, ALI eq. 4        swapped_loss; in train all learn as if at once
+    BiGAN section 3.4, ALI eq. 4        swapped_loss; train: one step of all at once
     ALI eq. 2, Algorithm 1              GaussianEncoder, train
     ALICE's explicit cycle terms        squared_error in train
     BiGAN Figure 2, ALI's samples       figure_reconstructions, figure_samples
@@ -22,13 +22,13 @@ Where the papers' things are
 
 Differences        the papers                           here
     epochs         400 (BiGAN, released)                30
-    rates          2e-4, exponential fall (ALI 1e-4)    5e-4, short rise, linear fall
+    rates          2e-4 (ALI 1e-4), exponential fall    5e-4, short rise, linear fall
     losses         halved (BiGAN, released)             summed: weight decay is half as strong
     batch norm     epsilon 1e-8 (BiGAN), 1e-4 (ALI)     epsilon 1e-5
-    ALI's data     natural images, convolutions         MNIST, BiGAN's networks and 50 numbers
+    ALI's data     natural images, convolutions         MNIST, BiGAN's networks, codes of 50
     ALI's D        both kinds of pairs in one batch     a batch of each kind, as in BiGAN
     ALI's E        mu and sigma without bounds          batch norm on mu, sigma at most 1
-    ALICE          several kinds of cycle terms         squared errors, one weight for both
+    ALICE          several kinds of cycle terms         squared errors, sums, one weight
 Left out: ImageNet, PASCAL VOC; ALI's semi-supervised and conditional models.
 Three additions of ours are marked "# ours", see "Beyond the paper": penalty, skip_fade, average.
 --recipe paper turns them off, and takes BiGAN's 400 epochs and rates; other differences stay.
@@ -58,7 +58,7 @@ class Settings(common.RunSettings):
     batch_size: Batch = 128  # images in a step, and as many codes
     lr: Rate = 5e-4  # Adam's rate for G and E (released: 2e-4)
     lr_disc: Rate = 5e-4  # Adam's rate for D (released: 2e-4)
-    schedule: Literal["linear", "exponential"] = "linear"  # of the rates (released: exponential)
+    schedule: Literal["linear", "exponential"] = "linear"  # of all rates (released: exponential)
     beta1: Beta = 0.5  # Adam's beta1
     weight_decay: Weight = 2.5e-5  # weight_decay * weight is added to the weight's gradient
     z_dim: Count = 50  # numbers in a code
@@ -71,7 +71,7 @@ class Settings(common.RunSettings):
 
 MODELS = {
     "bigan": Settings(),
-    "ali": Settings(model="ali", skip_fade=0.0),
+    "ali": Settings(model="ali", skip_fade=0.0),  # none of ten runs needed it (NOTES)
     "alice": Settings(model="alice", skip_fade=0.0, cycle_weight=0.05),
 }
 RELEASED = {"epochs": 400, "lr": 2e-4, "lr_disc": 2e-4, "schedule": "exponential"}
@@ -120,8 +120,8 @@ class Encoder(Network):
 class GaussianEncoder(Encoder):
     """ALI's E: a sample [B, z_dim] of q(z|x) = N(mu, sigma^2) (eq. 2), or its mean mu.
 
-    D's batch norm does not see the scale of z, so without bounds sigma grows until training breaks.
-    Here batch norm holds mu, and sigma is at most 1, the prior's."""
+    D's batch norm hardly sees the scale of z, so without bounds sigma grows until training breaks.
+    Here batch norm gives mu the prior's variance, 1, and sigma is at most 1: a bit too wide."""
 
     def __init__(self, shape=(1, 28, 28), z_dim=50, hidden=1024):
         super().__init__(shape, 2 * z_dim, hidden)
@@ -154,7 +154,7 @@ class Generator(Network):
 
 
 class Discriminator(Network):
-    """The logit [B] of D(x, z): is the pair (x, E(x)), and not (G(z), z)?
+    """The logit [B] of D(x, z): high for (x, E(x)), low for (G(z), z).
 
     x [B, C, H, W], z [B, z_dim]. z enters at the second layer, by a linear map that is added (BiGAN
     section 4, released code). skip: see "Beyond the paper"."""
@@ -229,9 +229,9 @@ def draw_prior(model, count, z_dim, device):
 
 
 def train(run, nets, data):
-    """ALI's Algorithm 1 and BiGAN's, which are one. data: a `common.Split`. run: a `common.Run`,
-    which keeps the books: `epochs` saves after each, `batches` gives a step's rows, `step` counts
-    from 1, `log` fills log.csv. Call `settle` afterwards."""
+    """ALI's Algorithm 1; BiGAN's section 3.4 is the same. data: a `common.Split`. run: a
+    `common.Run`, which keeps the books: `epochs` saves after each epoch, `batches` gives a step's
+    rows, `step` counts from 1, `log` fills log.csv. Call `settle` afterwards."""
     o, enc, gen, disc = run.settings, nets.enc, nets.gen, nets.disc
     steps = o.epochs * math.ceil(len(data.y) / o.batch_size)
     nets.train()
@@ -268,7 +268,7 @@ def train(run, nets, data):
             slope = 0.0
             if o.penalty and run.step % 4 == 1:  # ours: in every fourth step, four times as heavy
                 slope = slope_penalty(disc, x, z_x) + slope_penalty(disc, x_z, z)
-            update(opt_d, loss_d + 4 * o.penalty / 2 * slope)
+            update(opt_d, loss_d + 4 * o.penalty / 2 * slope)  # ours: slope
             move_average(average, nets, run.step, o.average)  # ours
             run.log(discriminator=loss_d, swapped=swapped, cycle=cycle)
     move_average(nets, average, step=1, decay=0.0)  # ours: the average is what is scored
@@ -277,7 +277,7 @@ def train(run, nets, data):
 @torch.no_grad()
 def settle(nets, data, o):
     """New statistics for batch norm, with the final weights, from up to 20,000 training images;
-    then eval mode. D's come from (x, E(x)) alone; in training its average had both kinds."""
+    then eval mode. D's come from (x, E(x)) alone; in training they mixed both kinds of pairs."""
     from experiments import batch_norm
 
     parts = batch_norm.image_parts(data.x)
@@ -291,8 +291,8 @@ def settle(nets, data, o):
 
 # ---- Figures -------------------------------------------------------------------------------------
 def figure_reconstructions(nets, test, path, judge, pairs=8):
-    """BiGAN's Figure 2: test images, a class a row, each with G(E(x)) right of it, which is red
-    where the judge, a classifier, reads another class."""
+    """BiGAN's Figure 2: test images, a class a row, each with G(E(x)) to its right, red where
+    the judge, a classifier, reads another class."""
     chosen = torch.cat([(test.y == label).nonzero()[:pairs, 0] for label in range(10)])
     x, y = common.to_float(test.x[chosen]), test.y[chosen]
     again = decode(nets, encode(nets, x))
@@ -309,12 +309,12 @@ def figure_samples(nets, z, path):
 
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
-# What each addition buys stands in results/NOTES.md, under "Donahue et al. and Dumoulin et al.".
-# penalty: at these rates reconstructions collapse without it ("rates 6e-4": 10 % of the digits are
-# kept). E's codes crowd into the corners of [-1, 1]^50, where the prior has almost no mass.
-# skip: D's batch norm takes away what a batch has in common, so D is blind to a G that makes one
-# image, and 1 of 5 runs ended so. D's first layer has no batch norm; the logit sees it, too, by a
-# linear map that fades: 0 of 5.
+# What each addition gains is in results/NOTES.md, under "Donahue et al. and Dumoulin et al.".
+# penalty: without it, at rates of 6e-4, reconstructions collapse (10 % of the digits are kept). E's
+# codes crowd into the corners of [-1, 1]^50, where the prior has almost no mass.
+# skip: D's batch norm takes away what a batch has in common. So D is nearly blind to a G that makes
+# one image; 1 of 5 runs ended so. D's first layer has no batch norm. A linear map, which fades,
+# adds that layer to the logit: 0 of 5.
 # average: the running average of the weights keeps 68 % of the digits where the last weights keep
 # 57 (the rows "last" and "average").
 
@@ -386,7 +386,7 @@ def main(settings, script="bigan", build=build):
     """Train, then score. To train only, drop the judge and end with run.finish({})."""
     from experiments import bigan_scores
 
-    bigan_scores.load_judge(settings)  # a damaged file shall show now, not after the training
+    bigan_scores.load_judge(settings)  # a damaged file should fail now, not after the training
     data, test = common.load_data(settings)
     run = common.Run(script, settings, f"{settings.model}-{settings.dataset}")
     nets = build(settings).to(run.device)

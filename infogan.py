@@ -149,7 +149,7 @@ def initialise(net):
 
 # ---- Losses, each a mean over the batch ----------------------------------------------------------
 def adversarial_loss(logits):
-    """-log D(fake), of logits: what the generator minimises; log 2 at chance."""
+    """-log D(fake), of logits: G's part of eq. 1, not saturating; log 2 at chance."""
     return F.softplus(-logits).mean()
 
 
@@ -164,8 +164,8 @@ def discriminator_loss(logits_real, logits_fake):
 #             = H(c) + E_{c ~ P(c), x = G(z,c)} log Q(c|x) = L_I(G, Q)        (Lemma 5.1, eq. 5)
 # The gap is KL(P(.|x) || Q(.|x)), a mean over x: 0 where Q is the posterior. The last line
 # spares us the posterior. Drawing x, then c' ~ P(c'|x), gives the same pairs as drawing c, then x
-# from it. So the c to score is the one that made x. H(c) does not depend on G or Q: what is left
-# to minimise is -log Q(c|x): the two losses below, each with its lambda.
+# from it. So the c to score is the one that made x. H(c) does not depend on G or Q. What is left to
+# minimise is -log Q(c|x) = -log Q(c1|x) - log Q(c2|x): two losses, each with its lambda.
 def category_loss(logits, c1):
     """-log Q(c1|x) in nats; log K where Q knows nothing. Logits and one-hot c1, both [B, K]."""
     return -(c1 * logits.log_softmax(1)).sum(1).mean()
@@ -173,7 +173,7 @@ def category_loss(logits, c1):
 
 def continuous_loss(mean, c2):
     """-log Q(c2|x) in nats, Q = N(mean, 1), a sum over the n numbers of c2; both [B, n]. For each
-    number the loss is at least 0.919 and H is 0.693: L_I of c2 is never above 0."""
+    number the loss is at least 0.919 and H(c2) is log 2 = 0.693: L_I of c2 is never above 0."""
     return (0.5 * (c2 - mean).square() + 0.5 * math.log(2 * math.pi)).sum(1).mean()
 
 
@@ -190,10 +190,10 @@ def one_hot(value, categories):
 def draw_codes(o, count, device, far=0):
     """The prior: z [N, z_dim] and c2 [N, n] uniform in [-1, 1], c1 one-hot [N, K], uniform over K
     values; N = count + far. Ours: c2 of the last `far` is uniform in [-2, 2]."""
-    k, n = o.categories, count + far
-    value = torch.randint(k, (n,), device=device) if k else torch.zeros(n, device=device)
-    c2 = 2 * torch.rand(n, o.continuous, device=device) - 1
-    z = 2 * torch.rand(n, o.z_dim, device=device) - 1
+    k, total = o.categories, count + far
+    value = torch.randint(k, (total,), device=device) if k else torch.zeros(total, device=device)
+    c2 = 2 * torch.rand(total, o.continuous, device=device) - 1
+    z = 2 * torch.rand(total, o.z_dim, device=device) - 1
     reach = torch.cat([torch.full((count, 1), 1.0), torch.full((far, 1), 2.0)])
     return z, one_hot(value, k), c2 * reach.to(device)
 
@@ -225,19 +225,19 @@ def train(run, nets, data):
 
     for _ in run.epochs():
         for index in run.batches(torch.randperm(len(data.y)), o.batch_size):
-            done = (run.step - 1) / len(nets.curve)
+            done = (run.step - 1) / len(nets.curve)  # curve: a number an update
             opt_d.param_groups[0]["lr"] = o.lr_disc * rate(done, o.schedule)
             opt_g.param_groups[0]["lr"] = o.lr * rate(done, o.schedule)
             weight_c2 = o.continuous_weight if done >= o.continuous_start else 0  # ours
 
-            # The losses of D and c2 read the first B of `made`; c1's read the far ones, too (ours).
+            # The losses of D and c2 are of the first B of `made`, c1's of the far ones, too (ours).
             x = common.to_float(data.x[index])  # [B, 1, 28, 28]
             far = round(o.far * len(x)) if o.warp else 0  # ours
             z, c1, c2 = draw_codes(o, len(x), x.device, far)
             made = gen(z, c1, c2)
             fake, c1_fake, c2_fake = made[: len(x)], c1[: len(x)], c2[: len(x)]
 
-            # D and Q minimise   - log D(x) - log(1 - D(G(z,c))) - lambda log Q(c|G(z,c))
+            # D, Q, trunk minimise   - log D(x) - log(1 - D(G(z,c))) - lambda log Q(c|G(z,c))
             h = trunk(fake.detach())
             loss_d = discriminator_loss(d(trunk(x)), d(h))
             logits, mean = q(trunk(warp(made.detach(), o.warp)) if o.warp else h)  # ours: warped
@@ -283,14 +283,14 @@ def figure_sweep(nets, o, path, which, order, columns=11):
 # split_loss: c2 is read from warped copies, too. c2's first number is scored on copies not rotated
 # or sheared, so that it can be the slant; the others on copies rotated and sheared at random.
 # continuous_start: c2's loss starts late, or c2 would compete with c1 for the digit.
-# far: Figure 2 goes twice as far as the prior of c2, and on the way the digit changes. So Q must
-# tell c1 on images of such c2, too. (Tries of all of it: results/NOTES.md.)
+# far: Figure 2 goes twice as far as the prior of c2, and there the digit changes. So Q must tell c1
+# on images of such c2, too. Without a warp Q reads D's batch, which has none. (Tries: NOTES.md.)
 
 
 def warp(x, amount=1.0):
     """A random affine map of each image [B, C, H, W], black outside. At most: sides about 15 %
-    longer or shorter, a shift of 2 pixels of 28; odd rows also 9 degrees and a shear of 0.3. All
-    of it times amount."""
+    longer or shorter, a shift of 2 pixels of 28; every second image also 9 degrees and a shear of
+    0.3. All of it times amount."""
     n, device = len(x), x.device
 
     def uniform(reach, *shape):
@@ -308,15 +308,15 @@ def warp(x, amount=1.0):
 
 
 def split_loss(mean, c2):
-    """`continuous_loss` of warped images: c2's first number on even rows, which `warp` does not
-    rotate or shear, the rest on odd rows."""
+    """`continuous_loss` of warped images: c2's first number on the images of the batch that `warp`
+    does not rotate or shear, the rest on the others."""
     slant = continuous_loss(mean[0::2, :1], c2[0::2, :1])
     return slant + continuous_loss(mean[1::2, 1:], c2[1::2, 1:])
 
 
 # ---- For notebooks, and the command line ---------------------------------------------------------
 def build(o, steps=1):
-    """Untrained networks. curve: L_I in nats of each update of the training; steps: updates an
+    """Untrained networks. curve: the category's L_I in nats, a number an update; steps: updates an
     epoch."""
     nets = nn.Module()
     nets.shape = 1, 28, 28
@@ -369,7 +369,7 @@ def main(settings):
     from experiments import infogan_scores
 
     data, test = common.load_data(settings)
-    infogan_scores.load_judge(settings)  # a damaged file shall show now, not after the training
+    infogan_scores.load_judge(settings)  # a damaged file should fail now, not after the training
     run = common.Run("infogan", settings)
     nets = build(settings, math.ceil(len(data.y) / settings.batch_size)).to(run.device)
     with run.autocast():  # bf16, where the processor has it

@@ -387,8 +387,8 @@ def main(settings):
     from experiments import mathieu_scores
 
     data, test = common.load_data(settings)
-    common.pair_same_class(data.y)  # a class with one image shall show now
-    mathieu_scores.load_judge(settings)  # a damaged file shall show now, not after the training
+    common.pair_same_class(data.y)  # a class with one image should fail now
+    mathieu_scores.load_judge(settings)  # a damaged file should fail now, not after the training
     run = common.Run("mathieu", settings)
     nets = build(settings).to(run.device)
     with run.autocast():  # bf16, where the processor has it

@@ -95,7 +95,7 @@ def evaluate(nets, data, test, o, folder):
 def main(settings):
     data, test = common.load_data(settings)
     infogan_scores.load_judge(settings)
-    if settings.beside:  # a wrong folder shall show now
+    if settings.beside:  # a wrong folder should fail now
         infogan.load(settings.beside)
         other = run_folder.read_settings(settings.beside, infogan.recipe)
         if (other.dataset, other.categories) != (settings.dataset, settings.categories):

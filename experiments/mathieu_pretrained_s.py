@@ -66,7 +66,7 @@ def load(folder, device="cpu"):
 
 def main(settings):
     data, test = common.load_data(settings)
-    common.pair_same_class(data.y)  # a class with one image shall show now
+    common.pair_same_class(data.y)  # a class with one image should fail now
     mathieu_scores.load_judge(settings)
     run = common.Run("mathieu_pretrained_s", settings)
     nets = build(settings).to(run.device)
