@@ -41,7 +41,8 @@ RESULTS = ROOT / "results"
 CHILDREN = set()  # runs under way
 WRITING = threading.Lock()  # a row's file is read, changed and written by one run at a time
 
-NO_WARPS = "--warp 0 --neighbours 3 --smooth-weight 6 --smooth-rise 0.8 --y-weight 1"
+FEW = "--warp 0 --neighbours 3 --smooth-weight 6 --smooth-rise 0.8 --y-weight 1"
+MANY = "--warp 0 --warp-weight 0 --y-weight 1"
 ROWS = {
     "mathieu/mnist": "--epochs 50",
     "mathieu/mnist-paper-terms": "--epochs 50 --recipe paper",
@@ -73,10 +74,11 @@ ROWS = {
     "aae/likelihood-mmd": "--task likelihood --regularizer mmd",
     "aae/style": "--task style",
     "aae/semi-100": "--task semi --labels 100",
-    "aae/semi-100-no-warps": f"--task semi --labels 100 {NO_WARPS}",
+    "aae/semi-100-no-warps": f"--task semi --labels 100 {FEW}",
     "aae/semi-1000": "--task semi --labels 1000",
-    "aae/semi-1000-no-warps": f"--task semi --labels 1000 {NO_WARPS}",
+    "aae/semi-1000-no-warps": f"--task semi --labels 1000 {MANY} --smooth-weight 3 --smooth-rise 0.5",
     "aae/semi-60000": "--task semi-all",
+    "aae/semi-60000-no-warps": f"--task semi-all --epochs 25 {MANY} --lr 1e-4 --lr-encoder 1e-4",
     "aae/cluster-16": "--task cluster --clusters 16",
     "aae/cluster-30": "--task cluster --clusters 30",
     "aae/embed-1000": "--task embed --labels 1000",
