@@ -43,6 +43,7 @@ WRITING = threading.Lock()  # a row's file is read, changed and written by one r
 
 FEW = "--warp 0 --neighbours 3 --smooth-weight 6 --smooth-rise 0.8 --y-weight 1"
 MANY = "--warp 0 --warp-weight 0 --y-weight 1"
+SLOW, LATE = "--lr 1e-4 --lr-encoder 1e-4", "--smooth-weight 3 --smooth-rise 0.5"
 ROWS = {
     "mathieu/mnist": "--epochs 50",
     "mathieu/mnist-paper-terms": "--epochs 50 --recipe paper",
@@ -76,9 +77,9 @@ ROWS = {
     "aae/semi-100": "--task semi --labels 100",
     "aae/semi-100-no-warps": f"--task semi --labels 100 {FEW}",
     "aae/semi-1000": "--task semi --labels 1000",
-    "aae/semi-1000-no-warps": f"--task semi --labels 1000 {MANY} --smooth-weight 3 --smooth-rise 0.5",
+    "aae/semi-1000-no-warps": f"--task semi --labels 1000 {MANY} {LATE}",
     "aae/semi-60000": "--task semi-all",
-    "aae/semi-60000-no-warps": f"--task semi-all --epochs 25 {MANY} --lr 1e-4 --lr-encoder 1e-4",
+    "aae/semi-60000-no-warps": f"--task semi-all --epochs 25 {MANY} {SLOW}",
     "aae/cluster-16": "--task cluster --clusters 16",
     "aae/cluster-30": "--task cluster --clusters 30",
     "aae/embed-1000": "--task embed --labels 1000",
