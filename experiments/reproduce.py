@@ -41,6 +41,7 @@ RESULTS = ROOT / "results"
 CHILDREN = set()  # runs under way
 WRITING = threading.Lock()  # a row's file is read, changed and written by one run at a time
 
+# aae.py without warps: few labels or many, slow rates, late smoothness.
 FEW = "--warp 0 --neighbours 3 --smooth-weight 6 --smooth-rise 0.8 --y-weight 1"
 MANY = "--warp 0 --warp-weight 0 --y-weight 1"
 SLOW, LATE = "--lr 1e-4 --lr-encoder 1e-4", "--smooth-weight 3 --smooth-rise 0.5"
