@@ -11,7 +11,7 @@ networks classify from few labels, or cluster without any.
 
 Where the paper's things are
     Figure 1, the game             train, phases 1 and 2; discriminator_loss, adversarial_loss
-    Figure 2                       --task prior; compared: experiments/aae_compared.py
+    Figure 2                       --task prior; the VAE beside it: experiments/aae_compared.py
     Figures 3, 4                   --task prior-labels --prior mixture, or swiss-roll; TOLD, Mixture
     Table 1, Figure 5              --task likelihood
     Figures 6, 7                   --task style

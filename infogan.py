@@ -284,7 +284,8 @@ def figure_sweep(nets, o, path, which, order, columns=11):
 # or sheared, so that it can be the slant; the others on copies rotated and sheared at random.
 # continuous_start: c2's loss starts late, or c2 would compete with c1 for the digit.
 # far: Figure 2 goes twice as far as the prior of c2, and there the digit changes. So Q must tell c1
-# on images of such c2, too. Without a warp Q reads D's batch, which has none. (Tries: NOTES.md.)
+# on images of such c2, too. Without a warp Q reads D's batch, which has none.
+# Tries of all of it: results/NOTES.md.
 
 
 def warp(x, amount=1.0):
