@@ -294,9 +294,9 @@ def test_densities_against_torch_distributions_and_their_integral():
     which = torch.distributions.Categorical(torch.ones(10))
     truth = torch.distributions.MixtureSameFamily(which, petals).log_prob(z)
     assert torch.allclose(aae_priors.log_density(aae.Mixture(), z), truth, atol=1e-2, rtol=1e-4)
-    line = torch.linspace(-18, 18, 181)
+    line = torch.linspace(-18, 18, 121)
     square = torch.cartesian_prod(line, line)
-    mass = aae_priors.log_density(aae.SwissRoll(), square).exp().sum() * 0.2**2
+    mass = aae_priors.log_density(aae.SwissRoll(), square).exp().sum() * 0.3**2
     assert mass.item() == pytest.approx(1, abs=0.01)
 
 
@@ -358,7 +358,7 @@ def test_the_two_posteriors():
         aae.Encoder(z_dim=3, hidden=50, gaussian=True),
     )
     assert torch.equal(plain.sample(x)[1], plain(x)[1]) and plain.sample(x)[0] is None
-    many = torch.stack([gaussian.sample(x)[1] for _ in range(20_000)])
+    many = gaussian.sample(x.repeat(20_000, 1))[1].view(20_000, 6, 3)
     _, mu, logvar = gaussian(x)
     assert torch.allclose(many.mean(0), mu, atol=0.05)
     assert torch.allclose(many.std(0), (logvar / 2).exp(), atol=0.03)
@@ -1028,8 +1028,9 @@ def test_a_tiny_training_matches_the_prior_and_without_its_game_does_not():
     """Codes are as wide as the prior; without the regularisation phase they stay small."""
     spread, error = {}, {}
     data = images(256).take(torch.arange(256).repeat(31))
-    for name, lr, epochs in (("whole", 1e-3, 8), ("ablated", 1e-9, 2)):
-        o = settings("--hidden 200 --batch-size 64", epochs=epochs, out=name, lr_encoder=lr)
+    words = "--hidden 200 --batch-size 64 --prior-std 2 --lr 2e-3 --lr-disc 2e-3"
+    for name, lr, epochs in (("whole", 2e-3, 4), ("ablated", 1e-9, 1)):
+        o = settings(words, epochs=epochs, out=name, lr_encoder=lr)
         run, torch_nets = common.Run("aae", o), aae.build(o)
         aae.train(run, torch_nets, data, torch.arange(0))
         nets = torch_nets.eval()
@@ -1039,8 +1040,8 @@ def test_a_tiny_training_matches_the_prior_and_without_its_game_does_not():
         some = data.take(slice(256))
         error[name] = aae_scores.reconstruction_mse(nets, aae.encode, aae.decode, some)
     print(spread, error)
-    assert spread["whole"] < 0.03 and spread["ablated"] > 2 * spread["whole"]
-    assert error["whole"] < 0.055
+    assert spread["whole"] < 0.01 and spread["ablated"] > 3 * spread["whole"]
+    assert error["whole"] < 0.06
 
 
 # ---- The command line ----------------------------------------------------------------------------
@@ -1058,6 +1059,10 @@ RUNS = {
 
 def numbers(folder):
     return json.loads((Path(folder) / "metrics.json").read_text())
+
+
+def test_a_kill_then_resume_is_bit_identical(survives_a_kill):
+    survives_a_kill("aae.py", "--batch-size", "20", "--hidden", "100")
 
 
 @pytest.mark.parametrize("task", RUNS)

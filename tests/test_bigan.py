@@ -818,7 +818,7 @@ def test_a_tiny_game_learns_inference_and_a_frozen_encoder_does_not(frozen):
     moving = [*gen.parameters()] if frozen else [*gen.parameters(), *enc.parameters()]
     opt_d = torch.optim.Adam(disc.parameters(), 3e-3, betas=(0.0, 0.999))
     opt_ge = torch.optim.Adam(moving, 3e-3, betas=(0.0, 0.999))
-    for _ in range(800):
+    for _ in range(400):
         x = centres[torch.randint(4, (128,))] + 0.2 * torch.randn(128, 2)
         gaussians.joint_step(enc, gen, disc, opt_d, opt_ge, x, torch.randn(128, 2), 0.01)
     y = torch.randint(4, (2000,))

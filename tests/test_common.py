@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import math
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -35,6 +36,9 @@ from conftest import ROOT
 from kills import same
 from PIL import Image
 from torch import nn
+
+# fork spares the imports, but is not safe on macOS
+PROCESSES = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
 # ---- Data ----------------------------------------------------------------------------------------
 
@@ -907,18 +911,24 @@ def test_a_run_of_another_script_is_not_resumed():
     assert before == {file.name: file.read_bytes() for file in Path("run").iterdir()}
 
 
+def hold_a_folder(ready, enough):
+    run = common.Run("toy", Toy(out="run"))
+    ready.set()
+    enough.wait(60)
+    assert run.folder.exists()
+
+
 def test_a_run_folder_belongs_to_one_process_at_a_time():
-    code = f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]}; import test_common as t"
-    code += "; run = t.common.Run('toy', t.Toy(out='run')); print('ready', flush=True); input()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "ready\n"
+    ready, enough = PROCESSES.Event(), PROCESSES.Event()
+    process = PROCESSES.Process(target=hold_a_folder, args=(ready, enough))
+    process.start()
+    assert ready.wait(60)
     for settings in (Toy(out="run"), parse("--resume", "run")):
         who = rf"another process is at work in 'run' \(pid {process.pid}, since 20"
         with pytest.raises(common.UserError, match=who):
             common.Run("toy", settings)
-    process.communicate("\n")
+    enough.set()
+    process.join()
     common.Run("toy", Toy(out="run"))  # free again
 
 
@@ -1026,19 +1036,21 @@ def test_sigterm_ends_with_a_line_and_its_status(capsys):
     assert stop.value.code == 143 and "stopped; --resume RUN" in capsys.readouterr().err
 
 
-def test_two_may_write_a_file_at_the_same_moment():
-    def write(letter):
-        for _ in range(20):
-            common.write_atomic(Path("file"), letter * 100_000)
-            assert len(set(Path("file").read_bytes())) == 1
+def write_often(letter, ready):
+    ready.set()
+    for _ in range(20):
+        common.write_atomic(Path("file"), letter * 100_000)
+        assert len(set(Path("file").read_bytes())) == 1
 
-    code = f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]}; import test_common as t"
-    code += "; from pathlib import Path; print('ready', flush=True)"
-    code += "; [t.common.write_atomic(Path('file'), b'b' * 100_000) for _ in range(20)]"
-    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    other.stdout.readline()
-    write(b"a")
-    assert other.wait() == 0 and not list(Path().glob("*.part"))
+
+def test_two_may_write_a_file_at_the_same_moment():
+    ready = PROCESSES.Event()
+    other = PROCESSES.Process(target=write_often, args=(b"b", ready))
+    other.start()
+    assert ready.wait(60)
+    write_often(b"a", ready)
+    other.join()
+    assert other.exitcode == 0 and not list(Path().glob("*.part"))
 
 
 def test_a_loss_that_is_not_finite_is_named_and_the_last_good_checkpoint_kept():

@@ -500,7 +500,7 @@ def test_judge_accuracy_is_of_the_real_images():
 
 def test_a_judge_of_few_images_is_better_than_neighbours():
     train, test = common.load_dataset("mnist")
-    train, test = train.take(slice(120)), test.take(slice(250))
+    train, test = train.take(slice(80)), test.take(slice(250))
     torch.manual_seed(0)
     judge = scores.train_judge(train)
     assert not judge.training
