@@ -1,7 +1,7 @@
 """What the four scripts share: data, pairs, settings, a run, figures. No network, no loss.
 
-A data set is a `Split` of uint8 images [N, C, H, W]. A batch is an index into it. `to_float` maps
-bytes to [0, 1]. A mistake by the user raises `UserError`, which ends a script with one line.
+A data set is a `Split` of uint8 images [N, C, H, W]. A batch is a tensor of row numbers. `to_float`
+maps bytes to [0, 1]. A mistake by the user raises `UserError`, which ends a script with one line.
 Flags: experiments/command_line.py. A run's folder on disk: experiments/run_folder.py.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Optional
 
 os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # torch reads it at import
-backend = "matplotlib" not in sys.modules and os.environ.pop("MPLBACKEND", "")  # may be absent
+backend = "matplotlib" not in sys.modules and os.environ.pop("MPLBACKEND", "")  # may name none
 
 import torch
 import torch.nn.functional as F
@@ -72,9 +72,9 @@ def to_float(x):
 
 
 def image_batches(x, nets, size=1000):
-    """Parts of at most `size` images, floats in [0, 1], on the device of `nets`, which take images
-    of nets.shape. x: images [N, C, H, W] or one [C, H, W], of torch or numpy, uint8 or floats in
-    [0, 1]; `ValueError` for anything else."""
+    """Parts of at most `size` images, floats in [0, 1], on the device of `nets`. x: images of
+    nets.shape, [N, C, H, W] or one [C, H, W], of torch or numpy, floats in [0, 1], or uint8 (0 and
+    1 alone are refused: they may be meant as floats). `ValueError` for other shapes and values."""
     x, device = torch.as_tensor(x), next(nets.parameters()).device
     x = x[None] if x.dim() == 3 else x
     if x.dim() != 4 or x.shape[1:] != nets.shape or not len(x):
@@ -88,7 +88,7 @@ def image_batches(x, nets, size=1000):
 
 
 def code_batches(nets, *codes, size=1000):
-    """Parts of at most `size` rows of codes [N, ...], torch or numpy, or None, on nets' device."""
+    """Tuples of parts, up to `size` rows, of codes [N, ...] or None, on nets' device; float32."""
     to = {"dtype": torch.float32, "device": next(nets.parameters()).device}
     parts = [None if code is None else torch.as_tensor(code, **to).split(size) for code in codes]
     rows = {sum(map(len, part)) for part in parts if part is not None}
@@ -100,8 +100,8 @@ def code_batches(nets, *codes, size=1000):
 
 def load_dataset(name, root=None, validation=False):
     """Training and test `Split`, by data.files.read. mnist is embedded, sprites are drawn; grey and
-    colour are your own images in `root`. The others torchvision finds in `root` (the repository's
-    data/) or downloads. validation: a part of the training set is the test set."""
+    colour are your own images in `root`. torchvision finds the others in `root` (the repository's
+    data/) or downloads them. validation: the test set is a part held out of the training set."""
     from data.files import read
 
     train, test = read(name, Path(root or HERE / "data"), validation)
@@ -109,12 +109,12 @@ def load_dataset(name, root=None, validation=False):
 
 
 def load_data(settings):
-    """Training and test `Split` of a run, on its device. A dry run has 512 and 256 images."""
+    """Training and test `Split` of a run, on its device. A dry run has up to 512 and 256 images."""
     from experiments.machine import choose_device
 
     train, test = load_dataset(settings.dataset, settings.data, settings.validation)
     if settings.dry_run:
-        alone = (train.y.bincount() == 1).any()  # a mistake, and not of the dry run
+        alone = (train.y.bincount() == 1).any()  # pairing refuses it, as in a whole run
         train, test = train.take(slice(512)), test.take(slice(256))
         train = train if alone else train.take(train.y.bincount()[train.y] > 1)
     device = choose_device(settings.device)
@@ -124,7 +124,7 @@ def load_data(settings):
 def pair_same_class(y):
     """Random pairs of different images of one class: int64 [P, 2], shuffled.
 
-    y: labels int64 [N]. Every image is in one pair. In a class of odd size one image is in two.
+    y: labels int64 [N]. Every image is in a pair; of a class of odd size one image is in two.
     `UserError` names a class with a single image.
     """
     y = y.cpu()
@@ -149,7 +149,7 @@ Weight = Annotated[float, 0, 1e9]
 Rate = Annotated[float, 1e-12, 1e3]
 Share = Annotated[float, 0, 1]
 Beta = Annotated[float, 0, 0.9999]
-Batch = Annotated[int, 3, 10**9]  # in equal parts of an epoch none is then alone in batch norm
+Batch = Annotated[int, 3, 10**9]  # `batches` then leaves no image alone, for batch norm
 Size = Annotated[float, 0, 1e3]
 
 
@@ -159,7 +159,7 @@ class RunSettings:
 
     dataset: str = "mnist"  # or sprites, fashion, kmnist, svhn, cifar10; grey, colour: your own
     epochs: Count = 50  # passes over the training images
-    seed: Whole = 0  # of weights, batches and noise: same seed, same run, bit for bit on one CPU
+    seed: Whole = 0  # of weights, batches, noise: same seed, same run, bit for bit on one CPU model
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: a GPU where there is one
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on CPUs that multiply it
     data: str = ""  # folder of the images, see data/files.py (empty: the repository's data/)
@@ -194,7 +194,7 @@ def write_atomic(path, content):
         os.replace(part, path)
     except OSError as error:
         with contextlib.suppress(OSError):
-            part.unlink()  # what fitted must not keep a full disk full
+            part.unlink()  # half a file must not keep a full disk full
         raise UserError(f"cannot write '{path}' ({error.strerror}); what was saved before is kept")
 
 
@@ -221,7 +221,7 @@ class Run:
         self.precision = machine.choose_precision(settings.precision, self.device)
         self.epoch, self.step, self.images, self.seconds, self.train_seconds = 0, 0, 0, 0.0, 0.0
         self.history, self.rows, self.tracked, self.saved = [], [], {}, None
-        self.progress = 0.0  # share of the run's steps that are done, with the one under way
+        self.progress = 0.0  # share of the run's steps, the current one counted
         self.started = time.time()
         torch.manual_seed(settings.seed)
         if settings.resume:
@@ -256,7 +256,7 @@ class Run:
     @contextlib.contextmanager
     def autocast(self):
         """Context of the training: convolutions and matrix products have this run's precision. An
-        error in it frees the folder, so that a notebook can go on with the run."""
+        error in it frees the folder's lock, so that a notebook can go on with the run."""
         bf16 = self.precision == "bf16"
         try:
             with torch.autocast(self.device.type, torch.bfloat16, bf16, cache_enabled=False):
@@ -266,7 +266,7 @@ class Run:
             raise
 
     def epochs(self):
-        """Yields the epochs that are left, from 0. After each: log.csv, checkpoint.pt."""
+        """Yields the epochs left, by number; the first is 0. After each: log.csv, checkpoint."""
         if self.saved:
             for key in self.COUNTERS:
                 setattr(self, key, self.saved[key])
@@ -280,7 +280,7 @@ class Run:
 
     def batches(self, index, size):
         """Yields an epoch's index [N, ...] in the order given, in nearly equal parts of at most
-        `size` rows. Draw it inside the epoch: a resumed run draws it again."""
+        `size` rows. Draw the index inside the epoch, so that a resumed run draws the same."""
         parts = index.to(self.device).tensor_split(math.ceil(len(index) / size))
         self.bar.total = self.settings.epochs * index.numel()
         if not self.bar.n:
@@ -356,7 +356,7 @@ def load(folder, recipe, build, device="cpu"):
 
 # ---- Figures -------------------------------------------------------------------------------------
 def tile(images, columns, left=None, top=None):
-    """Images [N, C, H, W] row by row as one picture float [h, w, 3] on white.
+    """Images [N, C, H, W], C 1 or 3, row by row as one picture float [height, width, 3] on white.
 
     left, top: one more image before each row, above each column, set apart by a wider gap."""
     h, w = images.shape[2:]
@@ -376,7 +376,7 @@ def tile(images, columns, left=None, top=None):
 
 
 def save_figure(figure, path):
-    """Write a figure of matplotlib as PNG; in a run folder with a line that says of which run."""
+    """Write a figure of matplotlib as PNG; in a run folder with a caption that names the run."""
     from experiments.run_folder import caption
 
     figure.text(0.995, 0.005, caption(Path(path).parent), ha="right", fontsize=6, color="grey")

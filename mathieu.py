@@ -5,9 +5,9 @@ Mathieu, Zhao, Sprechmann, Ramesh, LeCun 2016, arXiv 1611.03383.
     python mathieu.py --dataset sprites --epochs 50      # Table 1, on sprites of our own
 
 An encoder Enc splits an image x into two codes: s tells its class, z tells the rest. A decoder Dec
-makes an image from any z and any s. Two images of one class swap their s: Dec must still give back
-the image that z came from, so s holds what the class shares. Two images of any class swap their s,
-too. No right answer is known then: a discriminator Disc, told the class of s, judges the image.
+makes an image from any z and any s. z gets the s of another image of its class: Dec must still give
+back the image that z came from, so s holds what the class shares. z also gets the s of any image.
+No right answer is known then: a discriminator Disc, told the class of s, judges the image.
 
 Where the paper's things are
     Eq. 5, Algorithm 1, Figure 1    train, with a function for each term
@@ -17,17 +17,17 @@ Where the paper's things are
     Figure 10(a)                    experiments/mathieu_pretrained_s.py
 
 Differences           the paper                            here
-    optimiser         SGD, no values                       Adam, as released; other rates
+    optimiser         SGD; released: Adam, constant rates  Adam, rates rise, then fall
     channels          not given                            16, 32, 64 in all three networks
     weights           lambda, not given; the others 1      one for each term, in Settings
     weight of KL      constant                             grows for 60 % of the run
     generator's loss  log(1 - Disc)                        -log Disc (released: target 0.95)
     Disc's fakes      swaps of a fresh pair                swaps of the same step; prior samples
-    prior samples     Algorithm 1; "unstable" in 4.2       stable here
-    x2                any class, also: another class       any class
+    prior samples     in Algorithm 1; 4.2: unstable        stable here
+    x2                Figure 1: any class; 4.3: another    any class: the x1 of another pair
     sprites           672 characters, discrete poses       672 others, continuous poses
-Three additions are ours: prior_std, dead_zone, CodeDiscriminator. They enter where "# ours" stands.
-"Beyond the paper" says what they are for; --recipe paper turns them off.
+Three additions are ours, marked "# ours": prior_std, dead_zone, CodeDiscriminator; see "Beyond the
+paper". --recipe paper turns these three off; the differences above stay. Left out: NORB, YaleB.
 """
 
 import dataclasses
@@ -43,8 +43,8 @@ from torch import nn
 
 
 # ---- Settings: each field is a flag, its comment the help ----------------------------------------
-# "released": the authors' code. Its losses are means over pixels in [-1, 1], ours sums over pixels
-# in [0, 1]. So its weights of KL and Disc stand here times 784 / 4 (MNIST): 0.01 becomes 1.96.
+# "released": the authors' code. Its squared errors are means over pixels in [-1, 1], ours sums over
+# [0, 1]. So its other weights are times 784 / 4: 0.01 is 1.96 (Disc), 0.1 * 6 / 784 is 0.15 (KL).
 @dataclasses.dataclass
 class Settings(common.RunSettings):
     recipe: Literal["ours", "paper"] = "ours"  # paper: the three additions are off
@@ -58,10 +58,10 @@ class Settings(common.RunSettings):
     same_weight: Weight = 1.3  # weight of |x1 - Dec(z1,s1')|^2 (released: 1)
     kl_start: Weight = 0.3  # weight of the KL in nats at the start (released: 0.15 throughout)
     kl_weight: Weight = 2.4  # weight of the KL from 60 % of the run on
-    swap_weight: Weight = 6.5  # lambda of eq. 5 for Dec(z1,s2) (released: 1.96)
+    swap_weight: Weight = 6.5  # lambda of eq. 5 for Dec(z1,s2) (released, MNIST: 1.96)
     prior_weight: Weight = 6.5  # lambda of eq. 5 for Dec(z,s2), z from the prior (released: 0)
     prior_std: Size = 2.0  # ours: standard deviation of that z (paper: 1)
-    dead_zone: Size = 0.5  # ours: means of z of at most this size become 0 (paper: 0)
+    dead_zone: Size = 0.5  # ours: means of z shrink by it, small ones to 0 (paper: 0)
     code_weight: Weight = 15.0  # ours: weight of Enc's loss against CodeDiscriminator (paper: 0)
 
 
@@ -96,14 +96,14 @@ def down(inputs, outputs):
 
 
 def up(inputs, outputs, side):
-    """The mirror of `down`: BN, ReLU, then from side / 2 pixels a side, rounded up, to `side`."""
+    """BN, ReLU, transposed convolution: from side / 2 pixels a side, rounded up, to `side`."""
     extra = 1 - side % 2  # an even side needs one more row and column
     conv = nn.ConvTranspose2d(inputs, outputs, 5, stride=2, padding=2, output_padding=extra)
     return nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU(), conv)
 
 
 class Encoder(nn.Module):
-    """Enc(x) = (s, mu, logvar), q(z|x) = N(mu, exp(logvar)): the paper's q(z|x,s), as x gives s.
+    """Enc(x) = (s, mu, logvar), q(z|x) = N(mu, exp(logvar)): with s from x, the paper's q(z|x,s).
 
     x [B, C, H, W] in [0, 1] -> s [B, s_dim], mu and logvar [B, z_dim]."""
 
@@ -175,7 +175,7 @@ def reparametrise(mu, logvar):
 
 
 def reconstruction_loss(image, x):
-    """|x - image|^2, summed over pixels: -log p(x|z,s) of eq. 5 but for a factor and a constant.
+    """|x - image|^2, summed over pixels: -log p(x|z,s) of eq. 5, up to a factor and a constant.
     Both [B, C, H, W] in [0, 1]."""
     return (image - x).square().flatten(1).sum(1).mean()
 
@@ -186,12 +186,12 @@ def kl_loss(mu, logvar):
 
 
 def adversarial_loss(logits):
-    """-log D(fake), of logits [B]: what the generator minimises; log 2 at chance."""
+    """-log Disc(fake), of logits [B]: what the generator minimises; log 2 at chance."""
     return F.softplus(-logits).mean()
 
 
 def discriminator_loss(logits_real, logits_fake):
-    """-log D(real) - log(1 - D(fake)), of logits [B] each; 2 log 2 at chance."""
+    """-log Disc(real) - log(1 - Disc(fake)), of logits [B] each; 2 log 2 at chance."""
     return F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean()
 
 
@@ -212,7 +212,7 @@ def rate(progress):
 
 def train(run, nets, data):
     """Algorithm 1. data: a `common.Split`. run: a `common.Run`, which keeps the books: `epochs`
-    saves after each, `batches` gives a step's rows, `progress` grows to 1, `log` fills log.csv."""
+    saves after each, `batches` gives a step's pairs, `progress` grows to 1, `log` fills log.csv."""
     o, ids = run.settings, data.one_hot_labels()
     nets.train()
     enc, dec, disc, code_disc = nets.enc, nets.dec, nets.disc, nets.code_disc
@@ -239,10 +239,10 @@ def train(run, nets, data):
             z1 = reparametrise(mu1, logvar1)
             z = o.prior_std * torch.randn_like(z1)  # ours: the paper's has deviation 1
 
-            # One call for all four: batch norm's averages are of all four, so it trains on all.
+            # One call for all four, so that batch norm sees them mixed, as its averages will.
             z_all, s_all = torch.cat([z1, z1, z1, z]), torch.cat([s1, s1p, s2, s2])
             x_own, x_same, x_swap, x_prior = dec(z_all, s_all).chunk(4)
-            # Logits, for both losses. Enc and Dec step first. Disc does not change before its step.
+            # Both losses use these logits: the step of Enc and Dec leaves Disc as it is.
             real, swapped, sampled = disc(x2, id2), disc(x_swap, id2), disc(x_prior, id2)
 
             # Enc and Dec minimise, each term with its weight,
@@ -252,7 +252,7 @@ def train(run, nets, data):
             own, same = reconstruction_loss(x_own, x1), reconstruction_loss(x_same, x1)
             kl = kl_loss(mu1, logvar1)
             swap, prior = adversarial_loss(swapped), adversarial_loss(sampled)
-            hide = code_disc.loss(mu1, id2, id1)  # ours: Enc wants id2 read from mu1
+            hide = code_disc.loss(mu1, id2, id1)  # ours: ids exchanged, to mislead it
             loss_g = o.own_weight * own + o.same_weight * same + kl_weight * kl
             loss_g = loss_g + o.swap_weight * swap + o.prior_weight * prior
             loss_g = loss_g + o.code_weight * hide  # ours
@@ -311,14 +311,14 @@ def figure_generation(nets, test, path, count=10):
 # prior_std: a z far from 0 sometimes decodes to the wrong class. Such z are rare under N(0, I), so
 # Dec seldom learns from them. On MNIST we train on z of deviation 2, and score on N(0, I).
 # dead_zone: where Dec ignores a number of z, Enc still gives it a tiny mean, and a classifier reads
-# the class there. Means within the dead zone are 0 (and learn nothing); the others move towards 0.
-# CodeDiscriminator: the losses above hardly stop z from keeping a class that Dec ignores. So a
-# network learns to read the label from the mean of z, and Enc learns to mislead it.
+# the class there. A mean in the dead zone becomes 0 (and learns nothing); others lose dead_zone.
+# CodeDiscriminator: z can keep the class although Dec does not use it; the losses above hardly stop
+# that. So a network learns to read the label from the mean of z, and Enc learns to mislead it.
 
 
 class CodeDiscriminator(nn.Module):
-    """M(mu, id): the probability that mu [B, z_dim] is of an image with the label id, and not of
-    one with another's label; 1/2 where mu tells nothing."""
+    """M(mu, id): the probability that id is the label of mu's own image, not of another one; 1/2
+    where mu tells nothing. mu [B, z_dim]."""
 
     def __init__(self, z_dim=16, labels=10, hidden=256):
         super().__init__()
@@ -339,7 +339,7 @@ class CodeDiscriminator(nn.Module):
 
 # ---- For notebooks, and the command line ---------------------------------------------------------
 def build(o):
-    """Untrained networks. A new data set: common.load_dataset, and here its size and labels."""
+    """Untrained networks. A new data set goes into common.load_dataset; size and labels here."""
     channels, size = (1, 28) if o.dataset in common.GREY else (3, 32)
     labels = 23 if o.dataset == "sprites" else 10  # 23 = 7 + 2 + 4 + 3 + 2 + 2 + 3
     nets = nn.Module()
@@ -388,7 +388,7 @@ def main(settings):
 
     data, test = common.load_data(settings)
     common.pair_same_class(data.y)  # a class with one image should fail now
-    mathieu_scores.load_judge(settings)  # a damaged file should fail now, not after the training
+    mathieu_scores.load_judge(settings)  # it scores; its file should fail now, if damaged
     run = common.Run("mathieu", settings)
     nets = build(settings).to(run.device)
     with run.autocast():  # bf16, where the processor has it
