@@ -820,7 +820,7 @@ def test_clusters_score_as_they_deserve():
 
 
 def test_style_scores_catch_a_decoder_that_ignores_the_label():
-    judge, train, test = scores.load_judge("mnist"), images(3000), images(500, 1)
+    judge, train, test = scores.load_judge("mnist"), images(1500), images(500, 1)
     pictures = [common.to_float(train.x[train.y == k][:100]) for k in range(10)]
     o = settings("--task style", dry_run=True)
 

@@ -12,10 +12,8 @@ import gc
 import io
 import json
 import math
-import os
 import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -1035,7 +1033,6 @@ def test_a_training_that_breaks_says_where_and_keeps_what_was_good(monkeypatch, 
         assert "nothing was saved yet" in complaint
 
 
-def test_a_mistake_on_the_command_line_has_no_traceback():
-    words = [sys.executable, str(ROOT / "mathieu.py"), "--dataset", "imagenet"]
-    done = subprocess.run(words, capture_output=True, text=True, env=dict(os.environ))
+def test_a_mistake_on_the_command_line_has_no_traceback(command):
+    done = command("mathieu.py", "--dataset", "imagenet")
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
