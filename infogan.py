@@ -64,6 +64,7 @@ class Settings(common.RunSettings):
     continuous_start: Share = 0.4  # ours: share of the run after which c2 is rewarded (paper: 0)
     warp: Size = 1.0  # ours: size of the warps of the images that Q reads (paper: 0)
     far: Share = 0.5  # ours: extra fakes per real image, c2 in [-2, 2]; needs warp (paper: 0)
+    far_judged: Share = 0.0  # ours: share of these extra fakes that D judges, too
 
 
 OFF = {"warp": 0.0, "far": 0.0, "continuous_start": 0.0}  # the additions
@@ -230,20 +231,22 @@ def train(run, nets, data):
             opt_g.param_groups[0]["lr"] = o.lr * rate(done, o.schedule)
             weight_c2 = o.continuous_weight if done >= o.continuous_start else 0  # ours
 
-            # The losses of D and c2 are of the first B of `made`, c1's of the far ones, too (ours).
-            x = common.to_float(data.x[index])  # [B, 1, 28, 28]
-            far = round(o.far * len(x)) if o.warp else 0  # ours
-            z, c1, c2 = draw_codes(o, len(x), x.device, far)
+            # made: n images of the prior's codes, then far ones (ours). c2's loss is of the n, c1's
+            # of all, D's of the n and of the far ones that it judges.
+            x = common.to_float(data.x[index])  # [n, 1, 28, 28]
+            n = len(x)
+            far = round(o.far * n) if o.warp else 0  # ours
+            z, c1, c2 = draw_codes(o, n, x.device, far)
             made = gen(z, c1, c2)
-            fake, c1_fake, c2_fake = made[: len(x)], c1[: len(x)], c2[: len(x)]
+            fake = made[: n + round(o.far_judged * far)]
 
             # D, Q, trunk minimise   - log D(x) - log(1 - D(G(z,c))) - lambda log Q(c|G(z,c))
             h = trunk(fake.detach())
             loss_d = discriminator_loss(d(trunk(x)), d(h))
             logits, mean = q(trunk(warp(made.detach(), o.warp)) if o.warp else h)  # ours: warped
             category = category_loss(logits, c1)
-            continuous = loss_c2(mean[: len(x)], c2_fake)
-            bound = mutual_information(q(h)[0], c1_fake).detach()  # Figure 1's: not warped
+            continuous = loss_c2(mean[:n], c2[:n])
+            bound = mutual_information(q(h)[0][:n], c1[:n]).detach()  # Figure 1's: not warped
             update(opt_d, loss_d + o.category_weight * category + weight_c2 * continuous)
 
             # G minimises   - log D(G(z,c)) - lambda log Q(c|G(z,c))
@@ -251,7 +254,7 @@ def train(run, nets, data):
             loss_g = adversarial_loss(d(h))
             logits, mean = q(trunk(warp(made, o.warp)) if o.warp else h)  # ours: warped
             loss_q = o.category_weight * category_loss(logits, c1)
-            loss_q = loss_q + weight_c2 * loss_c2(mean[: len(x)], c2_fake)
+            loss_q = loss_q + weight_c2 * loss_c2(mean[:n], c2[:n])
             update(opt_g, loss_g + loss_q)
 
             nets.curve[run.step - 1] = bound
@@ -285,6 +288,7 @@ def figure_sweep(nets, o, path, which, order, columns=11):
 # continuous_start: c2's loss starts late, or c2 would compete with c1 for the digit.
 # far: Figure 2 goes twice as far as the prior of c2, and there the digit changes. So Q must tell c1
 # on images of such c2, too. Without a warp Q reads D's batch, which has none.
+# far_judged: these images can be marred, as D does not see them; it may.
 # Tries of all of it: results/NOTES.md.
 
 

@@ -25,7 +25,7 @@ from infogan import (
 
 import torch
 
-NONE = "recipe", "category_weight", "continuous_weight", "continuous_start", "warp", "far"
+NONE = "recipe category_weight continuous_weight continuous_start warp far far_judged".split()
 
 
 @dataclasses.dataclass

@@ -299,7 +299,7 @@ def one_step(monkeypatch, o):
     return found, logged, nets
 
 
-def by_hand(gan, o, weight_c2, far, rewarded=True):
+def by_hand(gan, o, weight_c2, far, rewarded=True, judged=0):
     """The step of eq. 6 again, with sigmoids, logarithms and sums spelled out: the gradients of the
     two updates by name, and the losses. gan is changed as `one_step` changes it."""
     x = digits(B).x.float() / 255
@@ -326,10 +326,10 @@ def by_hand(gan, o, weight_c2, far, rewarded=True):
 
     made = gan.gen(z, c1, c2)
     fake = made.detach()
-    h = gan.trunk(fake[:B])
+    h = gan.trunk(fake[: B + judged])
     loss_d = -D(gan.trunk(x)).log().mean() - (1 - D(h)).log().mean()
     category, continuous = told(fake, h)
-    answers = gan.q.out(gan.q.hidden(h))[:, :k].log_softmax(1)
+    answers = gan.q.out(gan.q.hidden(h))[:B, :k].log_softmax(1)
     bound = math.log(k) + (answers * c1[:B]).sum(1).mean()
     losses = {"disc": loss_d, "c1": category, "c2": continuous}
     weight = o.category_weight if rewarded else 1
@@ -338,7 +338,7 @@ def by_hand(gan, o, weight_c2, far, rewarded=True):
     of_d = dict(zip(body, torch.autograd.grad(total, list(body.values()))))
     for name, p in body.items():
         p.data.sub_(RATE * of_d[name])
-    h = gan.trunk(made[:B])  # by the new discriminator
+    h = gan.trunk(made[: B + judged])  # by the new discriminator
     losses["gen"] = total = -D(h).log().mean()
     if rewarded:
         category, continuous = told(made, h)
@@ -351,6 +351,7 @@ def by_hand(gan, o, weight_c2, far, rewarded=True):
 VARIANTS = {
     "ours": (settings(continuous_start=0.0, warp=0.5, category_weight=2.0), 4.0, 3, True),
     "ours, c2 not yet": (settings(), 0.0, 3, True),
+    "ours, D judges far ones": (settings(continuous_start=0.0, far_judged=0.7), 4.0, 3, True, 2),
     "no warps": (settings(warp=0.0, continuous_start=0.0), 4.0, 0, True),
     "paper": (settings("paper"), 1.0, 0, True),
     "regular": (settings("regular"), 1.0, 0, False),
@@ -367,10 +368,10 @@ def agree(found, truth):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_step_is_eq_6_and_moves_whom_it_should(name, monkeypatch):
-    o, weight_c2, far, rewarded = VARIANTS[name]
+    o, *words = VARIANTS[name]
     o = dataclasses.replace(o, batch_size=B, epochs=10)
     found, logged, _ = one_step(monkeypatch, o)
-    truth, losses = by_hand(nets_of(o), o, weight_c2, far, rewarded)
+    truth, losses = by_hand(nets_of(o), o, *words)
     assert len(found) == 2  # D with Q, then G, and nobody else
     for (gradients, _), right in zip(found, truth):
         agree(gradients, right)
@@ -505,9 +506,9 @@ def test_recipes():
     ours, paper, regular = settings(), settings("paper"), settings("regular")
     assert paper.epochs * math.ceil(60_000 / paper.batch_size) == 5159
     assert ours.epochs * math.ceil(60_000 / ours.batch_size) == 1876
-    names = ("category_weight", "continuous_weight", "continuous_start", "warp", "far", "schedule")
-    assert [getattr(paper, name) for name in names] == [1, 1, 0, 0, 0, "constant"]
-    assert [getattr(regular, name) for name in names] == [None] * 5 + ["linear"]
+    names = ["category_weight", "continuous_weight", *infogan.OFF, "far_judged", "schedule"]
+    assert [getattr(paper, name) for name in names] == [1, 1, 0, 0, 0, 0, "constant"]
+    assert [getattr(regular, name) for name in names] == [None] * 6 + ["linear"]
     shared = {f.name for f in dataclasses.fields(ours)} - {*names, "recipe"}
     assert all(getattr(regular, name) == getattr(ours, name) for name in shared)
 
