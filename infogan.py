@@ -24,12 +24,15 @@ input and Q's output, and as log K in the logged L_I. K is the number of digits:
 Differences           paper; released code               here
     length            released: 5,000 updates,           1,876 updates, rates fall in the second
                       constant rates                     half (--recipe paper: 5,159, constant)
-    lambda of c2      section 6: smaller; appendix: 1    4 (--recipe paper: 1)
+    lambda of c2      1, or smaller; released: 1         4 (--recipe paper: 1)
     Q(c2|x)           a Gaussian of learned deviation    of deviation 1, as released
     G's loss          log(1 - D)                         -log D, as released
-    codes             released: fresh ones for G's step  G's step reuses D's codes
+    fakes             released: fresh ones for G's step  G's step reuses D's fakes
     leaky ReLU        0.1; released: 0.01                0.1
-Three additions are ours, marked "# ours": warp, far, continuous_start; see "Beyond the paper".
+    first weights     released: some normal, cut off     all normal
+    Figure 1          c1 alone                           c2 beside it
+Ours, marked "# ours": warp (with split_loss), far (with far_judged), continuous_start; see "Beyond
+the paper".
 """
 
 import dataclasses
@@ -53,7 +56,7 @@ class Settings(common.RunSettings):
     recipe: Literal["ours", "paper"] = "ours"  # paper: close to the released code, no additions
     batch_size: Batch = 128  # real images in a step (released: 128)
     lr: Rate = 1e-3  # Adam's rate for G (paper: 1e-3)
-    lr_disc: Rate = 2e-4  # Adam's rate for D and Q (paper: 2e-4)
+    lr_disc: Rate = 2e-4  # Adam's rate for D and Q (paper, for D: 2e-4)
     schedule: Literal["linear", "constant"] = "linear"  # linear: rates fall from half of the run on
     beta1: Beta = 0.5  # Adam's beta1 (released: 0.5)
     z_dim: Whole = 62  # numbers in z, uniform in [-1, 1] (paper: 62)
@@ -61,10 +64,10 @@ class Settings(common.RunSettings):
     continuous: Whole = 2  # numbers in c2, uniform in [-1, 1] (paper: 2)
     category_weight: Weight = 1.0  # lambda of eq. 6 for c1 (paper: 1)
     continuous_weight: Weight = 4.0  # lambda of eq. 6 for c2 (released: 1)
-    continuous_start: Share = 0.4  # ours: share of the run after which c2 is rewarded (paper: 0)
+    continuous_start: Share = 0.4  # ours: share of the run before c2's loss starts (paper: 0)
     warp: Size = 1.0  # ours: size of the warps of the images that Q reads (paper: 0)
     far: Share = 0.5  # ours: extra fakes per real image, c2 in [-2, 2]; needs warp (paper: 0)
-    far_judged: Share = 0.0  # ours: share of these extra fakes that D judges, too
+    far_judged: Share = 0.0  # ours: share of far's fakes that D judges, too
 
 
 OFF = {"warp": 0.0, "far": 0.0, "continuous_start": 0.0}  # the additions
@@ -102,7 +105,7 @@ class DHead(nn.Linear):
 
 
 class QHead(nn.Module):
-    """Q(c|x) of the trunk's features [B, 1024]: logits of c1 [B, K], means of c2 [B, n]."""
+    """Q(c|x) of the trunk's features [B, 1024]: logits of c1 [B, K], means of c2 [B, m]."""
 
     def __init__(self, categories=10, continuous=2, slope=0.1):
         super().__init__()
@@ -115,7 +118,7 @@ class QHead(nn.Module):
 
 
 class Generator(nn.Module):
-    """G(z, c): z [B, z_dim], c1 one-hot [B, K], c2 [B, n] -> image [B, C, H, W] in [0, 1]."""
+    """G(z, c): z [B, z_dim], c1 one-hot [B, K], c2 [B, m] -> image [B, C, H, W] in [0, 1]."""
 
     def __init__(self, inputs=74, channels=1, size=28):  # 74 = 62 + 10 + 2
         super().__init__()
@@ -139,7 +142,7 @@ class Generator(nn.Module):
 
 
 def initialise(net):
-    """Weights N(0, 0.02^2), batch norm's gains N(1, 0.02^2), biases 0, as released."""
+    """Weights N(0, 0.02^2), batch norm's gains N(1, 0.02^2), biases 0, nearly as released."""
     for name, p in net.named_parameters():
         if name.endswith("bias"):
             nn.init.zeros_(p)
@@ -150,7 +153,7 @@ def initialise(net):
 
 # ---- Losses, each a mean over the batch ----------------------------------------------------------
 def adversarial_loss(logits):
-    """-log D(fake), of logits: G's part of eq. 1, not saturating; log 2 at chance."""
+    """-log D(fake), of logits, where eq. 1 has log(1 - D(fake)) for G; log 2 at chance."""
     return F.softplus(-logits).mean()
 
 
@@ -173,8 +176,8 @@ def category_loss(logits, c1):
 
 
 def continuous_loss(mean, c2):
-    """-log Q(c2|x) in nats, Q = N(mean, 1), a sum over the n numbers of c2; both [B, n]. For each
-    number the loss is at least 0.919 and H(c2) is log 2 = 0.693: L_I of c2 is never above 0."""
+    """-log Q(c2|x) in nats, Q = N(mean, 1), a sum over the m numbers of c2; both [B, m]. A number's
+    loss is at least 0.919, its entropy log 2 = 0.693: its L_I is at most -0.226."""
     return (0.5 * (c2 - mean).square() + 0.5 * math.log(2 * math.pi)).sum(1).mean()
 
 
@@ -189,7 +192,7 @@ def one_hot(value, categories):
 
 
 def draw_codes(o, count, device, far=0):
-    """The prior: z [N, z_dim] and c2 [N, n] uniform in [-1, 1], c1 one-hot [N, K], uniform over K
+    """The prior: z [N, z_dim] and c2 [N, m] uniform in [-1, 1], c1 one-hot [N, K], uniform over K
     values; N = count + far. Ours: c2 of the last `far` is uniform in [-2, 2]."""
     k, total = o.categories, count + far
     value = torch.randint(k, (total,), device=device) if k else torch.zeros(total, device=device)
@@ -208,7 +211,7 @@ def update(optimiser, loss):
 
 
 def rate(done, schedule):
-    """Factor of the rates when this share of the run is done. linear: 1 until half, then a fall."""
+    """Factor of the rates; done: share of the run so far. linear: 1 until half, then a fall."""
     return min(1, max(0.01, 2 - 2 * done)) if schedule == "linear" else 1
 
 
@@ -226,13 +229,13 @@ def train(run, nets, data):
 
     for _ in run.epochs():
         for index in run.batches(torch.randperm(len(data.y)), o.batch_size):
-            done = (run.step - 1) / len(nets.curve)  # curve: a number an update
+            done = (run.step - 1) / len(nets.curve)  # curve has one for each update
             opt_d.param_groups[0]["lr"] = o.lr_disc * rate(done, o.schedule)
             opt_g.param_groups[0]["lr"] = o.lr * rate(done, o.schedule)
             weight_c2 = o.continuous_weight if done >= o.continuous_start else 0  # ours
 
-            # made: n images of the prior's codes, then far ones (ours). c2's loss is of the n, c1's
-            # of all, D's of the n and of the far ones that it judges.
+            # made: n images of the prior's codes, then far ones (ours). The loss of c2 uses the n,
+            # that of c1 all, those of D and G `fake`.
             x = common.to_float(data.x[index])  # [n, 1, 28, 28]
             n = len(x)
             far = round(o.far * n) if o.warp else 0  # ours
@@ -246,7 +249,7 @@ def train(run, nets, data):
             logits, mean = q(trunk(warp(made.detach(), o.warp)) if o.warp else h)  # ours: warped
             category = category_loss(logits, c1)
             continuous = loss_c2(mean[:n], c2[:n])
-            bound = mutual_information(q(h)[0][:n], c1[:n]).detach()  # Figure 1's: not warped
+            bound = mutual_information(q(h)[0][:n], c1[:n]).detach()  # Figure 1: unwarped
             update(opt_d, loss_d + o.category_weight * category + weight_c2 * continuous)
 
             # G minimises   - log D(G(z,c)) - lambda log Q(c|G(z,c))
@@ -263,7 +266,7 @@ def train(run, nets, data):
 
 # ---- Figures -------------------------------------------------------------------------------------
 def figure_categories(nets, o, path, order, words, rows=5):
-    """Figure 2(a): a column for each category, as in `order`; along a row z and c2 stay."""
+    """Figure 2(a): a column for each category, as in `order`; a row keeps z and c2."""
     z, _, c2 = draw_codes(o, rows, order.device)
     z, c2 = z.repeat_interleave(len(order), 0), c2.repeat_interleave(len(order), 0)
     images = decode(nets, z, one_hot(order, o.categories).repeat(rows, 1), c2)
@@ -271,7 +274,7 @@ def figure_categories(nets, o, path, order, words, rows=5):
 
 
 def figure_sweep(nets, o, path, which, order, columns=11):
-    """Figure 2(c), (d): a number of c2 from -2 to 2 (the prior: -1 to 1); a category a row."""
+    """Figure 2(c), (d): one of c2's numbers from -2 to 2 (prior: -1 to 1); each row a category."""
     from experiments.infogan_scores import sweep
 
     z, _, c2 = draw_codes(o, len(order), order.device)
@@ -281,14 +284,14 @@ def figure_sweep(nets, o, path, which, order, columns=11):
 
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
-# warp: without it, categories are often mixtures of digits of one slant. So Q reads warped copies
-# of the images, and c1 must be what a warp leaves alone. I(c; warp(x)) <= I(c; x): still a bound.
+# warp: without it, a category often mixes digits of the same slant. So Q reads warped copies of the
+# images, and c1 must be what a warp leaves alone. I(c; warp(x)) <= I(c; x): still a bound.
 # split_loss: c2 is read from warped copies, too. c2's first number is scored on copies not rotated
 # or sheared, so that it can be the slant; the others on copies rotated and sheared at random.
 # continuous_start: c2's loss starts late, or c2 would compete with c1 for the digit.
 # far: Figure 2 goes twice as far as the prior of c2, and there the digit changes. So Q must tell c1
-# on images of such c2, too. Without a warp Q reads D's batch, which has none.
-# far_judged: these images can be marred, as D does not see them; it may.
+# on images of such c2, too. Without a warp there are none.
+# far_judged: D does not see far images, so they can be marred. This shows it some, or all.
 # Tries of all of it: results/NOTES.md.
 
 
@@ -321,8 +324,8 @@ def split_loss(mean, c2):
 
 # ---- For notebooks, and the command line ---------------------------------------------------------
 def build(o, steps=1):
-    """Untrained networks. curve: the category's L_I in nats, a number an update; steps: updates an
-    epoch."""
+    """Untrained networks. curve: the category's L_I in nats, one for each update; steps: updates
+    per epoch."""
     nets = nn.Module()
     nets.shape = 1, 28, 28
     nets.trunk, nets.d = initialise(Trunk()), initialise(DHead(1024, 1))
@@ -337,13 +340,13 @@ def load(folder, device="cpu", recipe=recipe):
     from experiments import run_folder
 
     saved = run_folder.read_checkpoint(folder, finished=True)
-    steps = saved["step"] // saved["epoch"]  # updates an epoch: the curve has a value of each
+    steps = saved["step"] // saved["epoch"]  # updates per epoch
     return common.load(folder, recipe, functools.partial(build, steps=steps), device)
 
 
 @torch.no_grad()
 def encode(nets, x):
-    """Images [N, C, H, W] -> Q's logits of c1 [N, K], means of c2 [N, n]."""
+    """Images [N, C, H, W] -> Q's logits of c1 [N, K], means of c2 [N, m]."""
     return nets.q(torch.cat([nets.trunk(part) for part in common.image_batches(x, nets)]))
 
 
@@ -370,7 +373,7 @@ def evaluate(nets, data, test, o, folder):
 
 
 def main(settings):
-    """Train, then score. To train only, make the last line run.finish({})."""
+    """Train, then score. To only train, drop the judge and end with run.finish({})."""
     from experiments import infogan_scores
 
     data, test = common.load_data(settings)
