@@ -7,7 +7,7 @@ ALICE. Li et al. 2017, arXiv 1709.01215: ALI with cycle terms.
 
 A generator G makes an image from a code z. An encoder E finds a code for a real image x. One
 discriminator D sees pairs, (x, E(x)) or (G(z), z); E and G learn to mislead it. When the best D
-cannot tell the pairs apart, BiGAN's E and G are inverses of each other. Yet nothing compares x
+cannot tell the pairs apart, BiGAN's E and G are inverses of each other. Yet no loss compares x
 with G(E(x)), so reconstructions are often of another digit; ALICE adds that comparison.
 
 Where the papers' things are
@@ -17,20 +17,21 @@ Where the papers' things are
     ALI eq. 2, Algorithm 1              GaussianEncoder, train
     ALICE's explicit cycle terms        squared_error in train
     BiGAN Figure 2, ALI's samples       figure_reconstructions, figure_samples
-    BiGAN Table 1, other columns        experiments/bigan_scores.py, experiments/bigan_baselines.py
-    ALI's 25 Gaussians, interpolations  experiments/gaussians.py, experiments/bigan_scores.py
+    BiGAN Table 1; its other columns    experiments/bigan_scores.py; experiments/bigan_baselines.py
+    ALI's 25 Gaussians; interpolations  experiments/gaussians.py; experiments/bigan_scores.py
 
 Differences        the papers                           here
     epochs         400 (BiGAN, released)                30
     rates          2e-4 (ALI 1e-4), exponential fall    5e-4, short rise, linear fall
-    losses         halved (BiGAN, released)             summed: weight decay is half as strong
+    losses         halved (BiGAN, released)             summed: weight decay counts half
     batch norm     epsilon 1e-8 (BiGAN), 1e-4 (ALI)     epsilon 1e-5
     ALI's data     natural images, convolutions         MNIST, BiGAN's networks, codes of 50
     ALI's D        both kinds of pairs in one batch     a batch of each kind, as in BiGAN
     ALI's E        mu and sigma without bounds          batch norm on mu, sigma at most 1
     ALICE          several kinds of cycle terms         squared errors, sums, one weight
+    ALI's codes    samples, in reconstructions          their means
 Left out: ImageNet, PASCAL VOC; ALI's semi-supervised and conditional models.
-Three additions of ours are marked "# ours", see "Beyond the paper": penalty, skip_fade, average.
+Three additions have a switch, and the mark "# ours": penalty, skip_fade, average.
 --recipe paper turns them off, and takes BiGAN's 400 epochs and rates; other differences stay.
 """
 
@@ -52,7 +53,7 @@ from torch import nn
 # "released": the default of BiGAN's code.
 @dataclasses.dataclass
 class Settings(common.RunSettings):
-    model: Literal["bigan", "ali", "alice"] = "bigan"  # ali: E draws a sample; alice: cycle terms
+    model: Literal["bigan", "ali", "alice"] = "bigan"  # ali: E draws samples; alice: ali and cycles
     recipe: Literal["ours", "paper"] = "ours"  # paper: released epochs and rates, no additions
     epochs: Count = 30  # passes over the training images (released: 400)
     batch_size: Batch = 128  # images in a step, and as many codes
@@ -71,7 +72,7 @@ class Settings(common.RunSettings):
 
 MODELS = {
     "bigan": Settings(),
-    "ali": Settings(model="ali", skip_fade=0.0),  # none of ten runs needed it (NOTES)
+    "ali": Settings(model="ali", skip_fade=0.0),  # ten of ten runs did without (NOTES)
     "alice": Settings(model="alice", skip_fade=0.0, cycle_weight=0.05),
 }
 RELEASED = {"epochs": 400, "lr": 2e-4, "lr_disc": 2e-4, "schedule": "exponential"}
@@ -79,7 +80,7 @@ NO_ADDITIONS = {"penalty": 0.0, "skip_fade": 0.0, "average": 0.0}
 
 
 def recipe(model="bigan", recipe="ours"):
-    """The settings of a model. A new one: its name in Settings.model, its settings in MODELS, its
+    """The settings of a model. A new model: its name in Settings.model, its settings in MODELS, its
     networks in `build` and prior in `draw_prior` (else it gets ALI's), its terms in `train`."""
     settings = MODELS.get(model, MODELS["bigan"])  # the parser refuses other names
     if recipe == "paper":
@@ -120,8 +121,8 @@ class Encoder(Network):
 class GaussianEncoder(Encoder):
     """ALI's E: a sample [B, z_dim] of q(z|x) = N(mu, sigma^2) (eq. 2), or its mean mu.
 
-    D's batch norm hardly sees the scale of z, so without bounds sigma grows until training breaks.
-    Here batch norm gives mu the prior's variance, 1, and sigma is at most 1: a bit too wide."""
+    Batch norm hides the scale of z from D, so without bounds sigma grows until training breaks.
+    Here batch norm gives mu the prior's variance, 1, and sigma is at most 1. So z is a bit wide."""
 
     def __init__(self, shape=(1, 28, 28), z_dim=50, hidden=1024):
         super().__init__(shape, 2 * z_dim, hidden)
@@ -213,7 +214,7 @@ def update(optimiser, loss, keep=False):
 
 
 def rate(step, steps, schedule):
-    """Factor of the rates in step 1, 2, ... of a run of `steps`: 1 until half, then a fall to 0.01,
+    """Factor of the rates at `step`, from 1 to `steps`: it is 1 until half, then falls to 0.01,
     straight or (released) exponential. linear: a rise comes first, of at most 100 steps."""
     done = (step - 1) / steps
     if schedule == "exponential":
@@ -255,7 +256,7 @@ def train(run, nets, data):
             logits_real, logits_made = disc(x, z_x), disc(x_z, z)  # a batch of each kind of pair
 
             # E and G minimise  - log(1 - D(x, E(x))) - log D(G(z), z)
-            # ALICE             + lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2);  E(G(z)) is a mean
+            # ALICE             + lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2);  E(G(z)) is its mu
             swapped = swapped_loss(logits_real, logits_made)
             cycle = x.new_zeros(())
             if o.cycle_weight:
@@ -263,21 +264,21 @@ def train(run, nets, data):
             update(opt_ge, swapped + o.cycle_weight * cycle, keep=True)
 
             # D maximises  log D(x, E(x)) + log(1 - D(G(z), z))
-            # by the same logits: each learns from the others as they were, as if all moved at once.
+            # The logits are from before E and G moved: as if all moved at once.
             loss_d = discriminator_loss(logits_real, logits_made)
             slope = 0.0
             if o.penalty and run.step % 4 == 1:  # ours: in every fourth step, four times as heavy
                 slope = slope_penalty(disc, x, z_x) + slope_penalty(disc, x_z, z)
-            update(opt_d, loss_d + 4 * o.penalty / 2 * slope)  # ours: slope
+            update(opt_d, loss_d + 4 * o.penalty / 2 * slope)  # the slope is ours
             move_average(average, nets, run.step, o.average)  # ours
             run.log(discriminator=loss_d, swapped=swapped, cycle=cycle)
-    move_average(nets, average, step=1, decay=0.0)  # ours: the average is what is scored
+    move_average(nets, average, step=1, decay=0.0)  # ours: nets := average, for the scores
 
 
 @torch.no_grad()
 def settle(nets, data, o):
     """New statistics for batch norm, with the final weights, from up to 20,000 training images;
-    then eval mode. D's come from (x, E(x)) alone; in training they mixed both kinds of pairs."""
+    then eval mode. D's come from (x, E(x)) alone, where in training it averages over both kinds."""
     from experiments import batch_norm
 
     parts = batch_norm.image_parts(data.x)
@@ -310,18 +311,17 @@ def figure_samples(nets, z, path):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # What each addition gains is in results/NOTES.md, under "Donahue et al. and Dumoulin et al.".
-# penalty: without it, at rates of 6e-4, reconstructions collapse (10 % of the digits are kept). E's
+# penalty: without it, at 6e-4 (default: 5e-4), reconstructions keep 10 % of the digits. E's
 # codes crowd into the corners of [-1, 1]^50, where the prior has almost no mass.
 # skip: D's batch norm takes away what a batch has in common. So D is nearly blind to a G that makes
-# one image; 1 of 5 runs ended so. D's first layer has no batch norm. A linear map, which fades,
-# adds that layer to the logit: 0 of 5.
-# average: the running average of the weights keeps 68 % of the digits where the last weights keep
-# 57 (the rows "last" and "average").
+# one image; 1 of 5 runs ended so. D's first layer has no batch norm. The skip, a linear map that
+# fades, adds that layer to the logit: then 0 of 5 ended so.
+# average: averaged weights keep 68 % of the digits, the last ones 57 ("average", "last" in NOTES).
 
 
 def slope_penalty(disc, x, z):
-    """|d logit / d(x, z)|^2, a mean over the pairs. D learns from it, E and G do not. Of both kinds
-    of pairs: R1 and R2 of Mescheder et al. 2018, arXiv 1801.04406, where it weighs gamma / 2."""
+    """|d logit / d(x, z)|^2, a mean over the pairs. D learns from it, E and G do not. Of real pairs
+    it is R1, of made ones R2 of Mescheder et al. 2018, arXiv 1801.04406; it weighs gamma / 2."""
     pair = x.detach().requires_grad_(), z.detach().requires_grad_()
     slopes = torch.autograd.grad(disc(*pair).sum(), pair, create_graph=True)
     return sum(slope.flatten(1).square().sum(1) for slope in slopes).mean()
@@ -337,7 +337,7 @@ def move_average(average, nets, step, decay):
 
 # ---- For notebooks, and the command line ---------------------------------------------------------
 def build(o, discriminator=Discriminator):
-    """Untrained networks. A new data set: common.load_dataset, and here the shape of its images."""
+    """Untrained networks. A new data set goes into common.load_dataset; its shape here."""
     shape = (1, 28, 28) if o.dataset in common.GREY else (3, 32, 32)
     nets = nn.Module()
     nets.shape = shape
