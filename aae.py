@@ -12,7 +12,7 @@ networks classify from few labels, or cluster without any.
 Where the paper's things are
     Figure 1, the game             train, phases 1 and 2; discriminator_loss, adversarial_loss
     Figure 2                       --task prior; the VAE beside it: experiments/aae_compared.py
-    Figures 3, 4                   --task prior-labels --prior mixture, or swiss-roll; TOLD, Mixture
+    Figures 3, 4                   --task prior-labels, --prior mixture or swiss-roll; PRIORS
     Table 1, Figure 5              --task likelihood
     Figures 6, 7                   --task style
     Table 2, Figure 8              --task semi --labels 100, or semi-all; train, phase 3
@@ -20,17 +20,17 @@ Where the paper's things are
     Figures 10, 11                 --task embed, embed-clusters; ClusterHeads
     Drawing and scoring            experiments/aae_figures.py, experiments/aae_scores.py
 
-Differences              the paper, where known          here
+Differences              the paper, from memory          here
     optimiser            SGD, up to 5000 epochs          Adam, 12 to 72 epochs
     Enc's loss           eq. 1's min max                 -log Disc
-    batch norm in Enc    outputs, too: clusters, SVHN    hidden layers, or none; style: outputs, too
-    noise on the input   0.3, or 20 % of it dropped      0.1, or none
+    batch norm in Enc    clusters, SVHN: outputs, too    hidden layers, or none; style: outputs, too
+    noise on the input   0.3; clusters: 20 % dropout     0.1, or none
     Table 1              deterministic q(z|x)            Gaussian q(z|x), dropout
     Disc's input         z                               z / prior_std; style: the label, too
     priors of Figure 4   pictures, no formulas           petals and a roll of our own sizes
 Additions of ours: warp, neighbours, warp_weight, smooth_weight, smooth_rise, balance_weight,
-code_noise, y_weight. They are off at 0, y_weight at 1. All but neighbours and smooth_rise are on
-where y is inferred (balance_weight: clusters); prior-labels has warp.
+code_noise, y_weight. They are off at 0, y_weight at 1. Where y is inferred, all but neighbours and
+smooth_rise are on (balance_weight: for clusters alone). prior-labels has warp on.
 """
 
 import math
@@ -102,7 +102,7 @@ EMBED_CLUSTERS = replace(CLUSTER, z_dim=2, clusters=20, head_distance=8.0)
 
 
 def recipe(task="prior"):
-    """The settings of a task; `every` has the order of TASKS. The parser refuses an unknown one."""
+    """The settings of a task; `every` has the order of TASKS. The parser refuses others."""
     every = PRIOR, LABELLED, LIKELIHOOD, STYLE, SEMI, SEMI_ALL, CLUSTER, EMBED, EMBED_CLUSTERS
     return replace(dict(zip(TASKS, every)).get(task, PRIOR), task=task)
 
@@ -208,8 +208,8 @@ def head_distance_loss(heads, threshold):
 
 
 # ---- Priors p(z). A new one goes here: a class, and its name in PRIORS ---------------------------
-# It is built by (z_dim, prior_std). To be scored or drawn as more than a Gaussian it needs some of
-# log_density, component and outline, as experiments/aae_priors.py describes them.
+# It is built by (z_dim, prior_std). What scores and figures of more than a Gaussian need stands in
+# experiments/aae_priors.py: log_density, component, outline.
 class Gaussian:
     """N(0, std^2 I), whatever the component."""
 
@@ -233,7 +233,7 @@ class Mixture(Gaussian):
         return torch.stack([cos, sin], 1), torch.stack([-sin, cos], 1)
 
     def place(self, t, component):
-        """A standard Gaussian's t [n, 2] as points of a component."""
+        """Samples t [n, 2] of N(0, I) -> points of a component [n, 2]."""
         outwards, across = self.axes(component)
         part = self.length * t[:, :1] * outwards + self.width * t[:, 1:] * across
         return self.centre * outwards + part
@@ -248,7 +248,7 @@ class SwissRoll(Gaussian):
     radius, width = 15.0, 0.3  # of the roll; deviation of the band
 
     def curve(self, u):
-        """Its middle, u in [0, 1] [n] -> [n, 2]."""
+        """The middle of the band: u [n] in [0, 1] -> [n, 2]."""
         radius, angle = self.radius * u.sqrt(), 4 * math.pi * u.sqrt()
         return torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
 
@@ -270,7 +270,7 @@ def update(optimiser, loss):
 
 
 def rate(step, total, end=0.01):
-    """Factor of the rates: rises for 100 steps, is 1 until half of the run, falls to `end`."""
+    """Factor of the rates: rises in up to 100 steps, is 1 until half of the run, falls to `end`."""
     return min(1, step / min(100, total / 10)) * min(1, max(end, 2 * (1 - (step - 1) / total)))
 
 
@@ -279,10 +279,10 @@ def add_noise(x, std):
 
 
 def train(run, nets, data, labelled):
-    """The phases in turn on every batch. labelled: int64, indices of images whose label is seen.
+    """The phases in turn, at every step. labelled: int64, indices of images whose label is seen.
     run: a `common.Run`, which keeps the books and saves after each epoch."""
     o, enc, dec, disc, disc_y = run.settings, nets.enc, nets.dec, nets.disc, nets.disc_y
-    adam = {"betas": (o.beta1, 0.999), "fused": True}  # opt_r, opt_c: 0.9, 0.999
+    adam = {"betas": (o.beta1, 0.999), "fused": True}  # opt_r and opt_c have 0.9, 0.999
     opt_r = torch.optim.Adam([*enc.parameters(), *dec.parameters()], o.lr, fused=True)
     opt_d = torch.optim.Adam([*disc.parameters(), *disc_y.parameters()], o.lr_disc, **adam)
     opt_e = torch.optim.Adam(enc.parameters(), o.lr_encoder, **adam)
@@ -302,7 +302,7 @@ def train(run, nets, data, labelled):
             noisy = add_noise(x, o.noise)
             again = add_noise(vary(data.x, i, near, o), o.noise) if o.warp_weight else None  # ours
 
-            # 1. Reconstruction. Enc, Dec minimise  1/2 |x - Dec(y,z)|^2,  y: Enc's; style: label
+            # 1. Reconstruction. Enc, Dec minimise  1/2 |x - Dec(y,z)|^2,  y: Enc's; in style: label
             logits, z = enc.sample(noisy)
             y = None if logits is None else logits.softmax(1)
             y = F.one_hot(label, 10).float() if o.task == "style" else y  # Figure 6: all are known
@@ -317,7 +317,7 @@ def train(run, nets, data, labelled):
             if o.task in TOLD:
                 component = torch.where(label < 10, label, component)
             z_prior, z_seen = nets.prior.sample(component) / o.prior_std, z / o.prior_std
-            if o.task in TOLD:  # Figure 3 (in style our choice): a one-hot, whose 11th says unknown
+            if o.task in TOLD:  # Figure 3 (style: our choice): a one-hot, its 11th: unknown
                 one_hot = F.one_hot(label, 11).to(z)
                 z_prior, z_seen = torch.cat([z_prior, one_hot], 1), torch.cat([z_seen, one_hot], 1)
             loss_d = discriminator_loss(*disc(torch.cat([z_prior, z_seen.detach()])).chunk(2))
@@ -335,7 +335,7 @@ def train(run, nets, data, labelled):
             if logits is not None:
                 loss_e = loss_e + o.y_weight * adversarial_loss(disc_y(y_seen))  # ours: y_weight
             losses = {"reconstruction": reconstruction, "discriminator": loss_d, "encoder": loss_e}
-            if o.clusters:  # ours: without a phase 3, steady_loss is added here
+            if o.clusters:  # ours: balance_loss; and steady_loss, as there is no phase 3
                 losses["balance"] = balance_loss(y)
                 steady = steady_loss(enc, x, noisy, again, run, losses)
                 loss_e = loss_e + o.balance_weight * losses["balance"] + steady
@@ -352,10 +352,10 @@ def train(run, nets, data, labelled):
 
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
-# With few labels, or none, q(y|x) settles on wrong classes. Small changes of x must not change q
+# With few labels, or none, q(y|x) can settle on wrong classes. Small changes of x must not change q
 # (smooth_weight). This also freezes early errors, so its weight may rise (smooth_rise). Two
-# variants of x must get the same answer (warp_weight). A variant is warped (warp), or moved towards
-# a near image (neighbours). The move ignores where pixels lie. Without labels q(y|x) must use all
+# variants must get the same answer (warp_weight). A variant is warped (warp), or moved towards
+# a near image (neighbours), which needs no grid of pixels. Without labels q(y|x) must use all
 # classes (balance_weight). Disc_y tells one-hots from probabilities too easily: both get noise
 # (code_noise), and fooling it weighs more (y_weight).
 def vary(images, i, near, o):
@@ -380,7 +380,7 @@ def nearest(images, count):
 
 def warp(x, amount):
     """A random affine map of each image [B, C, H, W]: up to 9 degrees, 10 % in size, a shear of 0.2
-    and a shift of a pixel of 28, times amount."""
+    and a shift of 1/28 of the side, times amount."""
     if not amount:
         return x
     n, device = len(x), x.device
@@ -437,7 +437,7 @@ def steady_loss(enc, x, noisy, again, run, losses):
 def build(o):
     """Untrained networks. New data of ten classes: in common.load_dataset, its shape below."""
     shape = (1, 28, 28) if o.dataset in common.GREY else (3, 32, 32)
-    classes = 0 if o.y_weight is None else o.clusters or 10  # of an inferred y
+    classes = 0 if o.y_weight is None else o.clusters or 10  # None: Enc infers no y
     beside_z = 10 if o.task == "style" else 0 if o.head_distance else classes
     sizes, gaussian = (math.prod(shape), o.z_dim, classes, o.hidden), o.encoder == "gaussian"
     nets = nn.Module()
