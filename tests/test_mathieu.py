@@ -770,7 +770,7 @@ def test_a_tiny_training_uses_s_and_without_its_terms_does_not():
     train, test = zeros_and_ones(512), zeros_and_ones(300, test=True)
     judge, found = scores.load_judge("mnist"), {}
     off = {"swap_weight": 0.0, "prior_weight": 0.0, "code_weight": 0.0}
-    for name, epochs, changes in (("whole", 6, {}), ("ablated", 3, off)):
+    for name, epochs, changes in (("whole", 5, {}), ("ablated", 3, off)):
         o = settings(epochs=epochs, batch_size=16, kl_weight=0.05, kl_start=0.05, **changes)
         run = common.Run("mathieu", dataclasses.replace(o, out=name))
         nets = mathieu.build(o)
