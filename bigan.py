@@ -121,7 +121,7 @@ class Encoder(Network):
 class GaussianEncoder(Encoder):
     """ALI's E: a sample [B, z_dim] of q(z|x) = N(mu, sigma^2) (eq. 2), or its mean mu.
 
-    Batch norm hides the scale of z from D, so without bounds sigma grows until training breaks.
+    D's batch norm hardly sees the scale of z, so without bounds sigma grows until training breaks.
     Here batch norm gives mu the prior's variance, 1, and sigma is at most 1. So z is a bit wide."""
 
     def __init__(self, shape=(1, 28, 28), z_dim=50, hidden=1024):
@@ -320,8 +320,8 @@ def figure_samples(nets, z, path):
 
 
 def slope_penalty(disc, x, z):
-    """|d logit / d(x, z)|^2, a mean over the pairs. D learns from it, E and G do not. Of real pairs
-    it is R1, of made ones R2 of Mescheder et al. 2018, arXiv 1801.04406; it weighs gamma / 2."""
+    """|d(sum of logits) / d(x, z)|^2, a mean over the pairs. D learns from it, E and G do not. Of
+    D without batch norm it is R1 (real pairs), R2 (made ones) of Mescheder et al., 1801.04406."""
     pair = x.detach().requires_grad_(), z.detach().requires_grad_()
     slopes = torch.autograd.grad(disc(*pair).sum(), pair, create_graph=True)
     return sum(slope.flatten(1).square().sum(1) for slope in slopes).mean()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Optional
 
 os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # torch reads it at import
-backend = "matplotlib" not in sys.modules and os.environ.pop("MPLBACKEND", "")  # may name none
+backend = "matplotlib" not in sys.modules and os.environ.pop("MPLBACKEND", "")  # may be missing
 
 import torch
 import torch.nn.functional as F

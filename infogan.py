@@ -241,7 +241,7 @@ def train(run, nets, data):
             far = round(o.far * n) if o.warp else 0  # ours
             z, c1, c2 = draw_codes(o, n, x.device, far)
             made = gen(z, c1, c2)
-            fake = made[: n + round(o.far_judged * far)]
+            fake = made[: n + round(o.far_judged * far)]  # ours: far ones
 
             # D, Q, trunk minimise   - log D(x) - log(1 - D(G(z,c))) - lambda log Q(c|G(z,c))
             h = trunk(fake.detach())
