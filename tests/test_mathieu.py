@@ -765,8 +765,8 @@ def test_a_resumed_run_skips_the_pretraining_and_ends_bit_for_bit(goes_on_bit_fo
 
 
 def test_a_tiny_training_uses_s_and_without_its_terms_does_not():
-    """Zeros and ones: swaps take the class of s. Without the adversaries, and with room in z, the
-    decoder follows z."""
+    """Zeros and ones: swaps take the class of s. Without the adversaries, and with room in z, they
+    show neither class (the judge reads an 8), while reconstructions stay right."""
     train, test = zeros_and_ones(512), zeros_and_ones(300, test=True)
     judge, found = scores.load_judge("mnist"), {}
     off = {"swap_weight": 0.0, "prior_weight": 0.0, "code_weight": 0.0}
