@@ -23,7 +23,7 @@ Where the papers' things are
 Differences        the papers                           here
     epochs         400 (BiGAN, released)                30
     rates          2e-4 (ALI 1e-4), exponential fall    5e-4, short rise, linear fall
-    losses         halved (BiGAN, released)             summed: weight decay counts half
+    losses         halved (BiGAN, released)             summed (--recipe paper: decay doubled)
     batch norm     epsilon 1e-8 (BiGAN), 1e-4 (ALI)     epsilon 1e-5
     ALI's data     natural images, convolutions         MNIST, BiGAN's networks, codes of 50
     ALI's D        both kinds of pairs in one batch     a batch of each kind, as in BiGAN
@@ -75,7 +75,7 @@ MODELS = {
     "ali": Settings(model="ali", skip_fade=0.0),  # ten of ten runs did without (NOTES)
     "alice": Settings(model="alice", skip_fade=0.0, cycle_weight=0.05),
 }
-RELEASED = {"epochs": 400, "lr": 2e-4, "lr_disc": 2e-4, "schedule": "exponential"}
+RELEASED = dict(epochs=400, lr=2e-4, lr_disc=2e-4, schedule="exponential", weight_decay=5e-5)
 NO_ADDITIONS = {"penalty": 0.0, "skip_fade": 0.0, "average": 0.0}
 
 

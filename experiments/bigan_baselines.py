@@ -94,6 +94,8 @@ def recipe(model="gan", recipe="ours"):
     settings = MODELS.get(model, MODELS["gan"])
     if recipe == "paper":
         changes = {**bigan.RELEASED, "average": 0.0, "skip": "no"}
+        if not hasattr(settings, "lr_disc"):  # an autoencoder: the released code has none
+            del changes["weight_decay"]
         read = {k: v for k, v in changes.items() if hasattr(settings, k)}
         settings = dataclasses.replace(settings, **read)
     if model in ("pixels", "untrained"):

@@ -45,6 +45,13 @@ WRITING = threading.Lock()  # a row's file is read, changed and written by one r
 FEW = "--warp 0 --neighbours 3 --smooth-weight 6 --smooth-rise 0.8 --y-weight 1"
 MANY = "--warp 0 --warp-weight 0 --y-weight 1"
 SLOW, LATE = "--lr 1e-4 --lr-encoder 1e-4", "--smooth-weight 3 --smooth-rise 0.5"
+TABLE1 = {  # BiGAN's Table 1: names of rows and of their models
+    "gan": "gan",
+    "lr": "latent-regressor",
+    "jlr": "joint-latent-regressor",
+    "ae-l2": "ae-l2",
+    "ae-l1": "ae-l1",
+}
 ROWS = {
     "mathieu/mnist": "--epochs 50",
     "mathieu/mnist-paper-terms": "--epochs 50 --recipe paper",
@@ -87,16 +94,14 @@ ROWS = {
     "aae/embed-100": "--task embed --labels 100",
     "aae/embed-0": "--task embed-clusters",
     "bigan/mnist": "",
-    "bigan/gan": "--model gan",
-    "bigan/lr": "--model latent-regressor",
-    "bigan/jlr": "--model joint-latent-regressor",
-    "bigan/ae-l2": "--model ae-l2",
-    "bigan/ae-l1": "--model ae-l1",
+    **{f"bigan/{name}": f"--model {model}" for name, model in TABLE1.items()},
     "bigan/ali": "--model ali",
     "bigan/alice": "--model alice",
     "bigan/pixels": "--model pixels",
     "bigan/untrained": "--model untrained",
     "bigan/bilinear": "",
+    "bigan/released": "",
+    **{f"bigan/released-{name}": f"--model {model}" for name, model in TABLE1.items()},
     "bigan/grid": "",
     "bigan/grid-random": "--setting random",
     "infogan/mnist": "",
@@ -113,11 +118,9 @@ PROGRAMS = {  # rows that are not of their paper's script
     "aae/likelihood-kl": "-m experiments.aae_compared",
     "aae/likelihood-wae-gan": "-m experiments.aae_compared",
     "aae/likelihood-mmd": "-m experiments.aae_compared",
-    "bigan/gan": "-m experiments.bigan_baselines",
-    "bigan/lr": "-m experiments.bigan_baselines",
-    "bigan/jlr": "-m experiments.bigan_baselines",
-    "bigan/ae-l2": "-m experiments.bigan_baselines",
-    "bigan/ae-l1": "-m experiments.bigan_baselines",
+    **{f"bigan/{name}": "-m experiments.bigan_baselines" for name in TABLE1},
+    "bigan/released": "-m experiments.bigan_released",
+    **{f"bigan/released-{name}": "-m experiments.bigan_released" for name in TABLE1},
     "bigan/pixels": "-m experiments.bigan_baselines",
     "bigan/untrained": "-m experiments.bigan_baselines",
     "bigan/bilinear": "-m experiments.bigan_product",
@@ -360,6 +363,8 @@ def seeds_of(row):
     """The seeds of the tables."""
     if row == "bigan/grid-random":
         return range(10)  # as many as the paper's
+    if row.startswith("bigan/released"):  # hours each
+        return range(2 if row == "bigan/released" else 1)
     headline = row in ("mathieu/mnist", "mathieu/sprites")
     return range(3 if row.startswith("mathieu/") and not headline else 5)
 

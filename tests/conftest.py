@@ -22,12 +22,18 @@ import pytest  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import common  # noqa: E402
+import infogan  # noqa: E402
 import mathieu  # noqa: E402
 from experiments import command_line, run_folder, scores  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from kills import kill_and_resume, same  # noqa: E402
+from torch import nn  # noqa: E402
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what was imported stays: `gc.collect` need not look at it again
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -128,3 +134,18 @@ def goes_on_bit_for_bit(monkeypatch):
 def fake_nets(shape=(1, 28, 28), **parts):
     """What `encode` and `decode` need of networks."""
     return SimpleNamespace(shape=shape, parameters=lambda: iter([torch.zeros(1)]), **parts)
+
+
+def narrow(o, steps=1):
+    """Networks as `infogan.build` gives them, of a few units: their checkpoints are small."""
+    nets = nn.Module()
+    nets.shape = 1, 28, 28
+    nets.trunk = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.BatchNorm1d(8), nn.LeakyReLU())
+    nets.d, nets.q = infogan.DHead(8, 1), infogan.QHead(o.categories, o.continuous)
+    nets.q.hidden = nn.Sequential(nn.Linear(8, 128), nn.BatchNorm1d(128))
+    inputs = o.z_dim + o.categories + o.continuous
+    nets.gen = infogan.Generator(inputs)
+    nets.gen.net = nn.Sequential(nn.Linear(inputs, 784), nn.BatchNorm1d(784))
+    nets.gen.net.append(nn.Unflatten(1, nets.shape))
+    nets.register_buffer("curve", torch.zeros(o.epochs * steps))
+    return nets

@@ -876,7 +876,7 @@ def test_likelihood_of_good_samples_beats_that_of_bad_ones():
 
 
 def test_the_baseline_learns_from_its_labels_alone(monkeypatch):
-    o = settings("--task semi --hidden 100 --batch-norm none")
+    o = settings("--task semi --hidden 100 --batch-norm none --labelled-batch 20")
     data, test = images(5000), images(1000, 1)
     labelled = aae_scores.labelled(data.y, 100, 1)
 

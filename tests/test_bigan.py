@@ -17,6 +17,7 @@ import common
 from experiments import (
     bigan_baselines,
     bigan_product,
+    bigan_released,
     bigan_scores,
     command_line,
     gaussians,
@@ -366,7 +367,8 @@ def test_a_step_is_simultaneous_and_the_papers(script, model, changes, monkeypat
     x = data.x.flatten(1) / 255
     loss_d, loss_ge, told = hand.baseline(x) if script is bigan_baselines else hand.joint(x)
     assert logged == pytest.approx({k: v.item() for k, v in told.items()}, rel=1e-4, abs=1e-7)
-    assert set(steps) == {((0.5, 0.999), 2.5e-5)}
+    decay = 5e-5 if o.recipe == "paper" else 2.5e-5
+    assert set(steps) == {((0.5, 0.999), decay)}
     first = bigan.rate(1, o.epochs, o.schedule)
     for loss, of_d in ((loss_d, True), (loss_ge, False)):
         named = {n: p for n, p in mine.named_parameters() if n.startswith("disc") == of_d}
@@ -440,6 +442,7 @@ def test_rates_and_the_papers_recipe():
         ours, paper = bigan.recipe(model), bigan.recipe(model, "paper")
         assert (paper.epochs, paper.batch_size, paper.lr, paper.lr_disc) == (400, 128, 2e-4, 2e-4)
         assert (paper.penalty, paper.skip_fade, paper.average) == (0, 0, 0)
+        assert paper.weight_decay == 2 * ours.weight_decay  # losses are twice the released ones
         assert (ours.penalty, ours.average, ours.epochs) == (0.5, 0.999, 30)
         assert (ours.skip_fade > 0) == (model == "bigan")
         assert (ours.cycle_weight, ours.model) == (0.05 if model == "alice" else 0, model)
@@ -448,7 +451,11 @@ def test_rates_and_the_papers_recipe():
     assert (gan.lr, gan.lr_disc, gan.skip, joint.regressor_weight) == (2e-4, 2e-4, "yes", 0.25)
     assert bigan_baselines.recipe("ae-l1").lr == 5e-4
     paper = bigan_baselines.recipe("ae-l1", "paper")
-    assert (paper.lr, paper.epochs, paper.average) == (2e-4, 400, 0)
+    assert (paper.lr, paper.epochs, paper.average, paper.weight_decay) == (2e-4, 400, 0, 2.5e-5)
+    assert bigan_baselines.recipe("gan", "paper").weight_decay == 5e-5
+    for model in ("bigan", *BASELINES):  # the settings of the model's own script
+        script = bigan if model == "bigan" else bigan_baselines
+        assert bigan_released.recipe(model) == script.recipe(model, "paper")
 
 
 def spied(monkeypatch, script=bigan, **changes):
@@ -511,6 +518,54 @@ def test_what_is_scored_is_the_average_of_the_weights(decay, monkeypatch):
     faded = disc(x, z)
     disc.skip = None
     assert torch.allclose(faded, disc(x, z), atol=1e-6)
+
+
+@pytest.mark.parametrize("model", ["bigan", "gan"])
+def test_the_released_recipe_measures_its_error_on_the_way(model, monkeypatch):
+    """Twice in three epochs: by the weights of then, after a cut as without, and no training draws
+    other numbers for it."""
+    data = mnist(200)
+    monkeypatch.setattr(common, "load_data", lambda o: (data.take(slice(120)), data))
+    for script in (bigan, bigan_baselines):
+        monkeypatch.setattr(script, "evaluate", lambda *_: ({"score": 1.0}, ()))
+    small = {"epochs": 3, "batch_size": 40, "hidden": 8, "device": "cpu", "precision": "fp32"}
+    o = dataclasses.replace(bigan_released.recipe(model), dry_run=True, **small)
+
+    def trained(stop_at=None, every=1, **changes):
+        monkeypatch.setattr(bigan_released.Run, "every", every)
+        save, count = common.Run.save, [0]
+
+        def counted(run, finished=False):
+            save(run, finished)
+            count[0] += 1
+            if count[0] == stop_at:
+                raise Enough
+
+        monkeypatch.setattr(common.Run, "save", counted)
+        try:
+            bigan_released.main(dataclasses.replace(o, **changes))
+        except Enough:
+            pass
+        monkeypatch.setattr(common.Run, "save", save)
+
+    def found(folder):
+        return json.loads(Path(folder, "metrics.json").read_text())
+
+    names = ["nn_error_features_1", "nn_error_features_2"]
+    trained(out="whole")
+    trained(out="without", every=50)
+    weights_of = [bigan_released.load(folder).state_dict() for folder in ("whole", "without")]
+    assert same(*weights_of)
+    assert not set(names) & set(found("without")) and found("whole")["score"] == 1
+    trained(out="cut", stop_at=2)
+    nets = bigan_released.build(o)
+    nets.load_state_dict(torch.load("cut/checkpoint.pt")["states"]["nets"])
+    before = copy.deepcopy(nets.state_dict())
+    now = bigan_released.layer_error(nets, data.take(slice(120)), data, o)
+    assert same(before, nets.state_dict())
+    trained(resume="cut")
+    assert [found("cut")[name] for name in names] == [found("whole")[name] for name in names]
+    assert found("whole")[names[1]] == now
 
 
 @pytest.mark.parametrize("script, model", [(bigan, "ali"), (bigan_baselines, "ae-l2")])

@@ -1219,6 +1219,7 @@ def test_imports_do_nothing_and_set_what_torch_reads(tmp_path):
     modules += ", experiments.mathieu_pretrained_s, experiments.score, data.sprites"
     modules += ", experiments.aae_scores, experiments.aae_figures, experiments.aae_compared"
     modules += ", experiments.bigan_baselines, experiments.bigan_product, experiments.gaussians"
+    modules += ", experiments.bigan_released"
     code = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})

@@ -17,7 +17,7 @@ import benchmark
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, narrow
 from markdown_it import MarkdownIt
 
 PAGES = {page: (ROOT / page).read_text() for page in [*tables.PAGES, "results/NOTES.md"]}
@@ -110,7 +110,7 @@ def test_readme_is_short():
 
 # ---- Commands and snippets -----------------------------------------------------------------------
 MODULES = "mathieu_pretrained_s|aae_compared|bigan_baselines|bigan_product|gaussians"
-MODULES += "|infogan_regular"
+MODULES += "|infogan_regular|bigan_released"
 COMMAND = (
     rf"python (?:(mathieu|aae|bigan|infogan)\.py|-m (experiments\.(?:{MODULES})))([^`\n|&:#]*)"
 )
@@ -217,6 +217,8 @@ def test_try_this_trains(script, words, monkeypatch):
 
     if hasattr(settings, "data"):
         monkeypatch.setattr(common, "load_data", few)
+    if "infogan" in script:
+        monkeypatch.setattr(importlib.import_module("infogan"), "build", narrow)
     finished = []
     monkeypatch.setattr(owner, "evaluate", lambda *arguments: ({}, ()))
     monkeypatch.setattr(common.Run, "finish", lambda run, *_: finished.append(run.history))

@@ -1,10 +1,15 @@
 """The characters that data/sprites.py draws."""
 
+import inspect
+
 import common
+import data.sprites
+from data import files
 from data.sprites import ATTRIBUTE_SIZES, ATTRIBUTES, IDENTITIES, POSE, draw_sprites, sprites
 
 import pytest
 import torch
+from conftest import ROOT
 
 
 def test_sprites_are_a_pure_function_of_their_arguments():
@@ -38,11 +43,15 @@ def test_the_data_set_is_the_one_of_the_results():
     assert colour == pytest.approx([212.421, 208.383, 200.334], abs=0.002)
 
 
-def test_load_dataset_wraps_them():
-    train, test = common.load_dataset("sprites")
-    assert (len(train.y), len(test.y)) == (500 * 40, 100 * 40)
-    for ours, theirs in zip(test, sprites("test")):
-        assert torch.equal(ours, theirs)
+def test_load_dataset_wraps_them(monkeypatch):
+    """Two parts, each in full: 40 images of a character, of which two are drawn here."""
+    count = inspect.signature(sprites).parameters["images_per_identity"].default
+    assert (count, IDENTITIES["train"], IDENTITIES["test"]) == (40, 500, 100)
+    monkeypatch.setattr(data.sprites, "sprites", lambda part: sprites(part, 2))  # and no other word
+    for validation, names in ((False, ("train", "test")), (True, ("train", "validation"))):
+        found = files.read("sprites", ROOT / "data", validation)
+        for split, name in zip(found, names):
+            assert all(torch.equal(a, b) for a, b in zip(common.Split(*split), sprites(name, 2)))
 
 
 def test_a_sprite_looks_the_same_drawn_with_others_or_alone():

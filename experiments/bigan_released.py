@@ -1,0 +1,89 @@
+"""BiGAN's Table 1 by the released recipe, to its end: 400 epochs, hours on a processor.
+
+    python -m experiments.bigan_released
+    python -m experiments.bigan_released --model gan      # or another of bigan_baselines.py
+
+Networks, losses and steps are those of bigan.py and bigan_baselines.py, by `--recipe paper`. Every
+50 epochs the table's error is measured, on a copy of the networks: the training draws the same
+random numbers as without. The answers are in errors.json and among the scores.
+"""
+
+import copy
+import functools
+import json
+
+import bigan
+import common
+from experiments import bigan_baselines, bigan_scores
+
+import torch
+
+
+def script_of(model):
+    """The module that trains a model."""
+    return bigan_baselines if model in bigan_baselines.MODELS else bigan
+
+
+def recipe(model="bigan", recipe="paper"):
+    """The settings of a model by its own script."""
+    return script_of(model).recipe(model, recipe)
+
+
+class Run(common.Run):
+    """Calls `measure()`, which gives the layer's error, after each 50 epochs. errors: what it gave,
+    {nn_error_features_EPOCHS: %}."""
+
+    every = 50
+
+    def epochs(self):
+        path = self.folder / "errors.json"  # is there when the run is resumed
+        self.errors = json.loads(path.read_text()) if path.exists() else {}
+        for epoch in super().epochs():
+            yield epoch
+            done = epoch + 1
+            if done % self.every == 0 and done < self.settings.epochs:
+                self.errors[f"nn_error_features_{done}"] = self.measure()
+                common.write_atomic(path, json.dumps(self.errors, indent=1).encode())
+
+
+@torch.no_grad()
+def layer_error(nets, data, test, settings):
+    """nn_error_features of networks in training, in %. They stay as they are."""
+    nets = copy.deepcopy(nets)
+    script_of(settings.model).settle(nets, data, settings)
+    net = nets.enc if hasattr(nets, "enc") else nets.disc
+    with torch.autocast(data.x.device.type, enabled=False):
+        h, h_test = (bigan_scores.features(net, part.x) for part in (data, test))
+        return bigan_scores.neighbour_scores(h, data.y, h_test, test.y)["nn_error_features"]
+
+
+def load(folder, device="cpu"):
+    """The trained networks of a run folder, in eval mode."""
+    return common.load(folder, recipe, build, device)
+
+
+def build(o):
+    return script_of(o.model).build(o)
+
+
+def evaluate(nets, data, test, settings, folder):
+    """Scores and the rows of the printed table; figures into the run's folder."""
+    return script_of(settings.model).evaluate(nets, data, test, settings, folder)
+
+
+def main(settings):
+    script = script_of(settings.model)
+    bigan_scores.load_judge(settings)  # a damaged file should fail now, not after the training
+    data, test = common.load_data(settings)
+    run = Run("bigan_released", settings, f"{settings.model}-{settings.dataset}")
+    nets = build(settings).to(run.device)
+    run.measure = functools.partial(layer_error, nets, data, test, settings)
+    with run.autocast():
+        script.train(run, nets, data)
+    script.settle(nets, data, settings)
+    found, table = evaluate(nets, data, test, settings, run.folder)
+    run.finish({**found, **run.errors}, table)
+
+
+if __name__ == "__main__":
+    common.run_main(main, recipe)
