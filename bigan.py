@@ -13,7 +13,7 @@ with G(E(x)), so reconstructions are often of another digit; ALICE adds that com
 Where the papers' things are
     BiGAN section 4, networks           Encoder, Generator, Discriminator
     BiGAN section 3, ALI eq. 1          discriminator_loss
-    BiGAN section 3.4, ALI eq. 4        swapped_loss; train: one step of all at once
+    BiGAN section 3.4, ALI eq. 4        swapped_loss; train: E, G and D step together
     ALI eq. 2, Algorithm 1              GaussianEncoder, train
     ALICE's explicit cycle terms        squared_error in train
     BiGAN Figure 2, ALI's samples       figure_reconstructions, figure_samples
@@ -22,13 +22,13 @@ Where the papers' things are
 
 Differences        the papers                           here
     epochs         400 (BiGAN, released)                30
-    rates          2e-4 (ALI 1e-4), exponential fall    5e-4, short rise, linear fall
-    losses         halved (BiGAN, released)             summed (--recipe paper: decay doubled)
+    rates          2e-4, exponential fall (ALI: 1e-4)   5e-4, short rise, linear fall
+    losses         halved (BiGAN, released)             summed (--recipe paper: twice the decay)
     batch norm     epsilon 1e-8 (BiGAN), 1e-4 (ALI)     epsilon 1e-5
     ALI's data     natural images, convolutions         MNIST, BiGAN's networks, codes of 50
     ALI's D        both kinds of pairs in one batch     a batch of each kind, as in BiGAN
     ALI's E        mu and sigma without bounds          batch norm on mu, sigma at most 1
-    ALICE          several kinds of cycle terms         squared errors, sums, one weight
+    ALICE          several kinds of cycle terms         summed squared errors, one lambda
     ALI's codes    samples, in reconstructions          their means
 Left out: ImageNet, PASCAL VOC; ALI's semi-supervised and conditional models.
 Three additions have a switch, and the mark "# ours": penalty, skip_fade, average.
@@ -72,7 +72,7 @@ class Settings(common.RunSettings):
 
 MODELS = {
     "bigan": Settings(),
-    "ali": Settings(model="ali", skip_fade=0.0),  # ten of ten runs did without (NOTES)
+    "ali": Settings(model="ali", skip_fade=0.0),  # ten of ten runs trained without (NOTES)
     "alice": Settings(model="alice", skip_fade=0.0, cycle_weight=0.05),
 }
 RELEASED = dict(epochs=400, lr=2e-4, lr_disc=2e-4, schedule="exponential", weight_decay=5e-5)
@@ -121,8 +121,8 @@ class Encoder(Network):
 class GaussianEncoder(Encoder):
     """ALI's E: a sample [B, z_dim] of q(z|x) = N(mu, sigma^2) (eq. 2), or its mean mu.
 
-    D's batch norm hardly sees the scale of z, so without bounds sigma grows until training breaks.
-    Here batch norm gives mu the prior's variance, 1, and sigma is at most 1. So z is a bit wide."""
+    D's batch norm nearly cancels the scale of z: without bounds sigma grows until training breaks.
+    Here batch norm gives mu the prior's variance, 1, and sigma is at most 1."""
 
     def __init__(self, shape=(1, 28, 28), z_dim=50, hidden=1024):
         super().__init__(shape, 2 * z_dim, hidden)
@@ -311,11 +311,11 @@ def figure_samples(nets, z, path):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # What each addition gains is in results/NOTES.md, under "Donahue et al. and Dumoulin et al.".
-# penalty: without it, at 6e-4 (default: 5e-4), reconstructions keep 10 % of the digits. E's
+# penalty: without it, at a rate of 6e-4, 10 % of the reconstructions keep their digit. E's
 # codes crowd into the corners of [-1, 1]^50, where the prior has almost no mass.
 # skip: D's batch norm takes away what a batch has in common. So D is nearly blind to a G that makes
-# one image; 1 of 5 runs ended so. D's first layer has no batch norm. The skip, a linear map that
-# fades, adds that layer to the logit: then 0 of 5 ended so.
+# one image, as 1 of 5 runs did. D's first layer has no batch norm. The skip, a linear map that
+# fades, adds that layer to the logit: then 0 of 5 did.
 # average: averaged weights keep 68 % of the digits, the last ones 57 ("average", "last" in NOTES).
 
 
@@ -383,7 +383,7 @@ def evaluate(nets, data, test, settings, folder):
 
 
 def main(settings, script="bigan", build=build):
-    """Train, then score. To train only, drop the judge and end with run.finish({})."""
+    """Train, then score. To train only, drop load_judge and end with run.finish({})."""
     from experiments import bigan_scores
 
     bigan_scores.load_judge(settings)  # a damaged file should fail now, not after the training

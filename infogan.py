@@ -7,8 +7,8 @@ nets. Chen, Duan, Houthooft, Schulman, Sutskever, Abbeel 2016, arXiv 1606.03657.
 A generator G makes an image of noise z and a code: a category c1, and numbers c2 (the paper's c2
 and c3). A discriminator D tells real images from generated ones. Q reads the code from the image.
 D and Q share a trunk; each adds a head of its own. G, Q and the trunk are rewarded when Q is right.
-So the code can come to tell what an image shows: which digit, how slanted, how wide. No label is
-used.
+So the code can come to say what an image shows: which digit, how slanted, how wide. No label is
+used to train.
 
 Where the paper's things are
     Eq. 6                         train, with a function for each term
@@ -29,8 +29,8 @@ Differences           paper; released code               here
     G's loss          log(1 - D)                         -log D, as released
     fakes             released: fresh ones for G's step  G's step reuses D's fakes
     leaky ReLU        0.1; released: 0.01                0.1
-    first weights     released: some normal, cut off     all normal
-    Figure 1          c1 alone                           c2 beside it
+    first weights     released: convolutions' cut off    all normal
+    Figure 1          the code is c1 alone               c1 and c2
 Ours, marked "# ours": warp (with split_loss), far (with far_judged), continuous_start; see "Beyond
 the paper".
 """
@@ -57,9 +57,9 @@ class Settings(common.RunSettings):
     batch_size: Batch = 128  # real images in a step (released: 128)
     lr: Rate = 1e-3  # Adam's rate for G (paper: 1e-3)
     lr_disc: Rate = 2e-4  # Adam's rate for D and Q (paper, for D: 2e-4)
-    schedule: Literal["linear", "constant"] = "linear"  # linear: rates fall from half of the run on
+    schedule: Literal["linear", "constant"] = "linear"  # linear: rates fall in the second half
     beta1: Beta = 0.5  # Adam's beta1 (released: 0.5)
-    z_dim: Whole = 62  # numbers in z, uniform in [-1, 1] (paper: 62)
+    z_dim: Whole = 62  # numbers in z (paper: 62), uniform in [-1, 1] (released: the same)
     categories: Whole = 10  # K, the number of values of c1; 0: no c1 (paper: 10)
     continuous: Whole = 2  # numbers in c2, uniform in [-1, 1] (paper: 2)
     category_weight: Weight = 1.0  # lambda of eq. 6 for c1 (paper: 1)
@@ -162,14 +162,15 @@ def discriminator_loss(logits_real, logits_fake):
     return F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean()
 
 
-# The information that x = G(z, c) has on c, and its bound. P(c'|x): the true, unknown posterior.
+# The information that x = G(z, c) has about c, and its bound. P(c'|x): the true, unknown posterior.
 #     I(c; x) = H(c) + E_x E_{c' ~ P(c'|x)} log P(c'|x)
 #            >= H(c) + E_x E_{c' ~ P(c'|x)} log Q(c'|x)                                   (eq. 4)
 #             = H(c) + E_{c ~ P(c), x = G(z,c)} log Q(c|x) = L_I(G, Q)        (Lemma 5.1, eq. 5)
 # The gap is KL(P(.|x) || Q(.|x)), a mean over x: 0 where Q is the posterior. The last line
 # spares us the posterior. Drawing x, then c' ~ P(c'|x), gives the same pairs as drawing c, then x
 # from it. So the c to score is the one that made x. H(c) does not depend on G or Q. What is left to
-# minimise is -log Q(c|x) = -log Q(c1|x) - log Q(c2|x): two losses, each with its lambda.
+# minimise is -log Q(c|x) = -log Q(c1|x) - log Q(c2|x), as Q takes c1 and c2 for independent: two
+# losses, each with its lambda.
 def category_loss(logits, c1):
     """-log Q(c1|x) in nats; log K where Q knows nothing. Logits and one-hot c1, both [B, K]."""
     return -(c1 * logits.log_softmax(1)).sum(1).mean()
@@ -229,13 +230,13 @@ def train(run, nets, data):
 
     for _ in run.epochs():
         for index in run.batches(torch.randperm(len(data.y)), o.batch_size):
-            done = (run.step - 1) / len(nets.curve)  # curve has one for each update
+            done = (run.step - 1) / len(nets.curve)  # curve has a number for each update
             opt_d.param_groups[0]["lr"] = o.lr_disc * rate(done, o.schedule)
             opt_g.param_groups[0]["lr"] = o.lr * rate(done, o.schedule)
             weight_c2 = o.continuous_weight if done >= o.continuous_start else 0  # ours
 
-            # made: n images of the prior's codes, then far ones (ours). The loss of c2 uses the n,
-            # that of c1 all, those of D and G `fake`.
+            # made: n images of the prior's codes, then far ones (ours). c2's loss uses the first n,
+            # c1's all, those of D and G the ones in `fake`.
             x = common.to_float(data.x[index])  # [n, 1, 28, 28]
             n = len(x)
             far = round(o.far * n) if o.warp else 0  # ours
@@ -287,10 +288,11 @@ def figure_sweep(nets, o, path, which, order, columns=11):
 # warp: without it, a category often mixes digits of the same slant. So Q reads warped copies of the
 # images, and c1 must be what a warp leaves alone. I(c; warp(x)) <= I(c; x): still a bound.
 # split_loss: c2 is read from warped copies, too. c2's first number is scored on copies not rotated
-# or sheared, so that it can be the slant; the others on copies rotated and sheared at random.
+# or sheared, so that it can be the slant; the others on copies rotated and sheared at random, so
+# that they cannot.
 # continuous_start: c2's loss starts late, or c2 would compete with c1 for the digit.
-# far: Figure 2 goes twice as far as the prior of c2, and there the digit changes. So Q must tell c1
-# on images of such c2, too. Without a warp there are none.
+# far: Figure 2 goes twice as far as the prior of c2. There the digit changed. So Q must tell c1 on
+# images of such c2, too. Off where warp is 0.
 # far_judged: D does not see far images, so they can be marred. This shows it some, or all.
 # Tries of all of it: results/NOTES.md.
 
@@ -373,7 +375,7 @@ def evaluate(nets, data, test, o, folder):
 
 
 def main(settings):
-    """Train, then score. To only train, drop the judge and end with run.finish({})."""
+    """Train, then score. To only train, drop load_judge and end with run.finish({})."""
     from experiments import infogan_scores
 
     data, test = common.load_data(settings)

@@ -4,15 +4,16 @@
     python -m experiments.bigan_baselines --model ae-l2
 
     gan                      D of a GAN; its last hidden layer is compared
-    latent-regressor         the paper's LR: E recovers z from G(z), and G learns nothing of it
+    latent-regressor         the paper's LR: E recovers z from G(z); G gets no gradient from it
     joint-latent-regressor   JLR: G minimises that error, too, with a weight
     ae-l2, ae-l1             autoencoders: E, then G
     pixels, untrained        no training: raw pixels; E with its initial weights
 
-Networks, rates and averages are bigan.py's. The GAN's D, of images alone, has the skip of bigan.py,
-which stays: none of fifteen runs collapsed onto one image, and without it two of nine did
-(results/NOTES.md). A new baseline: its settings in MODELS, its networks in `build`, its step in
-STEPS.
+Networks and averages are bigan.py's, so are the autoencoders' rates. With a D the rates are those
+released, and there is no penalty. D, of images alone, has the skip of bigan.py, which does not fade
+here: none of fifteen runs collapsed onto one image, and without it two of nine did
+(results/NOTES.md). `--recipe paper` drops it. A new baseline: its settings in MODELS, its networks
+in `build`, its step in STEPS.
 """
 
 import copy
@@ -69,13 +70,14 @@ class Gan(Autoencoder):
     model: NAMES = "gan"  # see above
     lr: Rate = 2e-4  # Adam's rate for G and E (released: 2e-4)
     lr_disc: Rate = 2e-4  # Adam's rate for D (released: 2e-4)
+    decay_disc: Weight = 2.5e-5  # weight_decay of D (released: the same, but D's loss is halved)
     skip: Literal["yes", "no"] = "yes"  # ours: D's logit sees its first layer, too (paper: no)
 
 
 @dataclasses.dataclass
 class JointRegressor(Gan):
     model: NAMES = "joint-latent-regressor"  # see above
-    regressor_weight: Weight = 0.25  # of the regressor's loss; 1 is degenerate, the authors say
+    regressor_weight: Weight = 0.25  # of the regressor's loss; with 1 it degenerates (authors)
 
 
 MODELS = {
@@ -94,8 +96,7 @@ def recipe(model="gan", recipe="ours"):
     settings = MODELS.get(model, MODELS["gan"])
     if recipe == "paper":
         changes = {**bigan.RELEASED, "average": 0.0, "skip": "no"}
-        if not hasattr(settings, "lr_disc"):  # an autoencoder: the released code has none
-            del changes["weight_decay"]
+        changes["decay_disc"] = changes.pop("weight_decay")  # of the others the loss is as released
         read = {k: v for k, v in changes.items() if hasattr(settings, k)}
         settings = dataclasses.replace(settings, **read)
     if model in ("pixels", "untrained"):
@@ -164,7 +165,7 @@ def gan_step(nets, opt, x, o):
     loss_g = generator_loss(logits_made)
     regression = x.new_zeros(())
     weight = 1.0
-    if o.model == "latent-regressor":  # neither does G learn from it, nor E from a real x
+    if o.model == "latent-regressor":  # G gets no gradient; E sees no real x
         regression = regression_loss(code_logits(nets.enc, x_z.detach()), z)
     if o.model == "joint-latent-regressor":  # E shares G's weight, as released
         regression = regression_loss(code_logits(nets.enc, x_z), z)
@@ -205,6 +206,7 @@ def train(run, nets, data):
     others = [p for name, p in nets.named_parameters() if not name.startswith("disc")]
     opt, lr = {"ge": torch.optim.Adam(others, o.lr, **adam)}, {"ge": o.lr}
     if hasattr(nets, "disc"):
+        adam["weight_decay"] = o.decay_disc
         opt["d"] = torch.optim.Adam(nets.disc.parameters(), o.lr_disc, **adam)
         lr["d"] = o.lr_disc
     average = copy.deepcopy(nets)
@@ -222,10 +224,9 @@ def train(run, nets, data):
 
 @torch.no_grad()
 def settle(nets, data, o):
-    """As bigan.settle. An autoencoder's G gets codes, a GAN's D images. Until here the E of a
-    latent regressor has seen no real image."""
-    images = data.x[:20_000]
-    parts = [common.to_float(x) for x in images.tensor_split(math.ceil(len(images) / 500))]
+    """As bigan.settle. An autoencoder's G gets codes, a GAN's D images. E's averages are of real
+    images, which a latent regressor never saw in training."""
+    parts = batch_norm.image_parts(data.x)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if hasattr(nets, "enc"):
@@ -271,8 +272,7 @@ def evaluate(nets, data, test, settings, folder):
     decode = functools.partial(bigan.decode, nets) if hasattr(nets, "gen") else None
     net = getattr(nets, "enc", getattr(nets, "disc", None))
     draw = functools.partial(draw_prior, "bigan", z_dim=settings.z_dim, device=data.x.device)
-    words = settings, data, test, judge
-    found, table = bigan_scores.evaluate(*words, net, encode, decode, draw)
+    found, table = bigan_scores.evaluate(settings, data, test, judge, net, encode, decode, draw)
     if decode:
         bigan.figure_samples(nets, draw(160), folder / "samples.png")
     if encode:

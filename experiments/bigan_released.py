@@ -1,11 +1,11 @@
-"""BiGAN's Table 1 by the released recipe, to its end: 400 epochs, hours on a processor.
+"""BiGAN's Table 1 by the released recipe: 400 epochs, hours on a processor.
 
     python -m experiments.bigan_released
-    python -m experiments.bigan_released --model gan      # or another of bigan_baselines.py
+    python -m experiments.bigan_released --model gan      # a baseline of bigan_baselines.py
 
-Networks, losses and steps are those of bigan.py and bigan_baselines.py, by `--recipe paper`. Every
-50 epochs the table's error is measured, on a copy of the networks: the training draws the same
-random numbers as without. The answers are in errors.json and among the scores.
+Networks, losses and steps are those of bigan.py and bigan_baselines.py, by `--recipe paper`; what
+still differs from the released code is in bigan.py's header. After each 50 epochs the table's error
+is measured on a copy of the networks. The results are in errors.json and among the scores.
 """
 
 import copy
@@ -21,7 +21,7 @@ import torch
 
 def script_of(model):
     """The module that trains a model."""
-    return bigan_baselines if model in bigan_baselines.MODELS else bigan
+    return bigan_baselines if model in bigan_baselines.STEPS else bigan
 
 
 def recipe(model="bigan", recipe="paper"):
@@ -30,14 +30,14 @@ def recipe(model="bigan", recipe="paper"):
 
 
 class Run(common.Run):
-    """Calls `measure()`, which gives the layer's error, after each 50 epochs. errors: what it gave,
+    """Calls `measure()`, which gives the error, after each 50 epochs. errors: the results,
     {nn_error_features_EPOCHS: %}."""
 
     every = 50
 
     def epochs(self):
         path = self.folder / "errors.json"  # is there when the run is resumed
-        self.errors = json.loads(path.read_text()) if path.exists() else {}
+        self.errors = json.loads(path.read_text()) if self.saved and path.exists() else {}
         for epoch in super().epochs():
             yield epoch
             done = epoch + 1
@@ -48,11 +48,11 @@ class Run(common.Run):
 
 @torch.no_grad()
 def layer_error(nets, data, test, settings):
-    """nn_error_features of networks in training, in %. They stay as they are."""
+    """nn_error_features of networks in training, in %: 1-NN by the last hidden layer."""
     nets = copy.deepcopy(nets)
-    script_of(settings.model).settle(nets, data, settings)
     net = nets.enc if hasattr(nets, "enc") else nets.disc
     with torch.autocast(data.x.device.type, enabled=False):
+        script_of(settings.model).settle(nets, data, settings)
         h, h_test = (bigan_scores.features(net, part.x) for part in (data, test))
         return bigan_scores.neighbour_scores(h, data.y, h_test, test.y)["nn_error_features"]
 

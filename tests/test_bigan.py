@@ -452,7 +452,8 @@ def test_rates_and_the_papers_recipe():
     assert bigan_baselines.recipe("ae-l1").lr == 5e-4
     paper = bigan_baselines.recipe("ae-l1", "paper")
     assert (paper.lr, paper.epochs, paper.average, paper.weight_decay) == (2e-4, 400, 0, 2.5e-5)
-    assert bigan_baselines.recipe("gan", "paper").weight_decay == 5e-5
+    gan = bigan_baselines.recipe("gan", "paper")
+    assert (gan.weight_decay, gan.decay_disc, gan.skip) == (2.5e-5, 5e-5, "no")
     for model in ("bigan", *BASELINES):  # the settings of the model's own script
         script = bigan if model == "bigan" else bigan_baselines
         assert bigan_released.recipe(model) == script.recipe(model, "paper")
