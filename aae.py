@@ -451,7 +451,7 @@ def build(o):
     return nets
 
 
-def load(folder, device="cpu", recipe=recipe):
+def load(folder, device="cpu"):
     """Trained networks in eval mode: load("runs/aae/semi-100-seed0")."""
     return common.load(folder, recipe, build, device)
 

@@ -49,8 +49,7 @@ import torch.nn.functional as F
 from torch import nn
 
 
-# ---- Settings: each field is a flag, its comment the help ----------------------------------------
-# "released": the default of BiGAN's code.
+# ---- Settings: a field is a flag, its comment the help; "released": the default of BiGAN's code --
 @dataclasses.dataclass
 class Settings(common.RunSettings):
     model: Literal["bigan", "ali", "alice"] = "bigan"  # ali: E draws samples; alice: ali and cycles
@@ -350,7 +349,7 @@ def build(o, discriminator=Discriminator):
     return nets
 
 
-def load(folder, device="cpu", build=build, recipe=recipe):
+def load(folder, device="cpu"):
     """Trained networks in eval mode: load("runs/bigan/bigan-mnist-seed0")."""
     return common.load(folder, recipe, build, device)
 
@@ -367,6 +366,7 @@ def decode(nets, z):
     return torch.cat([nets.gen(part) for (part,) in common.code_batches(nets, z)])
 
 
+@torch.random.fork_rng()
 def evaluate(nets, data, test, settings, folder):
     """Figures into the run's folder; returns the scores and the rows of the printed table."""
     from experiments import bigan_scores

@@ -351,7 +351,7 @@ def build(o):
     return nets.to(memory_format=torch.channels_last)  # the same numbers, but convolved faster
 
 
-def load(folder, device="cpu", build=build):
+def load(folder, device="cpu"):
     """Trained networks in eval mode: load("runs/mathieu/mnist-seed0")."""
     return common.load(folder, recipe, build, device)
 

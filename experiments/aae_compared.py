@@ -19,10 +19,10 @@ from typing import Literal
 
 import aae
 import common
-from aae import PRIORS, discriminator_loss, evaluate, rate, reconstruction_loss, update
+from aae import PRIORS, build, discriminator_loss, evaluate, rate, reconstruction_loss, update
 from common import Weight
 from experiments import aae_priors, aae_scores, batch_norm
-from experiments.aae_scores import mmd_loss
+from experiments.aae_scores import draw_prior, mmd_loss
 
 import torch
 
@@ -75,15 +75,10 @@ def regulariser(nets, o, z, mu, logvar):
     if o.regularizer == "wae-gan":
         return aae.adversarial_loss(nets.disc(z / o.prior_std))
     if o.regularizer == "mmd":
-        return mmd_loss(z, draw_prior(nets, z), o.prior_std, SCALES)
+        return mmd_loss(z, draw_prior(nets, len(z), z.device), o.prior_std, SCALES)
     if o.prior == "gaussian":
         return kl_loss(mu, logvar, o.prior_std)
     return sampled_kl_loss(z, mu, logvar, aae_priors.log_density(nets.prior, z))
-
-
-def draw_prior(nets, z):
-    """As many samples of the prior as there are codes z."""
-    return aae_scores.draw_prior(nets, len(z), z.device)
 
 
 def train(run, nets, data):
@@ -115,16 +110,12 @@ def train(run, nets, data):
                 opt_d.param_groups[0]["lr"] = o.lr_disc * rate(run.step, total, o.lr_disc_end)
                 with torch.no_grad():
                     _, z = enc.sample(noisy)
-                z, z_prior = z / o.prior_std, draw_prior(nets, z) / o.prior_std
-                loss_d = discriminator_loss(*disc(torch.cat([z_prior, z])).chunk(2))
+                z_prior = draw_prior(nets, len(z), z.device)
+                both = torch.cat([z_prior, z]) / o.prior_std
+                loss_d = discriminator_loss(*disc(both).chunk(2))
                 update(opt_d, loss_d)
                 losses["discriminator"] = loss_d
             run.log(**losses)
-
-
-def load(folder, device="cpu"):
-    """Trained networks in eval mode."""
-    return aae.load(folder, device, recipe)
 
 
 def main(o):
@@ -134,7 +125,7 @@ def main(o):
     images, test = common.load_data(o)
     data, _, _ = aae_scores.split(images, o)
     run = common.Run("aae_compared", o, aae_scores.name(o))
-    nets = aae.build(o).to(run.device)
+    nets = build(o).to(run.device)
     with run.autocast():
         train(run, nets, data)
     batch_norm.settle(nets.enc, ((x,) for x in batch_norm.image_parts(data.x)))

@@ -23,15 +23,9 @@ def percentiles(n):
 def walk(prior):
     """Codes [n, 2] for a grid of images, the grid's columns, and words."""
     if is_mixture(prior):  # the mixture: its first three components side by side
-        squares = []
-        for k in range(3):
-            square = prior.place(percentiles(10), torch.full((100,), k))
-            squares.append(square.view(10, 10, 2))
-        return (
-            torch.cat(squares, 1).view(-1, 2),
-            30,
-            "Components 0, 1, 2 (Fig. 4b): outwards, across",
-        )
+        places = [prior.place(percentiles(10), torch.full((100,), k)) for k in range(3)]
+        codes = torch.cat([place.view(10, 10, 2) for place in places], 1).view(-1, 2)
+        return codes, 30, "Components 0, 1, 2 (Fig. 4b): outwards, across"
     if is_roll(prior):
         u = (torch.arange(100) + 0.5) / 100
         return prior.curve(u), 20, "A walk along the roll, from its centre (Fig. 4d)"

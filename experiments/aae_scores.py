@@ -7,12 +7,9 @@ training left it.
 
 import math
 
-from common import (
-    UserError,
-    say,
-    to_float,
-)
+from common import UserError, say, to_float
 from experiments import aae_figures, aae_priors, batch_norm, machine, scores
+from experiments.scores import in_parts, percent
 
 import torch
 import torch.nn.functional as F
@@ -77,10 +74,6 @@ def name(o):
 def load_judge(o):
     """The classifier that reads digits from images."""
     return scores.load_judge(o.dataset, o.data, machine.choose_device(o.device), quick=o.dry_run)
-
-
-def percent(hits):
-    return hits.float().mean().item() * 100
 
 
 def draw_prior(nets, count, device):
@@ -150,9 +143,9 @@ def reconstruction_mse(nets, encode, decode, test, y=None):
 
 
 # ---- Table 1 -------------------------------------------------------------------------------------
-def parzen_scores(nets, decode, x, held_out, o, parts, sigmas):
-    """Mean log-likelihood in nats of images x [N, D] under a Parzen window on `parts` times 10,000
-    samples, its standard error, and the width, which held-out images choose from `sigmas`."""
+def parzen_scores(name, nets, decode, x, held_out, o, parts, sigmas):
+    """NAME: mean log-likelihood in nats of images x [N, D] under a Parzen window on `parts` times
+    10,000 samples. _sem: its standard error. _sigma: the width; held-out images choose it."""
     size = 500 if o.dry_run else 10_000
 
     def density(images, sigmas):  # in parts; the same samples at each call
@@ -166,22 +159,20 @@ def parzen_scores(nets, decode, x, held_out, o, parts, sigmas):
 
     sigma = sigmas[density(held_out, sigmas).mean(1).argmax()]
     log_p = density(x, [sigma])[0]
-    return log_p.mean().item(), (log_p.std() / len(x) ** 0.5).item(), sigma
+    error = (log_p.std() / len(x) ** 0.5).item()
+    return {name: log_p.mean().item(), f"{name}_sem": error, f"{name}_sigma": sigma}
 
 
 def likelihood_scores(nets, encode, decode, held_out, test, o):
     """parzen_10k, as in the paper's first column, and of the AAE parzen_1m (its second has ten
     million samples; more are a tighter lower bound); _sem: standard error; _sigma: width."""
     x, held = to_float(test.x).flatten(1), to_float(held_out.x).flatten(1)
-    words, found = ("parzen_{}", "parzen_{}_sem", "parzen_{}_sigma"), {}
     sigmas = [0.08 * 1.06**k for k in range(24)]
-    values = parzen_scores(nets, decode, x, held, o, 1, sigmas)
-    found.update(zip([word.format("10k") for word in words], values))
-    if not hasattr(o, "regularizer"):
-        sigmas = [values[2] * 1.06**-k for k in range(10)]  # more samples want a narrower window
+    found = parzen_scores("parzen_10k", nets, decode, x, held, o, 1, sigmas)
+    if not hasattr(o, "regularizer"):  # more samples want a narrower window
+        sigmas = [found["parzen_10k_sigma"] * 1.06**-k for k in range(10)]
         parts = 2 if o.dry_run else 100
-        values = parzen_scores(nets, decode, x, held[:500], o, parts, sigmas)
-        found.update(zip([word.format("1m") for word in words], values))
+        found |= parzen_scores("parzen_1m", nets, decode, x, held[:500], o, parts, sigmas)
     found["reconstruction_mse"] = reconstruction_mse(nets, encode, decode, test)
     return found
 
@@ -242,9 +233,7 @@ def baseline_error(enc, data, test, labelled, o):
             loss.backward()
             optimiser.step()
     batch_norm.settle(enc, ((x,) for x in batch_norm.image_parts(data.x)))
-    with torch.no_grad():
-        answers = [enc.classify(to_float(part)).argmax(1) for part in test.x.split(1000)]
-    return percent(torch.cat(answers) != test.y)
+    return percent(in_parts(enc.classify, test.x).argmax(1) != test.y)
 
 
 # ---- Table 3 -------------------------------------------------------------------------------------

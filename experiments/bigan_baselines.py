@@ -12,8 +12,8 @@
 Networks and averages are bigan.py's, so are the autoencoders' rates. With a D the rates are those
 released, and there is no penalty. D, of images alone, has the skip of bigan.py, which does not fade
 here: none of fifteen runs collapsed onto one image, and without it two of nine did
-(results/NOTES.md). `--recipe paper` drops it. A new baseline: its settings in MODELS, its networks
-in `build`, its step in STEPS.
+(results/NOTES.md). `--recipe paper` drops it. A new baseline: its name in NAMES, its settings in
+MODELS, its networks in `build`, its step in STEPS.
 """
 
 import copy
@@ -33,13 +33,7 @@ import torch.nn.functional as F
 from torch import nn
 
 NAMES = Literal[
-    "gan",
-    "latent-regressor",
-    "joint-latent-regressor",
-    "ae-l2",
-    "ae-l1",
-    "pixels",
-    "untrained",
+    "gan", "latent-regressor", "joint-latent-regressor", "ae-l2", "ae-l1", "pixels", "untrained"
 ]
 
 
@@ -94,26 +88,20 @@ MODELS = {
 def recipe(model="gan", recipe="ours"):
     """The settings of a baseline."""
     settings = MODELS.get(model, MODELS["gan"])
-    if recipe == "paper":
+    if recipe == "paper" and model in STEPS:
         changes = {**bigan.RELEASED, "average": 0.0, "skip": "no"}
         changes["decay_disc"] = changes.pop("weight_decay")  # of the others the loss is as released
         read = {k: v for k, v in changes.items() if hasattr(settings, k)}
         settings = dataclasses.replace(settings, **read)
-    if model in ("pixels", "untrained"):
-        settings = dataclasses.replace(settings, epochs=0)
     return dataclasses.replace(settings, recipe=recipe)
 
 
 # ---- Networks and losses -------------------------------------------------------------------------
-class ImageDiscriminator(bigan.Network):
+class ImageDiscriminator(bigan.Encoder):
     """The logit [B] of a GAN's D(x): bigan.py's D without the code. `skip` as there."""
 
     def __init__(self, shape=(1, 28, 28), hidden=1024, skip=False):
-        super().__init__()
-        self.layer1 = nn.Linear(math.prod(shape), hidden, bias=False)
-        self.layer2 = nn.Linear(hidden, hidden, bias=False)
-        self.norm = nn.BatchNorm1d(hidden, affine=False)
-        self.out = nn.Linear(hidden, 1, bias=False)
+        super().__init__(shape, 1, hidden)
         self.skip = nn.Linear(hidden, 1, bias=False) if skip else None
 
     def initialise(self):
@@ -122,16 +110,9 @@ class ImageDiscriminator(bigan.Network):
         if self.skip is not None:
             nn.init.zeros_(self.skip.weight)
 
-    def layers(self, x):
-        h1 = F.leaky_relu(self.layer1(x.flatten(1)), 0.2)
-        return h1, F.leaky_relu(self.norm(self.layer2(h1)), 0.2)
-
-    def features(self, x):
-        """The last hidden layer [B, hidden]."""
-        return self.layers(x)[1]
-
     def forward(self, x):
-        h1, h2 = self.layers(x)
+        h1 = F.leaky_relu(self.layer1(x.flatten(1)), 0.2)
+        h2 = F.leaky_relu(self.norm(self.layer2(h1)), 0.2)
         logit = self.out(h2).float().squeeze(1)
         if self.skip is not None:
             logit = logit + self.skip(h1).float().squeeze(1)
@@ -260,11 +241,7 @@ def build(o):
     return nets
 
 
-def load(folder, device="cpu"):
-    """The trained networks of a run folder, in eval mode."""
-    return bigan.load(folder, device, build, recipe)
-
-
+@torch.random.fork_rng()
 def evaluate(nets, data, test, settings, folder):
     """Scores and the rows of the printed table; figures into the run's folder."""
     judge = bigan_scores.load_judge(settings)

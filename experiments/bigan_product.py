@@ -13,7 +13,7 @@ import math
 
 import bigan
 import common
-from bigan import evaluate, main  # experiments.score asks this module for both  # noqa: F401
+from bigan import evaluate, main  # experiments.score asks for evaluate  # noqa: F401
 from common import Count, Share
 
 import torch.nn.functional as F
@@ -50,11 +50,6 @@ class ProductDiscriminator(bigan.Discriminator):
 
 def build(o):
     return bigan.build(o, functools.partial(ProductDiscriminator, n=o.product))
-
-
-def load(folder, device="cpu"):
-    """The trained networks of a run folder, in eval mode."""
-    return bigan.load(folder, device, build, recipe)
 
 
 if __name__ == "__main__":

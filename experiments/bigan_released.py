@@ -47,19 +47,13 @@ class Run(common.Run):
 
 
 @torch.no_grad()
-def layer_error(nets, data, test, settings):
-    """nn_error_features of networks in training, in %: 1-NN by the last hidden layer."""
+def error_so_far(nets, data, test, settings):
+    """nn_error_features of networks in training, in %."""
     nets = copy.deepcopy(nets)
     net = nets.enc if hasattr(nets, "enc") else nets.disc
     with torch.autocast(data.x.device.type, enabled=False):
         script_of(settings.model).settle(nets, data, settings)
-        h, h_test = (bigan_scores.features(net, part.x) for part in (data, test))
-        return bigan_scores.neighbour_scores(h, data.y, h_test, test.y)["nn_error_features"]
-
-
-def load(folder, device="cpu"):
-    """The trained networks of a run folder, in eval mode."""
-    return common.load(folder, recipe, build, device)
+        return bigan_scores.layer_error(net, data, test)
 
 
 def build(o):
@@ -77,7 +71,7 @@ def main(settings):
     data, test = common.load_data(settings)
     run = Run("bigan_released", settings, f"{settings.model}-{settings.dataset}")
     nets = build(settings).to(run.device)
-    run.measure = functools.partial(layer_error, nets, data, test, settings)
+    run.measure = functools.partial(error_so_far, nets, data, test, settings)
     with run.autocast():
         script.train(run, nets, data)
     script.settle(nets, data, settings)

@@ -133,7 +133,8 @@ def terminate(signal_number, frame):
 
 
 def exit_on_mistake(call):
-    """Call; a mistake by the user ends in one line on stderr and exit status 2."""
+    """Call; what ends it early is one line on stderr. Exit status 2: a mistake by the user; 130 or
+    143: stopped; 1: the table could not be printed."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # None where the shell closed it
     sys.stderr = sys.stderr or open(os.devnull, "w")
     if threading.current_thread() is threading.main_thread():  # others may not

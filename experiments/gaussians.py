@@ -26,14 +26,7 @@ import math
 from typing import Annotated, Literal
 
 import common
-from bigan import (
-    discriminator_loss,
-    move_average,
-    rate,
-    squared_error,
-    swapped_loss,
-    update,
-)
+from bigan import discriminator_loss, move_average, rate, squared_error, swapped_loss, update
 from common import Batch, Beta, Count, Rate, Share, Size, Weight, Whole
 from experiments import batch_norm
 from experiments.bigan_baselines import generator_loss
@@ -272,7 +265,7 @@ PLAYERS = {  # optimiser: the networks it moves
     "posthoc_e": ("posthoc_enc",),
     "vae": ("vae_enc", "vae_gen"),
 }
-AFTERWARDS = ("inverse_enc", "posthoc_enc", "posthoc_disc")  # trained when the GAN is finished
+AFTERWARDS = ("inverse_enc", "posthoc_enc")  # trained when the GAN is finished
 
 
 def optimisers(nets, o):
@@ -295,9 +288,9 @@ def train(run, nets, x_train):
     lr = {name: opt[name].param_groups[0]["lr"] for name in opt}
     average = copy.deepcopy(nets)
     run.track(nets=nets, average=average, **{f"opt_{name}": opt[name] for name in opt})
-    everything = [name for name, _ in nets.named_children()]
-    later = [name for name in everything if name in AFTERWARDS]
-    first = [name for name in everything if name not in later]
+    scored = [name for name, _ in nets.named_children() if not name.endswith("disc")]
+    later = [name for name in scored if name in AFTERWARDS]
+    first = [name for name in scored if name not in later]
     last_epochs = max(1, o.epochs // 5) if later else 0
     per_epoch = math.ceil(len(x_train) / o.batch_size)
     zero = torch.zeros((), device=device)
@@ -315,17 +308,16 @@ def train(run, nets, x_train):
                 factor = rate(step, steps, o.schedule) if o.schedule == "linear" else 1.0
                 opt[name].param_groups[0]["lr"] = lr[name] * factor
             weight = 4 * o.penalty / 2 if run.step % 4 == 1 else 0.0  # as in bigan.py
-            losses = dict.fromkeys(LOSSES, zero)
-            losses.update(games_step(nets, opt, x, z, weight, o) if games else {})
-            losses.update({} if games else inference_step(nets, opt, x, z, weight))
+            if games:
+                losses = games_step(nets, opt, x, z, weight, o)
+            else:
+                losses = inference_step(nets, opt, x, z, weight)
             for name in active:
-                if not name.endswith("disc"):  # no score asks for D
-                    move_average(getattr(average, name), getattr(nets, name), step, o.average)
-            run.log(**losses)
+                move_average(getattr(average, name), getattr(nets, name), step, o.average)
+            run.log(**dict.fromkeys(LOSSES, zero) | losses)
         if epoch + 1 in (o.epochs - last_epochs, o.epochs):  # these networks are finished
             for name in active:
-                if not name.endswith("disc"):
-                    move_average(getattr(nets, name), getattr(average, name), step=1, decay=0.0)
+                move_average(getattr(nets, name), getattr(average, name), step=1, decay=0.0)
             settle(nets, x_train, active)
     nets.eval()
 
@@ -367,10 +359,8 @@ def settle(nets, x_train, names):
                 batch_norm.settle(net, ((x,) for x in parts))
             elif name == "vae_gen":
                 batch_norm.settle(net, ((nets.vae_enc(x),) for x in parts))
-            elif name.endswith("gen"):
-                batch_norm.settle(net, ((torch.randn_like(x),) for x in parts))
             else:
-                net.eval()
+                batch_norm.settle(net, ((torch.randn_like(x),) for x in parts))
 
 
 # ---- Scores --------------------------------------------------------------------------------------
@@ -467,16 +457,12 @@ def figure_mixture(nets, path, n=2500):
 
 
 # ---- The command line ----------------------------------------------------------------------------
-def load(folder, device="cpu"):
-    """The trained networks of a run folder, in eval mode."""
-    return common.load(folder, recipe, build, device)
-
-
 def load_data(settings):
     """Nothing: experiments.score asks for it, and the scores draw their points."""
     return None, None
 
 
+@torch.random.fork_rng()
 def evaluate(nets, data, test, settings, folder):
     """Scores and the rows of the printed table; the figure into the run's folder."""
     scores = score(nets, 1000 if settings.dry_run else 10_000)

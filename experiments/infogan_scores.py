@@ -9,21 +9,14 @@ everything else from seeds.
 import functools
 import math
 
-from common import (
-    save_figure,
-    say,
-    to_float,
-)
+from common import save_figure, say, to_float
 from experiments import batch_norm, machine, scores
+from experiments.scores import in_parts, percent
 
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from sklearn.metrics import normalized_mutual_info_score
-
-
-def percent(hits):
-    return hits.float().mean().item() * 100
 
 
 # ---- What the codes do to generated images -------------------------------------------------------
@@ -34,9 +27,8 @@ def image_moments(images):
     width: twice the ink over the length of all edges (the total variation): for a long even stroke
     its width in pixels, or about 2 where that is less."""
     ink = images[:, 0]
-    rows = torch.arange(ink.shape[1], device=ink.device, dtype=ink.dtype)
-    columns = torch.arange(ink.shape[2], device=ink.device, dtype=ink.dtype)
-    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    y = torch.arange(ink.shape[1], device=ink.device, dtype=ink.dtype)[:, None]
+    x = torch.arange(ink.shape[2], device=ink.device, dtype=ink.dtype)
     mass = ink.sum((1, 2)).clamp(min=1e-6)
 
     def mean(f):
@@ -44,10 +36,8 @@ def image_moments(images):
 
     dx, dy = x - mean(x)[:, None, None], y - mean(y)[:, None, None]
     slant = -mean(dx * dy) / mean(dy * dy).clamp(min=1e-6)  # y points down
-    padded = F.pad(ink, (1, 1, 1, 1))
-    gx = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]
-    gy = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
-    edges = (gx.square() + gy.square()).sqrt().sum((1, 2)) / 2
+    gy, gx = torch.gradient(F.pad(ink, (1, 1, 1, 1)), dim=(1, 2))
+    edges = (gx.square() + gy.square())[:, 1:-1, 1:-1].sqrt().sum((1, 2))
     return slant, 2 * mass / edges.clamp(min=1e-6)
 
 
@@ -143,10 +133,7 @@ def cluster_scores(logits, test_logits, data, test, tries=5):
     centres = scores.k_means(x, min(logits.shape[1], len(x)), tries=tries)
     distances = -torch.cdist(x, centres), -torch.cdist(test_x, centres)
     found = {}
-    for prefix, (answers, test_answers) in (
-        ("", (logits, test_logits)),
-        ("kmeans_", distances),
-    ):
+    for prefix, (answers, test_answers) in (("", (logits, test_logits)), ("kmeans_", distances)):
         matched = scores.match_clusters(answers, data.y)
         commonest = scores.name_clusters(answers, data.y, "majority")
         found[f"{prefix}cluster_error"] = scores.cluster_error(test_answers, test.y, matched)
@@ -209,12 +196,6 @@ def probe_scores(layers, data, test, dry=False):
             error = scores.probe(*arrays, hidden=0, epochs=epochs).item()
             found[f"probe_error_{name}_{'all' if count == len(data.y) else count}"] = error
     return found
-
-
-@torch.no_grad()
-def in_parts(net, x):
-    """net(x), a thousand rows of x [N, ...] at a time."""
-    return torch.cat([net(to_float(part)) for part in x.split(1000)])
 
 
 def untrained_trunk(build, settings, images):

@@ -59,11 +59,6 @@ def build(settings):
     return nets
 
 
-def load(folder, device="cpu"):
-    """The trained networks of a run folder, in eval mode."""
-    return mathieu.load(folder, device, build)
-
-
 def main(settings):
     data, test = common.load_data(settings)
     common.pair_same_class(data.y)  # a class with one image should fail now

@@ -9,6 +9,7 @@ import functools
 from common import figure_grid, say, to_float
 from data.sprites import ATTRIBUTES, draw_sprites
 from experiments import machine, scores
+from experiments.scores import percent
 
 import torch
 
@@ -20,13 +21,9 @@ def noise_like(mu, seed):
 
 
 def shuffled(test, seed=0):
-    """For each image a a random image b of `test`: int64 [N]."""
+    """For each image a, a random image b of `test`: int64 [N]."""
     rng = torch.Generator().manual_seed(seed)
     return torch.randperm(len(test.y), generator=rng).to(test.y.device)
-
-
-def percent(hits):
-    return hits.float().mean().item() * 100
 
 
 def swap_scores(codes, decode, test, judge):

@@ -41,6 +41,7 @@ RESULTS = ROOT / "results"
 CHILDREN = set()  # runs under way
 WRITING = threading.Lock()  # a row's file is read, changed and written by one run at a time
 
+NO_ADVERSARY = "--swap-weight 0 --prior-weight 0 --code-weight 0"
 # aae.py without warps: few labels or many, slow rates, late smoothness.
 FEW = "--warp 0 --neighbours 3 --smooth-weight 6 --smooth-rise 0.8 --y-weight 1"
 MANY = "--warp 0 --warp-weight 0 --y-weight 1"
@@ -52,81 +53,70 @@ TABLE1 = {  # BiGAN's Table 1: names of rows and of their models
     "ae-l2": "ae-l2",
     "ae-l1": "ae-l1",
 }
-ROWS = {
-    "mathieu/mnist": "--epochs 50",
-    "mathieu/mnist-paper-terms": "--epochs 50 --recipe paper",
-    "mathieu/sprites": "--dataset sprites --epochs 50",
-    "mathieu/sprites-paper-terms": "--dataset sprites --epochs 50 --recipe paper",
-    "mathieu/mnist-short": "--epochs 4",
-    "mathieu/mnist-short-paper-terms": "--epochs 4 --recipe paper",
-    "mathieu/mnist-no-code-discriminator": "--epochs 4 --code-weight 0",
-    "mathieu/mnist-no-dead-zone": "--epochs 4 --dead-zone 0",
-    "mathieu/mnist-prior-std-1": "--epochs 4 --prior-std 1",
-    "mathieu/mnist-constant-kl": "--epochs 4 --kl-start 2.4",
-    "mathieu/mnist-no-prior-term": "--epochs 4 --prior-weight 0",
-    "mathieu/mnist-no-adversary": "--epochs 4 --swap-weight 0 --prior-weight 0 --code-weight 0",
-    "mathieu/mnist-weak-kl": "--epochs 4 --kl-start 0.15 --kl-weight 0.15",
-    "mathieu/mnist-weak-kl-no-adversary": "--epochs 4 --kl-start 0.15 --kl-weight 0.15"
-    " --swap-weight 0 --prior-weight 0 --code-weight 0",
-    "mathieu/mnist-pretrained-s": "--epochs 4",
-    "aae/prior-gaussian": "",
-    "aae/prior-gaussian-kl": "--regularizer kl",
-    "aae/prior-gaussian-mmd": "--regularizer mmd",
-    "aae/prior-mixture-10000": "--task prior-labels --prior mixture",
-    "aae/prior-swiss-roll-10000": "--task prior-labels --prior swiss-roll",
-    "aae/likelihood": "--task likelihood",
-    "aae/likelihood-50-epochs": "--task likelihood --epochs 50",
-    "aae/likelihood-noise": "--task likelihood --epochs 100 --noise 0.5",
-    "aae/likelihood-6d": "--task likelihood --epochs 50 --z-dim 6",
-    "aae/likelihood-kl": "--task likelihood --regularizer kl",
-    "aae/likelihood-wae-gan": "--task likelihood --regularizer wae-gan",
-    "aae/likelihood-mmd": "--task likelihood --regularizer mmd",
-    "aae/style": "--task style",
-    "aae/semi-100": "--task semi --labels 100",
-    "aae/semi-100-no-warps": f"--task semi --labels 100 {FEW}",
-    "aae/semi-1000": "--task semi --labels 1000",
-    "aae/semi-1000-no-warps": f"--task semi --labels 1000 {MANY} {LATE}",
-    "aae/semi-60000": "--task semi-all",
-    "aae/semi-60000-no-warps": f"--task semi-all --epochs 25 {MANY} {SLOW}",
-    "aae/cluster-16": "--task cluster --clusters 16",
-    "aae/cluster-30": "--task cluster --clusters 30",
-    "aae/embed-1000": "--task embed --labels 1000",
-    "aae/embed-100": "--task embed --labels 100",
-    "aae/embed-0": "--task embed-clusters",
-    "bigan/mnist": "",
-    **{f"bigan/{name}": f"--model {model}" for name, model in TABLE1.items()},
-    "bigan/ali": "--model ali",
-    "bigan/alice": "--model alice",
-    "bigan/pixels": "--model pixels",
-    "bigan/untrained": "--model untrained",
-    "bigan/bilinear": "",
-    "bigan/released": "",
-    **{f"bigan/released-{name}": f"--model {model}" for name, model in TABLE1.items()},
-    "bigan/grid": "",
-    "bigan/grid-random": "--setting random",
-    "infogan/mnist": "",
-    "infogan/long": "--epochs 8 --far 1",
-    "infogan/baseline": "",
-    "infogan/paper": "--recipe paper",
-    "infogan/k0": "--categories 0 --warp 0 --continuous-start 0",
-    **{f"infogan/k{k}": f"--categories {k}" for k in (2, 5, 20, 30, 50)},
-}
-PROGRAMS = {  # rows that are not of their paper's script
-    "mathieu/mnist-pretrained-s": "-m experiments.mathieu_pretrained_s",
-    "aae/prior-gaussian-kl": "-m experiments.aae_compared",
-    "aae/prior-gaussian-mmd": "-m experiments.aae_compared",
-    "aae/likelihood-kl": "-m experiments.aae_compared",
-    "aae/likelihood-wae-gan": "-m experiments.aae_compared",
-    "aae/likelihood-mmd": "-m experiments.aae_compared",
-    **{f"bigan/{name}": "-m experiments.bigan_baselines" for name in TABLE1},
-    "bigan/released": "-m experiments.bigan_released",
-    **{f"bigan/released-{name}": "-m experiments.bigan_released" for name in TABLE1},
-    "bigan/pixels": "-m experiments.bigan_baselines",
-    "bigan/untrained": "-m experiments.bigan_baselines",
+ROWS = {  # what stands behind `python` in a row's command
+    "mathieu/mnist": "mathieu.py --epochs 50",
+    "mathieu/mnist-paper-terms": "mathieu.py --epochs 50 --recipe paper",
+    "mathieu/sprites": "mathieu.py --dataset sprites --epochs 50",
+    "mathieu/sprites-paper-terms": "mathieu.py --dataset sprites --epochs 50 --recipe paper",
+    "mathieu/mnist-short": "mathieu.py --epochs 4",
+    "mathieu/mnist-short-paper-terms": "mathieu.py --epochs 4 --recipe paper",
+    "mathieu/mnist-no-code-discriminator": "mathieu.py --epochs 4 --code-weight 0",
+    "mathieu/mnist-no-dead-zone": "mathieu.py --epochs 4 --dead-zone 0",
+    "mathieu/mnist-prior-std-1": "mathieu.py --epochs 4 --prior-std 1",
+    "mathieu/mnist-constant-kl": "mathieu.py --epochs 4 --kl-start 2.4",
+    "mathieu/mnist-no-prior-term": "mathieu.py --epochs 4 --prior-weight 0",
+    "mathieu/mnist-no-adversary": f"mathieu.py --epochs 4 {NO_ADVERSARY}",
+    "mathieu/mnist-weak-kl": "mathieu.py --epochs 4 --kl-start 0.15 --kl-weight 0.15",
+    "mathieu/mnist-weak-kl-no-adversary": "mathieu.py --epochs 4 --kl-start 0.15 --kl-weight 0.15"
+    f" {NO_ADVERSARY}",
+    "mathieu/mnist-pretrained-s": "-m experiments.mathieu_pretrained_s --epochs 4",
+    "aae/prior-gaussian": "aae.py",
+    "aae/prior-gaussian-kl": "-m experiments.aae_compared --regularizer kl",
+    "aae/prior-gaussian-mmd": "-m experiments.aae_compared --regularizer mmd",
+    "aae/prior-mixture-10000": "aae.py --task prior-labels --prior mixture",
+    "aae/prior-swiss-roll-10000": "aae.py --task prior-labels --prior swiss-roll",
+    "aae/likelihood": "aae.py --task likelihood",
+    "aae/likelihood-50-epochs": "aae.py --task likelihood --epochs 50",
+    "aae/likelihood-noise": "aae.py --task likelihood --epochs 100 --noise 0.5",
+    "aae/likelihood-6d": "aae.py --task likelihood --epochs 50 --z-dim 6",
+    "aae/likelihood-kl": "-m experiments.aae_compared --task likelihood --regularizer kl",
+    "aae/likelihood-wae-gan": "-m experiments.aae_compared --task likelihood --regularizer wae-gan",
+    "aae/likelihood-mmd": "-m experiments.aae_compared --task likelihood --regularizer mmd",
+    "aae/style": "aae.py --task style",
+    "aae/semi-100": "aae.py --task semi --labels 100",
+    "aae/semi-100-no-warps": f"aae.py --task semi --labels 100 {FEW}",
+    "aae/semi-1000": "aae.py --task semi --labels 1000",
+    "aae/semi-1000-no-warps": f"aae.py --task semi --labels 1000 {MANY} {LATE}",
+    "aae/semi-60000": "aae.py --task semi-all",
+    "aae/semi-60000-no-warps": f"aae.py --task semi-all --epochs 25 {MANY} {SLOW}",
+    "aae/cluster-16": "aae.py --task cluster --clusters 16",
+    "aae/cluster-30": "aae.py --task cluster --clusters 30",
+    "aae/embed-1000": "aae.py --task embed --labels 1000",
+    "aae/embed-100": "aae.py --task embed --labels 100",
+    "aae/embed-0": "aae.py --task embed-clusters",
+    "bigan/mnist": "bigan.py",
+    **{
+        f"bigan/{name}": f"-m experiments.bigan_baselines --model {model}"
+        for name, model in TABLE1.items()
+    },
+    "bigan/ali": "bigan.py --model ali",
+    "bigan/alice": "bigan.py --model alice",
+    "bigan/pixels": "-m experiments.bigan_baselines --model pixels",
+    "bigan/untrained": "-m experiments.bigan_baselines --model untrained",
     "bigan/bilinear": "-m experiments.bigan_product",
+    "bigan/released": "-m experiments.bigan_released",
+    **{
+        f"bigan/released-{name}": f"-m experiments.bigan_released --model {model}"
+        for name, model in TABLE1.items()
+    },
     "bigan/grid": "-m experiments.gaussians",
-    "bigan/grid-random": "-m experiments.gaussians",
+    "bigan/grid-random": "-m experiments.gaussians --setting random",
+    "infogan/mnist": "infogan.py",
+    "infogan/long": "infogan.py --epochs 8 --far 1",
     "infogan/baseline": "-m experiments.infogan_regular",
+    "infogan/paper": "infogan.py --recipe paper",
+    "infogan/k0": "infogan.py --categories 0 --warp 0 --continuous-start 0",
+    **{f"infogan/k{k}": f"infogan.py --categories {k}" for k in (2, 5, 20, 30, 50)},
 }
 FIGURES = {
     "mathieu/mnist": ("swap", "interpolation", "generation", "retrieval", "losses"),
@@ -169,30 +159,29 @@ def write(row, entries):
     path.with_suffix(".tmp").replace(path)
 
 
-def program_of(row):
-    """What stands behind `python` in a row's command, before its flags."""
-    return PROGRAMS.get(row, f"{row.split('/')[0]}.py").split()
+def parts_of(row):
+    """The words of a row's command that name the program, and its flags."""
+    words = ROWS[row].split()
+    return words[: 1 + (words[0] == "-m")], words[1 + (words[0] == "-m") :]
 
 
 def paper_of(script):
     """The paper whose rows a script trains."""
-    for row, program in PROGRAMS.items():
-        if program.endswith(f".{script}"):
-            return row.split("/")[0]
-    return script
+    names = (f"{script}.py", f"experiments.{script}")
+    return next((row.split("/")[0] for row in ROWS if parts_of(row)[0][-1] in names), script)
 
 
 def command(row, seed=None):
-    words = ["python", *program_of(row), *ROWS[row].split()]
-    return " ".join(words if seed is None else [*words, "--seed", str(seed)])
+    return f"python {ROWS[row]}" + ("" if seed is None else f" --seed {seed}")
 
 
 def is_of(row, seed, config):
     """Whether a run with this config.json is a run of this row and seed."""
-    module = program_of(row)[-1].removesuffix(".py")
+    program, flags = parts_of(row)
+    module = program[-1].removesuffix(".py")
     script = module.removeprefix("experiments.")
     recipe = importlib.import_module(module).recipe
-    wanted = command_line.parse(recipe, [*ROWS[row].split(), "--seed", str(seed)])
+    wanted = command_line.parse(recipe, [*flags, "--seed", str(seed)])
     wanted = dataclasses.asdict(wanted)
     free = {"precision", "data", "beside"}  # an entry names its precision
     same = all(wanted.get(k) == v for k, v in config["settings"].items() if k not in free)
@@ -259,7 +248,7 @@ def changed_since(folder):
 def words_of(row, seed, folder):
     """The words of the process that begins a run in this folder, or goes on with it."""
     if (ROOT / folder / "config.json").exists():
-        return [sys.executable, *program_of(row), "--resume", str(folder)]
+        return [sys.executable, *parts_of(row)[0], "--resume", str(folder)]
     return [sys.executable, *command(row, seed).split()[1:], "--out", str(folder)]
 
 
@@ -464,7 +453,7 @@ def make_parser():
     cli.add_argument(
         "--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=words
     )
-    words = "seeds to run (default: those of the tables: 3, 5 or 10, by the row)"
+    words = "seeds to run (default: those of the tables, from 1 to 10 by the row)"
     cli.add_argument("--seeds", nargs="+", type=int, metavar="N", help=words)
     words = "runs beside each other, each with its share of the cores (default: 1)"
     cli.add_argument("--jobs", type=int, choices=range(1, 65), default=1, metavar="N", help=words)

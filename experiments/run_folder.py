@@ -170,12 +170,9 @@ def figure_losses(path, history):
     names = [name for name in history[0] if name != "epoch"]
     figure = Figure(figsize=(10, 5), layout="constrained")
     panels = figure.subplots(2, math.ceil(len(names) / 2), squeeze=False)
+    epochs = [row["epoch"] for row in history]
     for name, axes in zip(names, panels.flat):
-        axes.plot(
-            [row["epoch"] for row in history],
-            [row.get(name, math.nan) for row in history],
-            marker=".",
-        )
+        axes.plot(epochs, [row[name] for row in history], marker=".")
         axes.set_title(name, fontsize=9)
         axes.set_xlabel("epoch")
     for axes in panels.flat[len(names) :]:

@@ -21,10 +21,14 @@ def main(*words):
     beside = (common.HERE / f"{name}.py").exists()
     script = importlib.import_module(name if beside else f"experiments.{name}")
     settings = command_line.parse(script.recipe, ["--resume", str(folder), "--device", device])
-    nets = script.load(folder, machine.choose_device(settings.device))
+    device = machine.choose_device(settings.device)
+    if hasattr(script, "load"):
+        nets = script.load(folder, device)
+    else:
+        nets = common.load(folder, script.recipe, script.build, device)
     data, test = getattr(script, "load_data", common.load_data)(settings)
     rng = run_folder.read_checkpoint(folder)["rng"]  # some scores are of samples
-    machine.set_rng(rng, data.x.device)
+    machine.set_rng(rng, device)
     metrics, table = script.evaluate(nets, data, test, settings, folder)
     old = json.loads((folder / "metrics.json").read_text())
     common.write_atomic(folder / "metrics.json", json.dumps({**old, **metrics}, indent=1).encode())

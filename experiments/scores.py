@@ -1,17 +1,15 @@
 """What measures a trained model: probes, neighbours, clusters, the Parzen window, the digit judge.
 
-    python -m experiments.scores --train-judge       # makes data/judge-mnist.pt, in one minute
+    python -m experiments.scores       # makes data/judge-mnist.pt anew, in one minute
 
 All are functions of arrays. Those that draw random numbers have a seed of their own.
 """
 
-import argparse
 import contextlib
 import copy
 import io
 import math
 import os
-import sys
 import tempfile
 import zlib
 from pathlib import Path
@@ -31,6 +29,16 @@ from tqdm import tqdm
 def check_finite(codes):
     if not torch.isfinite(codes).all():
         raise UserError("the codes are not finite: the training broke")
+
+
+def percent(hits):
+    return hits.float().mean().item() * 100
+
+
+@torch.no_grad()
+def in_parts(call, x):
+    """call(x), a thousand rows of images or codes x [N, ...] at a time."""
+    return torch.cat([call(to_float(part)) for part in x.split(1000)])
 
 
 def as_array(codes):
@@ -199,8 +207,7 @@ def nn_error(references, reference_y, queries, query_y):
 
     reference_y int64 [M], query_y int64 [N].
     """
-    answer = reference_y[nearest(queries, references)[:, 0]]
-    return (answer != query_y).float().mean().item() * 100
+    return percent(reference_y[nearest(queries, references)[:, 0]] != query_y)
 
 
 # --------------------------------------------------------------------------------------------
@@ -281,11 +288,8 @@ def parzen_log_likelihood(x, samples, sigmas):
             rows = x[block]
             distance = norms + rows.square().sum(1, keepdim=True)  # squared
             distance = torch.addmm(distance, rows, part.t(), alpha=-2)
-            least = distance.amin(1, keepdim=True)
             for k, sigma in enumerate(sigmas.tolist()):
-                precision = 0.5 / sigma**2
-                mass = ((least - distance) * precision).exp_().sum(1).log()
-                mass = mass - least[:, 0] * precision
+                mass = (distance * (-0.5 / sigma**2)).logsumexp(1)
                 total[k, block] = torch.logaddexp(total[k, block], mass)
     log_volume = x.shape[1] * (sigmas.log() + 0.5 * math.log(2 * math.pi))
     return total - math.log(len(samples)) - log_volume[:, None]
@@ -328,10 +332,9 @@ class Judge(nn.Module):
     def forward(self, x):
         return self.net(x)
 
-    @torch.no_grad()
     def classify(self, images):
-        """Class int64 [N] of float images in [0, 1]."""
-        return torch.cat([self(part).argmax(1) for part in images.split(1000)])
+        """Class int64 [N] of images, uint8 or float in [0, 1]."""
+        return in_parts(self, images).argmax(1)
 
 
 def train_judge(train, epochs=8, batch_size=250, seed=0):
@@ -441,33 +444,21 @@ def cache_folder():
 
 def judge_accuracy(judge, test):
     """Percent of the real test images that the judge names right: what its other numbers can be."""
-    right = [
-        judge.classify(to_float(x)) == y for x, y in zip(test.x.split(1000), test.y.split(1000))
-    ]
-    return torch.cat(right).float().mean().item() * 100
+    return percent(judge.classify(test.x) == test.y)
 
 
 JUDGE_ROW = ("the judge on the real test images, %", "judge_accuracy", "-", "")
 
 
-def main(words=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.scores", description="Makes the digit judge of the scores."
-    )
-    help_text = "train it on MNIST and write data/judge-mnist.pt"
-    parser.add_argument("--train-judge", action="store_true", required=True, help=help_text)
-    parser.parse_args(words)
-    try:
-        torch.manual_seed(0)
-        train, test = load_dataset("mnist")
-        judge = train_judge(train)
-        save_judge(judge, HERE / "data" / "judge-mnist.pt")
-    except UserError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        sys.exit(2)
-    right = (judge.classify(to_float(test.x)) == test.y).float().mean() * 100
-    print(f"judge-mnist.pt: {right:.2f} % of the test images")
+def main():
+    torch.manual_seed(0)
+    train, test = load_dataset("mnist")
+    judge = train_judge(train)
+    save_judge(judge, HERE / "data" / "judge-mnist.pt")
+    print(f"judge-mnist.pt: {judge_accuracy(judge, test):.2f} % of the test images")
 
 
 if __name__ == "__main__":
-    main()
+    from experiments import command_line
+
+    command_line.exit_on_mistake(main)

@@ -407,10 +407,7 @@ def bigan_table():
     rows = {f"bigan/{name}": cells for name, cells in models.items()}
     plain = {row: cells[:1] for row, cells in rows.items()}
     layer = [("ours", "nn_error_features", 2)]
-    codes = [
-        ("nearest neighbour", "nn_error_code", 2),
-        ("linear probe", "probe_error_code", 2),
-    ]
+    codes = [("nearest neighbour", "nn_error_code", 2), ("linear probe", "probe_error_code", 2)]
     images = [
         ("length of x - G(E(x))", "reconstruction_l2", 2),
         ("x's digit kept, %", "reconstruction_digit", 1),

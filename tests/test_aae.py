@@ -706,7 +706,7 @@ def test_a_run_ends_with_batch_norm_settled(script, words, monkeypatch):
     monkeypatch.setattr(script, "evaluate", lambda *_: ({}, ()))
     o = settings(f"{words} --hidden 20", script.recipe, dry_run=True)
     script.main(o)
-    nets = script.load("run")
+    nets = common.load("run", script.recipe, script.build)
     before = copy.deepcopy(nets.state_dict())
     used = aae_scores.split(data, o)[0]
     batch_norm.settle(nets.enc, ((x,) for x in batch_norm.image_parts(used.x)))

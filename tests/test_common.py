@@ -330,10 +330,7 @@ FAULTS = [
     ({"x_train": BYTES[:50], "y_train": np.arange(50) % 10}, "has 50 training images: at least"),
     ({"x_test": BYTES[:8], "y_test": np.arange(8)}, "has 8 test images: at least"),
     ({"y_test": None}, "lacks the array y_test"),
-    (
-        {"x_train": BYTES // 9},
-        "pixels go from 0 to 1, but bytes from 0 to 255",
-    ),
+    ({"x_train": BYTES // 9}, "pixels go from 0 to 1, but bytes from 0 to 255"),
     (
         {"y_train": np.zeros(200, int), "y_test": np.zeros(50, int)},
         "all training images are of one class",
@@ -1160,12 +1157,6 @@ def test_networks_larger_than_the_memory_are_one_line(monkeypatch, command):
     assert stop.value.code == 2
     with pytest.raises(RuntimeError, match="another"):
         command_line.exit_on_mistake(lambda: (_ for _ in ()).throw(RuntimeError("another")))
-
-
-def test_losses_that_were_renamed_are_drawn():
-    history = [{"epoch": 1, "old": 1.0}, {"epoch": 2, "new": 2.0}]
-    run_folder.figure_losses(Path("losses.png"), history)
-    assert Path("losses.png").exists()
 
 
 def test_what_breaks_a_training_frees_its_folder_for_the_same_process():

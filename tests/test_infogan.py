@@ -16,15 +16,7 @@ from pathlib import Path
 
 import common
 import infogan
-from experiments import (
-    command_line,
-    infogan_leak,
-    infogan_regular,
-    infogan_scores,
-    run_folder,
-    score,
-    scores,
-)
+from experiments import command_line, infogan_regular, infogan_scores, run_folder, score, scores
 
 import numpy as np
 import pytest
@@ -878,26 +870,6 @@ def test_without_a_category(run, monkeypatch):
     assert ALWAYS <= set(metrics) and "nmi" not in metrics
     assert {file.name for file in Path("run").glob("*.png")} == GRIDS | {"losses.png"}
     assert infogan.encode(infogan.load("run"), digits(5).x)[0].shape == (5, 0)
-
-
-def test_the_table_of_k():
-    numbers = {"cluster_error_majority": 1.0, "probe_error_trunk_100": 5.0}
-    numbers |= {"probe_error_untrained_100": 7.0, "probe_error_pixels_100": 9.0}
-    for k, name in ((50, "ours"), (10, None), (2, "ours")):
-        Path(f"k{k}").mkdir()
-        script = "infogan" if name else "infogan_regular"
-        config = {"script": script, "settings": {"categories": k, "recipe": name}}
-        Path(f"k{k}/config.json").write_text(json.dumps(config))
-        metrics = {**numbers, "cluster_error_majority": 10.0 + k}
-        Path(f"k{k}/metrics.json").write_text(json.dumps(metrics))
-    lines = infogan_leak.lines(infogan_leak.read(["k50", "k10", "k2"]))
-    found = {line[:18].strip(): line[18:].split() for line in lines[1:]}
-    assert list(found) == ["K = 2", "K = 10 (regular)", "K = 50", "untrained", "pixels"]
-    assert found["K = 50"][1] == "60.00" and found["K = 2"][5] == "5.00"
-    assert found["untrained"][5] == "7.00" and found["pixels"][5] == "9.00"
-    Path("k2/metrics.json").unlink()
-    with pytest.raises(common.UserError, match="no finished run"):
-        infogan_leak.read(["k2"])
 
 
 MISTAKES = [

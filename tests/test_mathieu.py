@@ -757,7 +757,7 @@ def test_a_resumed_run_skips_the_pretraining_and_ends_bit_for_bit(goes_on_bit_fo
     o = settings(batch_size=8, epochs=2, dry_run=True)
     part = goes_on_bit_for_bit(mathieu_pretrained_s, o, zeros_and_ones(64))["states"]
     assert len(calls) == 2  # of the whole run and of the stopped one
-    nets = mathieu_pretrained_s.load("part")
+    nets = common.load("part", mathieu.recipe, mathieu_pretrained_s.build)
     assert same(nets.state_dict(), part["nets"]) and not nets.enc.training
 
 

@@ -127,8 +127,9 @@ def test_commands_are_accepted():
             if not {"--help", "--resume", "--data"} & set(words):
                 accept(script or module, words)
     assert found >= 100
-    for row, arguments in reproduce.ROWS.items():
-        accept(reproduce.program_of(row)[-1].removesuffix(".py"), arguments.split())
+    for row in reproduce.ROWS:
+        program, flags = reproduce.parts_of(row)
+        accept(program[-1].removesuffix(".py"), flags)
     for arguments in re.findall(r"python -m experiments\.reproduce([^`\n|#]*)", EVERY):
         reproduce.make_parser().parse_args(arguments.split())
 
