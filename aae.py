@@ -7,7 +7,8 @@ Makhzani, Shlens, Jaitly, Goodfellow, Frey 2015, arXiv 1511.05644.
 An encoder Enc gives the code z of an image x. A decoder Dec gives the image back. A discriminator
 Disc tells codes from samples of a prior p(z). Enc learns to fool it, until the codes of all images
 together have the prior's shape. With a class y beside z, and a discriminator of y, the same
-networks classify from few labels, or cluster without any.
+networks classify from few labels, or cluster without any. The basic model alone: what `train` does
+where logits is None, without TOLD and vary.
 
 Where the paper's things are
     Figure 1, the game             train, phases 1 and 2; discriminator_loss, adversarial_loss
@@ -15,16 +16,17 @@ Where the paper's things are
     Figures 3, 4                   --task prior-labels, --prior mixture or swiss-roll; PRIORS
     Table 1, Figure 5              --task likelihood
     Figures 6, 7                   --task style
-    Table 2, Figure 8              --task semi --labels 100, or semi-all; train, phase 3
-    Table 3, Figure 9              --task cluster --clusters 16
-    Figures 10, 11                 --task embed, embed-clusters; ClusterHeads
+    Table 2, Figure 8              --task semi --labels 100 or 1000, semi-all; train, phase 3
+    Table 3, Figure 9              --task cluster --clusters 16 or 30
+    Figures 10, 11                 --task embed --labels 1000 or 100, embed-clusters; heads
     Drawing and scoring            experiments/aae_figures.py, experiments/aae_scores.py
 
 Differences              the paper, from memory          here
     optimiser            SGD, up to 5000 epochs          Adam, 12 to 72 epochs
-    Enc's loss           eq. 1's min max                 -log Disc
-    batch norm in Enc    clusters, SVHN: outputs, too    hidden layers, or none; style: outputs, too
-    noise on the input   0.3; clusters: 20 % dropout     0.1, or none
+    hidden units         clusters: 3000                  1000
+    Enc's loss           min max                         -log Disc
+    batch norm in Enc    clusters, SVHN alone: all       hidden layers, or none; style: outputs, too
+    noise on the input   semi: 0.3; clusters: dropout    0.1, or none
     Table 1              deterministic q(z|x)            Gaussian q(z|x), dropout
     Disc's input         z                               z / prior_std; style: the label, too
     priors of Figure 4   pictures, no formulas           petals and a roll of our own sizes
@@ -56,9 +58,9 @@ class Settings(common.RunSettings):
     hidden: Count = 1000  # units of each of the two hidden layers
     z_dim: Count = 2  # numbers in z
     prior: str = "gaussian"  # p(z): gaussian; for a z of two numbers also mixture, swiss-roll
-    prior_std: Size = 1.0  # deviation of the Gaussian; the unit in which Disc sees z
+    prior_std: Size = 1.0  # deviation of the Gaussian; Disc sees z divided by it
     encoder: Literal["deterministic", "gaussian"] = "deterministic"  # q(z|x) (section 2)
-    batch_norm: Literal["none", "hidden", "all"] = "hidden"  # layers of Enc; all: outputs, too
+    batch_norm: Literal["none", "hidden", "all"] = "hidden"  # where in Enc; all: outputs, too
     dropout: Share = 0.0  # of the hidden units of Enc and Dec
     noise: Weight = 0.1  # deviation of the noise on Enc's input
     lr: Rate = 1e-3  # Adam's rate in phase 1, of Enc and Dec
@@ -71,7 +73,7 @@ class Settings(common.RunSettings):
     labelled_batch: Batch = None  # labelled images in a step, drawn with replacement
     lr_labels: Rate = None  # Adam's rate in phase 3, of Enc
     clusters: Count = None  # number of clusters: values of an unlabelled y
-    head_distance: Size = None  # heads nearer than this are pushed apart
+    head_distance: Size = None  # cluster heads nearer than this are pushed apart
     y_weight: Weight = None  # ours: weight of fooling the discriminator of y (paper: 1)
     neighbours: Whole = None  # ours: images move towards one of this many near ones (paper: 0)
     code_noise: Weight = None  # ours: deviation of the noise on what Disc_y sees (paper: 0)
@@ -102,7 +104,7 @@ EMBED_CLUSTERS = replace(CLUSTER, z_dim=2, clusters=20, head_distance=8.0)
 
 
 def recipe(task="prior"):
-    """The settings of a task; `every` has the order of TASKS. The parser refuses others."""
+    """The settings of a task; `every` has the order of TASKS. The parser refuses other tasks."""
     every = PRIOR, LABELLED, LIKELIHOOD, STYLE, SEMI, SEMI_ALL, CLUSTER, EMBED, EMBED_CLUSTERS
     return replace(dict(zip(TASKS, every)).get(task, PRIOR), task=task)
 
@@ -147,7 +149,7 @@ class Encoder(nn.Module):
 
 class Decoder(nn.Module):
     """Dec(y, z): image [B, *shape] in [0, 1], of y [B, classes], or None, and z [B, z_dim]. Both
-    are joined to code_dim numbers (Figures 6, 8), or heads make W_C^T y + z (Figure 10)."""
+    are concatenated: code_dim numbers (Figures 6, 8), or heads make W_C^T y + z (Figure 10)."""
 
     def __init__(self, code_dim=8, shape=(1, 28, 28), hidden=1000, dropout=0.0):
         super().__init__()
@@ -353,7 +355,7 @@ def train(run, nets, data, labelled):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # With few labels, or none, q(y|x) can settle on wrong classes. Small changes of x must not change q
-# (smooth_weight). This also freezes early errors, so its weight may rise (smooth_rise). Two
+# (smooth_weight). This also keeps early errors, so its weight may rise (smooth_rise). Two
 # variants must get the same answer (warp_weight). A variant is warped (warp), or moved towards
 # a near image (neighbours), which needs no grid of pixels. Without labels q(y|x) must use all
 # classes (balance_weight). Disc_y tells one-hots from probabilities too easily: both get noise
@@ -435,7 +437,7 @@ def steady_loss(enc, x, noisy, again, run, losses):
 
 # ---- For notebooks, and the command line ---------------------------------------------------------
 def build(o):
-    """Untrained networks. New data of ten classes: in common.load_dataset, its shape below."""
+    """Untrained networks. New data of ten classes: into common.load_dataset, its shape here."""
     shape = (1, 28, 28) if o.dataset in common.GREY else (3, 32, 32)
     classes = 0 if o.y_weight is None else o.clusters or 10  # None: Enc infers no y
     beside_z = 10 if o.task == "style" else 0 if o.head_distance else classes

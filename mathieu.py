@@ -5,9 +5,9 @@ Mathieu, Zhao, Sprechmann, Ramesh, LeCun 2016, arXiv 1611.03383.
     python mathieu.py --dataset sprites --epochs 50      # Table 1, on sprites of our own
 
 An encoder Enc splits an image x into two codes: s tells its class, z tells the rest. A decoder Dec
-makes an image from any z and any s. z gets the s of another image of its class: Dec must still give
-back the image that z came from, so s holds what the class shares. z also gets the s of any image.
-No right answer is known then: a discriminator Disc, told the class of s, judges the image.
+makes an image from any z and any s. Given z and the s of another image of its class, Dec must still
+give back the image of z, so s holds what the class shares. Given z and the s of any image, no right
+answer is known: a discriminator Disc, told the class of s, judges what Dec makes.
 
 Where the paper's things are
     Eq. 5, Algorithm 1, Figure 1    train, with a function for each term
@@ -22,7 +22,7 @@ Differences           the paper                            here
     weights           lambda, not given; the others 1      one for each term, in Settings
     weight of KL      constant                             grows for 60 % of the run
     generator's loss  log(1 - Disc)                        -log Disc (released: target 0.95)
-    Disc's fakes      swaps of a fresh pair                swaps of the same step; prior samples
+    Disc's fakes      swaps of a fresh pair                this step's swaps and prior samples
     prior samples     in Algorithm 1; 4.2: unstable        stable here
     x2                Figure 1: any class; 4.3: another    any class: the x1 of another pair
     sprites           672 characters, discrete poses       672 others, continuous poses
@@ -44,7 +44,7 @@ from torch import nn
 
 # ---- Settings: each field is a flag, its comment the help ----------------------------------------
 # "released": the authors' code. Its squared errors are means over pixels in [-1, 1], ours sums over
-# [0, 1]. So its other weights are times 784 / 4: 0.01 is 1.96 (Disc), 0.1 * 6 / 784 is 0.15 (KL).
+# [0, 1]. MNIST: its other weights are times 784 / 4, so 0.01 is 1.96, and 0.1 * 6 / 784 (KL) 0.15.
 @dataclasses.dataclass
 class Settings(common.RunSettings):
     recipe: Literal["ours", "paper"] = "ours"  # paper: the three additions are off
@@ -239,7 +239,7 @@ def train(run, nets, data):
             z1 = reparametrise(mu1, logvar1)
             z = o.prior_std * torch.randn_like(z1)  # ours: the paper's has deviation 1
 
-            # One call for all four, so that batch norm sees them mixed, as its averages will.
+            # One call for all four: batch norm sees them mixed, and its averages fit all four.
             z_all, s_all = torch.cat([z1, z1, z1, z]), torch.cat([s1, s1p, s2, s2])
             x_own, x_same, x_swap, x_prior = dec(z_all, s_all).chunk(4)
             # Both losses use these logits: the step of Enc and Dec leaves Disc as it is.
@@ -248,11 +248,11 @@ def train(run, nets, data):
             # Enc and Dec minimise, each term with its weight,
             #     |x1 - Dec(z1,s1)|^2 + |x1 - Dec(z1,s1')|^2 + KL(q(z|x1) || N(0,I))
             #     - log Disc(Dec(z1,s2), id2) - log Disc(Dec(z,s2), id2)
-            # (nothing is detached: the last two teach Enc, too)
+            # (nothing is detached: Enc learns from the last two, as well)
             own, same = reconstruction_loss(x_own, x1), reconstruction_loss(x_same, x1)
             kl = kl_loss(mu1, logvar1)
             swap, prior = adversarial_loss(swapped), adversarial_loss(sampled)
-            hide = code_disc.loss(mu1, id2, id1)  # ours: ids exchanged, to mislead it
+            hide = code_disc.loss(mu1, id2, id1)  # ours: ids exchanged, so Enc misleads it
             loss_g = o.own_weight * own + o.same_weight * same + kl_weight * kl
             loss_g = loss_g + o.swap_weight * swap + o.prior_weight * prior
             loss_g = loss_g + o.code_weight * hide  # ours
@@ -311,7 +311,7 @@ def figure_generation(nets, test, path, count=10):
 # prior_std: a z far from 0 sometimes decodes to the wrong class. Such z are rare under N(0, I), so
 # Dec seldom learns from them. On MNIST we train on z of deviation 2, and score on N(0, I).
 # dead_zone: where Dec ignores a number of z, Enc still gives it a tiny mean, and a classifier reads
-# the class there. A mean in the dead zone becomes 0 (and learns nothing); others lose dead_zone.
+# the class there. A mean in the dead zone becomes 0 (no gradient), others move by it towards 0.
 # CodeDiscriminator: z can keep the class although Dec does not use it; the losses above hardly stop
 # that. So a network learns to read the label from the mean of z, and Enc learns to mislead it.
 
@@ -341,7 +341,7 @@ class CodeDiscriminator(nn.Module):
 def build(o):
     """Untrained networks. A new data set goes into common.load_dataset; size and labels here."""
     channels, size = (1, 28) if o.dataset in common.GREY else (3, 32)
-    labels = 23 if o.dataset == "sprites" else 10  # 23 = 7 + 2 + 4 + 3 + 2 + 2 + 3
+    labels = 23 if o.dataset == "sprites" else 10  # 7 + 2 + 4 + 3 + 2 + 2 + 3 values
     nets = nn.Module()
     nets.shape = channels, size, size
     nets.enc = Encoder(channels, size, o.z_dim, o.s_dim, o.dead_zone)
