@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 import common  # noqa: E402
 import infogan  # noqa: E402
 import mathieu  # noqa: E402
-from experiments import command_line, run_folder, scores  # noqa: E402
+from experiments import command_line, machine, run_folder, scores  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -38,7 +38,8 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session", autouse=True)
 def read_once():
-    """MNIST as embedded is read once, the sprites are drawn once: every call gets a copy."""
+    """MNIST as embedded is read once, the sprites are drawn once: every call gets a copy. The
+    commit is asked for once."""
     real = common.load_dataset
     kept = functools.cache(real)
 
@@ -50,6 +51,7 @@ def read_once():
 
     for module in (common, scores):  # wherever the name is bound
         module.load_dataset = load_dataset
+    machine.commit = functools.cache(machine.commit)  # which starts git, twice
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +110,7 @@ def goes_on_bit_for_bit(monkeypatch):
     def call(script, settings, images):
         monkeypatch.setattr(common, "load_data", lambda settings: (images, images))
         monkeypatch.setattr(script, "evaluate", lambda *words: ({}, ()))
+        monkeypatch.setattr(run_folder, "figure_losses", lambda *words: None)
         script.main(dataclasses.replace(settings, out="whole"))
         log = common.Run.log
 
