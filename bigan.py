@@ -32,7 +32,7 @@ Differences        the papers                           here
     ALI's codes    samples, in reconstructions          their means
 Left out: ImageNet, PASCAL VOC; ALI's semi-supervised and conditional models.
 Three additions have a switch, and the mark "# ours": penalty, skip_fade, average.
---recipe paper turns them off, and takes BiGAN's 400 epochs and rates; other differences stay.
+--recipe paper turns them off, and takes BiGAN's epochs, rates, decay; other differences stay.
 """
 
 import copy
@@ -53,7 +53,7 @@ from torch import nn
 @dataclasses.dataclass
 class Settings(common.RunSettings):
     model: Literal["bigan", "ali", "alice"] = "bigan"  # ali: E draws samples; alice: ali and cycles
-    recipe: Literal["ours", "paper"] = "ours"  # paper: released epochs and rates, no additions
+    recipe: Literal["ours", "paper"] = "ours"  # paper: as released, nearly; no additions
     epochs: Count = 30  # passes over the training images (released: 400)
     batch_size: Batch = 128  # images in a step, and as many codes
     lr: Rate = 5e-4  # Adam's rate for G and E (released: 2e-4)
@@ -71,7 +71,7 @@ class Settings(common.RunSettings):
 
 MODELS = {
     "bigan": Settings(),
-    "ali": Settings(model="ali", skip_fade=0.0),  # ten of ten runs trained without (NOTES)
+    "ali": Settings(model="ali", skip_fade=0.0),  # no skip: ten of ten runs trained (NOTES)
     "alice": Settings(model="alice", skip_fade=0.0, cycle_weight=0.05),
 }
 RELEASED = dict(epochs=400, lr=2e-4, lr_disc=2e-4, schedule="exponential", weight_decay=5e-5)
@@ -120,8 +120,8 @@ class Encoder(Network):
 class GaussianEncoder(Encoder):
     """ALI's E: a sample [B, z_dim] of q(z|x) = N(mu, sigma^2) (eq. 2), or its mean mu.
 
-    D's batch norm nearly cancels the scale of z: without bounds sigma grows until training breaks.
-    Here batch norm gives mu the prior's variance, 1, and sigma is at most 1."""
+    Without bounds sigma grows until training breaks: D's batch norm hides the scale of z from D. So
+    batch norm gives mu variance 1, and sigma is below 1: z fits the prior as sigma nears 0."""
 
     def __init__(self, shape=(1, 28, 28), z_dim=50, hidden=1024):
         super().__init__(shape, 2 * z_dim, hidden)
@@ -129,8 +129,8 @@ class GaussianEncoder(Encoder):
 
     def forward(self, x, sample=True):
         mu, width = self.out(self.features(x)).float().chunk(2, 1)
-        mu, log_sigma = self.norm_mu(mu), F.logsigmoid(width)
-        return mu + torch.randn_like(mu) * log_sigma.exp() if sample else mu
+        mu, sigma = self.norm_mu(mu), torch.sigmoid(width)
+        return mu + torch.randn_like(mu) * sigma if sample else mu
 
 
 class Generator(Network):
@@ -213,8 +213,8 @@ def update(optimiser, loss, keep=False):
 
 
 def rate(step, steps, schedule):
-    """Factor of the rates at `step`, from 1 to `steps`: it is 1 until half, then falls to 0.01,
-    straight or (released) exponential. linear: a rise comes first, of at most 100 steps."""
+    """Factor of the rates at `step` of `steps`: 1 until half, then a fall to 0.01, straight or
+    (released) exponential. linear: a rise comes first, of at most 100 steps."""
     done = (step - 1) / steps
     if schedule == "exponential":
         return 0.01 ** max(0.0, 2 * done - 1)
@@ -255,7 +255,7 @@ def train(run, nets, data):
             logits_real, logits_made = disc(x, z_x), disc(x_z, z)  # a batch of each kind of pair
 
             # E and G minimise  - log(1 - D(x, E(x))) - log D(G(z), z)
-            # ALICE             + lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2);  E(G(z)) is its mu
+            # ALICE             + lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2);  E(G(z)): the mean
             swapped = swapped_loss(logits_real, logits_made)
             cycle = x.new_zeros(())
             if o.cycle_weight:
@@ -266,7 +266,7 @@ def train(run, nets, data):
             # The logits are from before E and G moved: as if all moved at once.
             loss_d = discriminator_loss(logits_real, logits_made)
             slope = 0.0
-            if o.penalty and run.step % 4 == 1:  # ours: in every fourth step, four times as heavy
+            if o.penalty and run.step % 4 == 1:  # ours: every fourth step, four times gamma / 2
                 slope = slope_penalty(disc, x, z_x) + slope_penalty(disc, x_z, z)
             update(opt_d, loss_d + 4 * o.penalty / 2 * slope)  # the slope is ours
             move_average(average, nets, run.step, o.average)  # ours
@@ -277,7 +277,7 @@ def train(run, nets, data):
 @torch.no_grad()
 def settle(nets, data, o):
     """New statistics for batch norm, with the final weights, from up to 20,000 training images;
-    then eval mode. D's come from (x, E(x)) alone, where in training it averages over both kinds."""
+    then eval mode. D's come from (x, E(x)) alone; its averages of the training mix both kinds."""
     from experiments import batch_norm
 
     parts = batch_norm.image_parts(data.x)

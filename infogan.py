@@ -14,8 +14,8 @@ Where the paper's things are
     Eq. 6                         train, with a function for each term
     Eq. 4, 5, Lemma 5.1           the comment above category_loss
     Table 1 (appendix C.1)        Trunk, DHead, QHead, Generator
-    Figure 2                      figure_categories (a), figure_sweep (c, d); infogan_regular.py (b)
-    Figure 1, both curves         python -m experiments.infogan_regular --beside RUN
+    Figure 2                      figure_categories (a), figure_sweep (c, d)
+    Figure 1, Figure 2(b)         python -m experiments.infogan_regular --beside RUN
     The 5 % error                 experiments/infogan_scores.py
 
 K = 10, the number of c1's values, enters in draw_codes (K equally likely), in the sizes of G's
@@ -30,7 +30,7 @@ Differences           paper; released code               here
     fakes             released: fresh ones for G's step  G's step reuses D's fakes
     leaky ReLU        0.1; released: 0.01                0.1
     first weights     released: convolutions' cut off    all normal
-    Figure 1          the code is c1 alone               c1 and c2
+    Figure 1          trained without c2                 with c2
 Ours, marked "# ours": warp (with split_loss), far (with far_judged), continuous_start; see "Beyond
 the paper".
 """
@@ -67,10 +67,10 @@ class Settings(common.RunSettings):
     continuous_start: Share = 0.4  # ours: share of the run before c2's loss starts (paper: 0)
     warp: Size = 1.0  # ours: size of the warps of the images that Q reads (paper: 0)
     far: Share = 0.5  # ours: extra fakes per real image, c2 in [-2, 2]; needs warp (paper: 0)
-    far_judged: Share = 0.0  # ours: share of far's fakes that D judges, too
+    far_judged: Share = 1.0  # ours: share of these extra fakes that D judges, too (paper: 0)
 
 
-OFF = {"warp": 0.0, "far": 0.0, "continuous_start": 0.0}  # the additions
+OFF = {"warp": 0.0, "far": 0.0, "far_judged": 0.0, "continuous_start": 0.0}  # the additions
 PAPER = Settings(recipe="paper", epochs=11, schedule="constant", continuous_weight=1.0, **OFF)
 
 
@@ -128,7 +128,7 @@ class Generator(nn.Module):
             nn.BatchNorm1d(1024),
             nn.ReLU(),
             nn.Linear(1024, 128 * side**2),
-            nn.BatchNorm1d(128 * side**2),  # each of 6,272 features, as released
+            nn.BatchNorm1d(128 * side**2),  # 6,272 features, not 128 channels: as released
             nn.ReLU(),
             nn.Unflatten(1, (128, side, side)),
             nn.ConvTranspose2d(128, 64, kernel_size=4, stride=2, padding=1),
@@ -167,9 +167,9 @@ def discriminator_loss(logits_real, logits_fake):
 #            >= H(c) + E_x E_{c' ~ P(c'|x)} log Q(c'|x)                                   (eq. 4)
 #             = H(c) + E_{c ~ P(c), x = G(z,c)} log Q(c|x) = L_I(G, Q)        (Lemma 5.1, eq. 5)
 # The gap is KL(P(.|x) || Q(.|x)), a mean over x: 0 where Q is the posterior. The last line
-# spares us the posterior. Drawing x, then c' ~ P(c'|x), gives the same pairs as drawing c, then x
-# from it. So the c to score is the one that made x. H(c) does not depend on G or Q. What is left to
-# minimise is -log Q(c|x) = -log Q(c1|x) - log Q(c2|x), as Q takes c1 and c2 for independent: two
+# spares us the posterior: x, then c' ~ P(c'|x), or c, then x from it, both are draws of P(c, x). So
+# the c to score is the one that made x. H(c) does not depend on G or Q. What is left to
+# minimise is -log Q(c|x) = -log Q(c1|x) - log Q(c2|x), as Q has c1 and c2 independent given x: two
 # losses, each with its lambda.
 def category_loss(logits, c1):
     """-log Q(c1|x) in nats; log K where Q knows nothing. Logits and one-hot c1, both [B, K]."""
@@ -178,12 +178,12 @@ def category_loss(logits, c1):
 
 def continuous_loss(mean, c2):
     """-log Q(c2|x) in nats, Q = N(mean, 1), a sum over the m numbers of c2; both [B, m]. A number's
-    loss is at least 0.919, its entropy log 2 = 0.693: its L_I is at most -0.226."""
+    loss is at least 0.919, its entropy log 2 = 0.693: L_I <= -0.226, a bound, but a loose one."""
     return (0.5 * (c2 - mean).square() + 0.5 * math.log(2 * math.pi)).sum(1).mean()
 
 
 def mutual_information(logits, c1):
-    """L_I of the category in nats: H(c1) = log K, less its loss; 0 where Q is uniform."""
+    """L_I of c1 in nats: H(c1) = log K, less category_loss; 0 where Q is uniform."""
     return math.log(max(c1.shape[1], 1)) - category_loss(logits, c1)
 
 
@@ -199,8 +199,8 @@ def draw_codes(o, count, device, far=0):
     value = torch.randint(k, (total,), device=device) if k else torch.zeros(total, device=device)
     c2 = 2 * torch.rand(total, o.continuous, device=device) - 1
     z = 2 * torch.rand(total, o.z_dim, device=device) - 1
-    reach = torch.cat([torch.full((count, 1), 1.0), torch.full((far, 1), 2.0)])
-    return z, one_hot(value, k), c2 * reach.to(device)
+    c2[count:] *= 2  # ours
+    return z, one_hot(value, k), c2
 
 
 def update(optimiser, loss):
@@ -212,7 +212,7 @@ def update(optimiser, loss):
 
 
 def rate(done, schedule):
-    """Factor of the rates; done: share of the run so far. linear: 1 until half, then a fall."""
+    """Factor of the rates; done: share of the run. linear: 1 until half, then a fall to 0.01."""
     return min(1, max(0.01, 2 - 2 * done)) if schedule == "linear" else 1
 
 
@@ -229,17 +229,17 @@ def train(run, nets, data):
     nets.train()
 
     for _ in run.epochs():
-        for index in run.batches(torch.randperm(len(data.y)), o.batch_size):
+        for index in run.batches(torch.randperm(len(data.x)), o.batch_size):
             done = (run.step - 1) / len(nets.curve)  # curve has a number for each update
             opt_d.param_groups[0]["lr"] = o.lr_disc * rate(done, o.schedule)
             opt_g.param_groups[0]["lr"] = o.lr * rate(done, o.schedule)
             weight_c2 = o.continuous_weight if done >= o.continuous_start else 0  # ours
 
             # made: n images of the prior's codes, then far ones (ours). c2's loss uses the first n,
-            # c1's all, those of D and G the ones in `fake`.
+            # c1's loss all, the adversarial losses `fake`.
             x = common.to_float(data.x[index])  # [n, 1, 28, 28]
             n = len(x)
-            far = round(o.far * n) if o.warp else 0  # ours
+            far = round(o.far * n) if o.warp else 0  # ours; without warp, fake is made
             z, c1, c2 = draw_codes(o, n, x.device, far)
             made = gen(z, c1, c2)
             fake = made[: n + round(o.far_judged * far)]  # ours: far ones
@@ -286,21 +286,21 @@ def figure_sweep(nets, o, path, which, order, columns=11):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # warp: without it, a category often mixes digits of the same slant. So Q reads warped copies of the
-# images, and c1 must be what a warp leaves alone. I(c; warp(x)) <= I(c; x): still a bound.
+# images, and c1 must be what a warp leaves alone. L_I <= I(c; warp(x)) <= I(c; x): a bound.
 # split_loss: c2 is read from warped copies, too. c2's first number is scored on copies not rotated
 # or sheared, so that it can be the slant; the others on copies rotated and sheared at random, so
 # that they cannot.
 # continuous_start: c2's loss starts late, or c2 would compete with c1 for the digit.
 # far: Figure 2 goes twice as far as the prior of c2. There the digit changed. So Q must tell c1 on
 # images of such c2, too. Off where warp is 0.
-# far_judged: D does not see far images, so they can be marred. This shows it some, or all.
-# Tries of all of it: results/NOTES.md.
+# far_judged: far images that D does not see can be marred. So D judges them, too.
+# What we tried: results/NOTES.md.
 
 
 def warp(x, amount=1.0):
     """A random affine map of each image [B, C, H, W], black outside. At most: sides about 15 %
-    longer or shorter, a shift of 2 pixels of 28; every second image also 9 degrees and a shear of
-    0.3. All of it times amount."""
+    longer or shorter, a shift of 2 pixels of 28; every second image also turns 9 degrees and is
+    sheared by 0.3. All of it times amount."""
     n, device = len(x), x.device
 
     def uniform(reach, *shape):
@@ -381,7 +381,7 @@ def main(settings):
     data, test = common.load_data(settings)
     infogan_scores.load_judge(settings)  # a damaged file should fail now, not after the training
     run = common.Run("infogan", settings)
-    nets = build(settings, math.ceil(len(data.y) / settings.batch_size)).to(run.device)
+    nets = build(settings, math.ceil(len(data.x) / settings.batch_size)).to(run.device)
     with run.autocast():  # bf16, where the processor has it
         train(run, nets, data)
     run.finish(*evaluate(nets, data, test, settings, run.folder))

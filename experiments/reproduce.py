@@ -112,11 +112,12 @@ ROWS = {  # what stands behind `python` in a row's command
     "bigan/grid": "-m experiments.gaussians",
     "bigan/grid-random": "-m experiments.gaussians --setting random",
     "infogan/mnist": "infogan.py",
-    "infogan/long": "infogan.py --epochs 8 --far 1",
+    "infogan/long": "infogan.py --epochs 8 --far 1 --far-judged 0",
     "infogan/baseline": "-m experiments.infogan_regular",
     "infogan/paper": "infogan.py --recipe paper",
     "infogan/k0": "infogan.py --categories 0 --warp 0 --continuous-start 0",
-    **{f"infogan/k{k}": f"infogan.py --categories {k}" for k in (2, 5, 20, 30, 50)},
+    "infogan/k10": "infogan.py --far-judged 0",
+    **{f"infogan/k{k}": f"infogan.py --categories {k} --far-judged 0" for k in (2, 5, 20, 30, 50)},
 }
 FIGURES = {
     "mathieu/mnist": ("swap", "interpolation", "generation", "retrieval", "losses"),
