@@ -291,8 +291,8 @@ def figure_sweep(nets, o, path, which, order, columns=11):
 # or sheared, so that it can be the slant; the others on copies rotated and sheared at random, so
 # that they cannot.
 # continuous_start: c2's loss starts late, or c2 would compete with c1 for the digit.
-# far: Figure 2 goes twice as far as the prior of c2. There the digit changed. So Q must tell c1 on
-# images of such c2, too. Off where warp is 0.
+# far: Figure 2 goes twice as far as the prior of c2. There the digit would change. So Q must tell
+# c1 on images of such c2, too. Off where warp is 0.
 # far_judged: far images that D does not see can be marred. So D judges them, too.
 # What we tried: results/NOTES.md.
 

@@ -44,7 +44,7 @@ from torch import nn
 
 # ---- Settings: each field is a flag, its comment the help ----------------------------------------
 # "released": the authors' code. Its squared errors are means over pixels in [-1, 1], ours sums over
-# [0, 1]. MNIST: its other weights are times 784 / 4, so 0.01 is 1.96, and 0.1 * 6 / 784 (KL) 0.15.
+# [0, 1]. On MNIST its weights are times 784 / 4: Disc's 0.01 is 1.96, KL's 0.1 * 6 / 784 is 0.15.
 @dataclasses.dataclass
 class Settings(common.RunSettings):
     recipe: Literal["ours", "paper"] = "ours"  # paper: the three additions are off

@@ -163,7 +163,8 @@ def write(row, entries):
 def parts_of(row):
     """The words of a row's command that name the program, and its flags."""
     words = ROWS[row].split()
-    return words[: 1 + (words[0] == "-m")], words[1 + (words[0] == "-m") :]
+    count = 2 if words[0] == "-m" else 1
+    return words[:count], words[count:]
 
 
 def paper_of(script):

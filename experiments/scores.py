@@ -32,6 +32,7 @@ def check_finite(codes):
 
 
 def percent(hits):
+    """Share of what is true, in percent."""
     return hits.float().mean().item() * 100
 
 
