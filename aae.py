@@ -86,7 +86,7 @@ class Settings(common.RunSettings):
 WIDE = {"prior_std": 5.0, "noise": 0.0}  # of tasks without y
 STEADY = {"warp": 1.0, "neighbours": 0, "warp_weight": 4.0, "code_noise": 0.3}
 STEADY |= {"smooth_weight": 1.0, "smooth_rise": 0.0, "y_weight": 4.0}
-PRIOR = Settings(**WIDE, epochs=15, batch_norm="none", lr_disc=1e-3, lr_encoder=6e-4)
+PRIOR = Settings(**WIDE, epochs=8, batch_norm="none", lr_disc=1e-3, lr_encoder=6e-4)
 LABELLED = Settings(
     **WIDE, epochs=25, prior="mixture", lr=2e-4, lr_disc=1e-3, warp=1.0, labels=10_000
 )
