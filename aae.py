@@ -7,8 +7,8 @@ Makhzani, Shlens, Jaitly, Goodfellow, Frey 2015, arXiv 1511.05644.
 An encoder Enc gives the code z of an image x. A decoder Dec gives the image back. A discriminator
 Disc tells codes from samples of a prior p(z). Enc learns to fool it, until the codes of all images
 together have the prior's shape. With a class y beside z, and a discriminator of y, the same
-networks classify from few labels, or cluster without any. The basic model alone: what `train` does
-where logits is None, without TOLD and vary.
+networks classify from few labels, or cluster without any. The basic model alone: `train` without
+phase 3, `if logits ...`, `if o.task in TOLD` and `vary`, of which common.to_float stays.
 
 Where the paper's things are
     Figure 1, the game             train, phases 1 and 2; discriminator_loss, adversarial_loss
@@ -22,7 +22,7 @@ Where the paper's things are
     Drawing and scoring            experiments/aae_figures.py, experiments/aae_scores.py
 
 Differences              the paper, from memory          here
-    optimiser            SGD, up to 5000 epochs          Adam, 12 to 72 epochs
+    optimiser            SGD, up to 5000 epochs          Adam, 8 to 72 epochs
     hidden units         clusters: 3000                  1000
     Enc's loss           min max                         -log Disc
     batch norm in Enc    clusters, SVHN alone: all       hidden layers, or none; style: outputs, too
@@ -78,7 +78,7 @@ class Settings(common.RunSettings):
     neighbours: Whole = None  # ours: images move towards one of this many near ones (paper: 0)
     code_noise: Weight = None  # ours: deviation of the noise on what Disc_y sees (paper: 0)
     smooth_weight: Weight = None  # ours: weight of smoothness_loss (paper: 0)
-    smooth_rise: Share = None  # ours: share of the run in which that weight rises from 0
+    smooth_rise: Share = None  # ours: share of the run in which smooth_weight rises from 0
     warp_weight: Weight = None  # ours: weight of invariance_loss (paper: 0)
     balance_weight: Weight = None  # ours: weight of balance_loss (paper: 0)
 
@@ -119,8 +119,8 @@ def mlp(inputs, hidden, batch_norm=False, dropout=0.0):
 
 
 class Encoder(nn.Module):
-    """Enc(x): logits of q(y|x) [B, classes], or None; mu, logvar [B, z_dim] of q(z|x), logvar None
-    where it is deterministic. x [B, C, H, W]. norm: "none", "hidden" or "all"."""
+    """Enc(x) = (logits of q(y|x) [B, classes] or None, mu [B, z_dim], logvar). q(z|x) = N(mu,
+    exp(logvar)), or mu where logvar is None. x [B, C, H, W]. norm: "none", "hidden" or "all"."""
 
     def __init__(
         self, inputs=784, z_dim=8, classes=0, hidden=1000, gaussian=False, norm="none", dropout=0.0
@@ -148,8 +148,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Dec(y, z): image [B, *shape] in [0, 1], of y [B, classes], or None, and z [B, z_dim]. Both
-    are concatenated: code_dim numbers (Figures 6, 8), or heads make W_C^T y + z (Figure 10)."""
+    """Dec(y, z): image [B, *shape] in [0, 1]. y [B, classes] may be None; z [B, z_dim]. Dec
+    concatenates them to code_dim numbers (Figures 6, 8), or heads add them (Figure 10)."""
 
     def __init__(self, code_dim=8, shape=(1, 28, 28), hidden=1000, dropout=0.0):
         super().__init__()
@@ -210,8 +210,8 @@ def head_distance_loss(heads, threshold):
 
 
 # ---- Priors p(z). A new one goes here: a class, and its name in PRIORS ---------------------------
-# It is built by (z_dim, prior_std). What scores and figures of more than a Gaussian need stands in
-# experiments/aae_priors.py: log_density, component, outline.
+# It is built by (z_dim, prior_std). For its scores and figures, experiments/aae_priors.py has
+# log_density, component, outline.
 class Gaussian:
     """N(0, std^2 I), whatever the component."""
 
@@ -284,7 +284,7 @@ def train(run, nets, data, labelled):
     """The phases in turn, at every step. labelled: int64, indices of images whose label is seen.
     run: a `common.Run`, which keeps the books and saves after each epoch."""
     o, enc, dec, disc, disc_y = run.settings, nets.enc, nets.dec, nets.disc, nets.disc_y
-    adam = {"betas": (o.beta1, 0.999), "fused": True}  # opt_r and opt_c have 0.9, 0.999
+    adam = {"betas": (o.beta1, 0.999), "fused": True}  # in phase 2; elsewhere Adam's defaults
     opt_r = torch.optim.Adam([*enc.parameters(), *dec.parameters()], o.lr, fused=True)
     opt_d = torch.optim.Adam([*disc.parameters(), *disc_y.parameters()], o.lr_disc, **adam)
     opt_e = torch.optim.Adam(enc.parameters(), o.lr_encoder, **adam)
@@ -304,10 +304,10 @@ def train(run, nets, data, labelled):
             noisy = add_noise(x, o.noise)
             again = add_noise(vary(data.x, i, near, o), o.noise) if o.warp_weight else None  # ours
 
-            # 1. Reconstruction. Enc, Dec minimise  1/2 |x - Dec(y,z)|^2,  y: Enc's; in style: label
+            # 1. Reconstruction. Enc, Dec minimise  1/2 |x - Dec(y,z)|^2,  y: Enc's (style: label)
             logits, z = enc.sample(noisy)
             y = None if logits is None else logits.softmax(1)
-            y = F.one_hot(label, 10).float() if o.task == "style" else y  # Figure 6: all are known
+            y = F.one_hot(label, 10).float() if o.task == "style" else y  # Figure 6: all labels
             loss_r = reconstruction = reconstruction_loss(dec(y, z), x)
             if dec.heads is not None:  # Figure 10
                 loss_r = loss_r + head_distance_loss(dec.heads.weight, o.head_distance)
@@ -319,7 +319,7 @@ def train(run, nets, data, labelled):
             if o.task in TOLD:
                 component = torch.where(label < 10, label, component)
             z_prior, z_seen = nets.prior.sample(component) / o.prior_std, z / o.prior_std
-            if o.task in TOLD:  # Figure 3 (style: our choice): a one-hot, its 11th: unknown
+            if o.task in TOLD:  # Figure 3; ours in style. A one-hot; class 10: unknown
                 one_hot = F.one_hot(label, 11).to(z)
                 z_prior, z_seen = torch.cat([z_prior, one_hot], 1), torch.cat([z_seen, one_hot], 1)
             loss_d = discriminator_loss(*disc(torch.cat([z_prior, z_seen.detach()])).chunk(2))
@@ -337,7 +337,7 @@ def train(run, nets, data, labelled):
             if logits is not None:
                 loss_e = loss_e + o.y_weight * adversarial_loss(disc_y(y_seen))  # ours: y_weight
             losses = {"reconstruction": reconstruction, "discriminator": loss_d, "encoder": loss_e}
-            if o.clusters:  # ours: balance_loss; and steady_loss, as there is no phase 3
+            if o.clusters:  # ours; with labels, steady_loss is in phase 3
                 losses["balance"] = balance_loss(y)
                 steady = steady_loss(enc, x, noisy, again, run, losses)
                 loss_e = loss_e + o.balance_weight * losses["balance"] + steady
@@ -355,7 +355,7 @@ def train(run, nets, data, labelled):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # With few labels, or none, q(y|x) can settle on wrong classes. Small changes of x must not change q
-# (smooth_weight). This also keeps early errors, so its weight may rise (smooth_rise). Two
+# (smooth_weight). That also keeps early errors, so the weight may rise from 0 (smooth_rise). Two
 # variants must get the same answer (warp_weight). A variant is warped (warp), or moved towards
 # a near image (neighbours), which needs no grid of pixels. Without labels q(y|x) must use all
 # classes (balance_weight). Disc_y tells one-hots from probabilities too easily: both get noise
@@ -437,9 +437,9 @@ def steady_loss(enc, x, noisy, again, run, losses):
 
 # ---- For notebooks, and the command line ---------------------------------------------------------
 def build(o):
-    """Untrained networks. New data of ten classes: into common.load_dataset, its shape here."""
+    """Untrained networks. For new data (ten classes): extend common.load_dataset, set shape."""
     shape = (1, 28, 28) if o.dataset in common.GREY else (3, 32, 32)
-    classes = 0 if o.y_weight is None else o.clusters or 10  # None: Enc infers no y
+    classes = 0 if o.y_weight is None else o.clusters or 10  # y_weight is set where Enc infers y
     beside_z = 10 if o.task == "style" else 0 if o.head_distance else classes
     sizes, gaussian = (math.prod(shape), o.z_dim, classes, o.hidden), o.encoder == "gaussian"
     nets = nn.Module()
@@ -482,7 +482,7 @@ def evaluate(nets, data, test, o, folder):
 
 
 def main(o):
-    """Train, then score. To train only, make the last line run.finish({})."""
+    """Train, then score. To train only, end with run.finish({})."""
     from experiments import aae_scores, batch_norm
 
     aae_scores.check(o, PRIORS)  # mistakes should fail now, not after the training

@@ -5,9 +5,9 @@ Mathieu, Zhao, Sprechmann, Ramesh, LeCun 2016, arXiv 1611.03383.
     python mathieu.py --dataset sprites --epochs 50      # Table 1, on sprites of our own
 
 An encoder Enc splits an image x into two codes: s tells its class, z tells the rest. A decoder Dec
-makes an image from any z and any s. Given z and the s of another image of its class, Dec must still
-give back the image of z, so s holds what the class shares. Given z and the s of any image, no right
-answer is known: a discriminator Disc, told the class of s, judges what Dec makes.
+makes an image from any z and any s. From z of x and s of another image of its class, Dec must make
+x: so s can tell only what the class shares. But z could tell everything. So Dec also gets z of x
+with s of any image, and a discriminator Disc, told the class of s, judges what Dec makes.
 
 Where the paper's things are
     Eq. 5, Algorithm 1, Figure 1    train, with a function for each term
@@ -44,7 +44,7 @@ from torch import nn
 
 # ---- Settings: each field is a flag, its comment the help ----------------------------------------
 # "released": the authors' code. Its squared errors are means over pixels in [-1, 1], ours sums over
-# [0, 1]. On MNIST its weights are times 784 / 4: Disc's 0.01 is 1.96, KL's 0.1 * 6 / 784 is 0.15.
+# [0, 1]: on MNIST a factor of 784 / 4. So Disc's 0.01 is 1.96 here, KL's 0.1 * 6 / 784 is 0.15.
 @dataclasses.dataclass
 class Settings(common.RunSettings):
     recipe: Literal["ours", "paper"] = "ours"  # paper: the three additions are off
@@ -103,7 +103,7 @@ def up(inputs, outputs, side):
 
 
 class Encoder(nn.Module):
-    """Enc(x) = (s, mu, logvar), q(z|x) = N(mu, exp(logvar)): with s from x, the paper's q(z|x,s).
+    """Enc(x) = (s, mu, logvar). q(z|x) = N(mu, exp(logvar)): as x gives s, the paper's q(z|x,s).
 
     x [B, C, H, W] in [0, 1] -> s [B, s_dim], mu and logvar [B, z_dim]."""
 
@@ -148,7 +148,7 @@ class Discriminator(nn.Module):
     """The logit [B] of Disc(x, id): is x [B, C, H, W] a real image that has the label id?
 
     id [B, labels] is one-hot, or for several attributes their one-hots side by side. At three
-    resolutions id is looked up in a table of 4 x 4 maps, which are enlarged and added."""
+    resolutions a table gives 4 x 4 maps for id. They are enlarged and added to the features."""
 
     def __init__(self, channels=1, size=28, labels=10):
         super().__init__()
@@ -162,13 +162,13 @@ class Discriminator(nn.Module):
     def forward(self, x, id):
         for conv, norm, table in zip(self.convs, self.norms, self.tables):
             x = conv(x)
-            maps = torch.einsum("bl,lchw->bchw", id, table)  # id's row, or the sum of its rows
+            maps = torch.einsum("bl,lchw->bchw", id, table)  # of several labels the sum
             x = x + F.interpolate(maps, x.shape[2:])
             x = F.leaky_relu(norm(x), 0.2)
         return self.out(x.flatten(1)).float().squeeze(1)
 
 
-# ---- Losses, each a mean over the batch ----------------------------------------------------------
+# ---- A sample of z; losses, each a mean over the batch -------------------------------------------
 def reparametrise(mu, logvar):
     """z = mu + sigma * eps with eps ~ N(0, I): a sample of q(z|x), [B, z_dim]."""
     return mu + torch.exp(logvar / 2) * torch.randn_like(mu)
@@ -211,16 +211,16 @@ def rate(progress):
 
 
 def train(run, nets, data):
-    """Algorithm 1. data: a `common.Split`. run: a `common.Run`, which keeps the books: `epochs`
-    saves after each, `batches` gives a step's pairs, `progress` grows to 1, `log` fills log.csv."""
+    """Algorithm 1. data: a `common.Split`. run: a `common.Run`: `epochs` saves after
+    each epoch, `batches` gives a step's pairs, `progress` grows to 1, `log` fills log.csv."""
     o, ids = run.settings, data.one_hot_labels()
     nets.train()
-    enc, dec, disc, code_disc = nets.enc, nets.dec, nets.disc, nets.code_disc
+    enc, dec, disc = nets.enc, nets.dec, nets.disc
     adam = {"betas": (o.beta1, 0.999), "fused": True}
     opt_g = torch.optim.Adam([*enc.parameters(), *dec.parameters()], o.lr, **adam)
     opt_d = torch.optim.Adam(disc.parameters(), o.lr_disc, **adam)
-    opt_c = torch.optim.Adam(code_disc.parameters(), o.lr, **adam)  # ours
-    run.track(nets=nets, opt_g=opt_g, opt_d=opt_d, opt_c=opt_c)
+    opt_c = torch.optim.Adam(nets.code_disc.parameters(), o.lr, **adam)  # ours
+    run.track(nets=nets, opt_g=opt_g, opt_d=opt_d, opt_c=opt_c)  # ours: opt_c
 
     for _ in run.epochs():
         for pair in run.batches(common.pair_same_class(data.y), o.batch_size):
@@ -239,10 +239,10 @@ def train(run, nets, data):
             z1 = reparametrise(mu1, logvar1)
             z = o.prior_std * torch.randn_like(z1)  # ours: the paper's has deviation 1
 
-            # One call for all four: batch norm sees them mixed, and its averages fit all four.
+            # One call for all four, so that batch norm's averages fit all four.
             z_all, s_all = torch.cat([z1, z1, z1, z]), torch.cat([s1, s1p, s2, s2])
             x_own, x_same, x_swap, x_prior = dec(z_all, s_all).chunk(4)
-            # Both losses use these logits: the step of Enc and Dec leaves Disc as it is.
+            # loss_g and loss_d share these logits: opt_g does not move Disc.
             real, swapped, sampled = disc(x2, id2), disc(x_swap, id2), disc(x_prior, id2)
 
             # Enc and Dec minimise, each term with its weight,
@@ -252,7 +252,7 @@ def train(run, nets, data):
             own, same = reconstruction_loss(x_own, x1), reconstruction_loss(x_same, x1)
             kl = kl_loss(mu1, logvar1)
             swap, prior = adversarial_loss(swapped), adversarial_loss(sampled)
-            hide = code_disc.loss(mu1, id2, id1)  # ours: ids exchanged, so Enc misleads it
+            hide = nets.code_disc.loss(mu1, id2, id1)  # ours: ids exchanged, so Enc misleads it
             loss_g = o.own_weight * own + o.same_weight * same + kl_weight * kl
             loss_g = loss_g + o.swap_weight * swap + o.prior_weight * prior
             loss_g = loss_g + o.code_weight * hide  # ours
@@ -264,7 +264,7 @@ def train(run, nets, data):
                 loss_d = (loss_d + discriminator_loss(real, sampled)) / 2
             update(opt_d, loss_d)
 
-            update(opt_c, code_disc.loss(mu1.detach(), id1, id2))  # ours
+            update(opt_c, nets.code_disc.loss(mu1.detach(), id1, id2))  # ours
             run.log(own=own, same=same, kl=kl, swap=swap, prior=prior, disc=loss_d, hide=hide)
 
 
@@ -310,8 +310,8 @@ def figure_generation(nets, test, path, count=10):
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # prior_std: a z far from 0 sometimes decodes to the wrong class. Such z are rare under N(0, I), so
 # Dec seldom learns from them. On MNIST we train on z of deviation 2, and score on N(0, I).
-# dead_zone: where Dec ignores a number of z, Enc still gives it a tiny mean, and a classifier reads
-# the class there. A mean in the dead zone becomes 0 (no gradient), others move by it towards 0.
+# dead_zone: where Dec ignores one of z's numbers, Enc still gives it a tiny mean, and a classifier
+# reads the class there. Means shrink by dead_zone; smaller ones become 0 and get no gradient.
 # CodeDiscriminator: z can keep the class although Dec does not use it; the losses above hardly stop
 # that. So a network learns to read the label from the mean of z, and Enc learns to mislead it.
 
@@ -339,7 +339,7 @@ class CodeDiscriminator(nn.Module):
 
 # ---- For notebooks, and the command line ---------------------------------------------------------
 def build(o):
-    """Untrained networks. A new data set goes into common.load_dataset; size and labels here."""
+    """Untrained networks. For new data, extend common.load_dataset; set size, labels here."""
     channels, size = (1, 28) if o.dataset in common.GREY else (3, 32)
     labels = 23 if o.dataset == "sprites" else 10  # 7 + 2 + 4 + 3 + 2 + 2 + 3 values
     nets = nn.Module()
@@ -383,7 +383,7 @@ def evaluate(nets, data, test, settings, folder):
 
 
 def main(settings):
-    """Train, then score. To train only, make the last line run.finish({})."""
+    """Train, then score. To train only, end with run.finish({})."""
     from experiments import mathieu_scores
 
     data, test = common.load_data(settings)

@@ -360,7 +360,8 @@ def seeds_of(row):
     if row.startswith("bigan/released"):  # hours each
         return range(2 if row == "bigan/released" else 1)
     headline = row in ("mathieu/mnist", "mathieu/sprites")
-    return range(3 if row.startswith("mathieu/") and not headline else 5)
+    slow = row in ("aae/semi-1000-no-warps", "aae/semi-60000-no-warps")
+    return range(3 if slow or row.startswith("mathieu/") and not headline else 5)
 
 
 def asked(rows, seeds):

@@ -545,6 +545,17 @@ def hardware():
     return f"{table(['machine, precision', 'runs', 'threads'], lines)}\n\n{words}"
 
 
+def slow_rows():
+    """The rows whose minutes are of a processor in fp32."""
+    found = {}
+    for row in ROWS:
+        if minutes_on(row, "bf16") == DASH != minutes_on(row, "fp32"):
+            script, name = row.split("/")
+            found.setdefault(script, []).append(f"`{name}`")
+    words = "; ".join(f"{script}'s {', '.join(names)}" for script, names in found.items())
+    return f"Minutes in fp32, as no processor with bf16 ran them: {words}. The others are in bf16."
+
+
 def share(entry):
     """Of the machine's matmul rate."""
     return f"{entry['ratio']:.2f}" if entry["ratio"] >= 0.1 else f"{entry['ratio']:.1g}"
@@ -607,6 +618,7 @@ PARTS = {
     "infogan": infogan_table,
     "leak": leak_table,
     "hardware": hardware,
+    "slow": slow_rows,
     "speed": speed_table,
     "repeats": repeats_table,
 }
