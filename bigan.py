@@ -23,15 +23,15 @@ Where the papers' things are
 Differences        the papers                           here
     epochs         400 (BiGAN, released)                30
     rates          2e-4, exponential fall (ALI: 1e-4)   5e-4, short rise, linear fall
-    losses         halved (BiGAN, released)             summed (--recipe paper: twice the decay)
+    losses         halved (BiGAN, released)             summed, so --recipe paper doubles the decay
     batch norm     epsilon 1e-8 (BiGAN), 1e-4 (ALI)     epsilon 1e-5
     ALI's data     natural images, convolutions         MNIST, BiGAN's networks, codes of 50
     ALI's D        both kinds of pairs in one batch     a batch of each kind, as in BiGAN
     ALI's E        mu and sigma without bounds          batch norm on mu, sigma at most 1
     ALICE          several kinds of cycle terms         summed squared errors, one lambda
-    ALI's codes    samples, in reconstructions          their means
+    ALI's G(E(x))  of a sample of q(z|x)                of its mean
 Left out: ImageNet, PASCAL VOC; ALI's semi-supervised and conditional models.
-Three additions have a switch, and the mark "# ours": penalty, skip_fade, average.
+Three additions are ours, marked "# ours", with a flag each: penalty, skip_fade, average.
 --recipe paper turns them off, and takes BiGAN's epochs, rates, decay; other differences stay.
 """
 
@@ -60,7 +60,7 @@ class Settings(common.RunSettings):
     lr_disc: Rate = 5e-4  # Adam's rate for D (released: 2e-4)
     schedule: Literal["linear", "exponential"] = "linear"  # of all rates (released: exponential)
     beta1: Beta = 0.5  # Adam's beta1
-    weight_decay: Weight = 2.5e-5  # weight_decay * weight is added to the weight's gradient
+    weight_decay: Weight = 2.5e-5  # times a weight, is added to its gradient (released: the same)
     z_dim: Count = 50  # numbers in a code
     hidden: Count = 1024  # units of a hidden layer
     cycle_weight: Weight = 0.0  # lambda of ALICE's cycle terms
@@ -71,17 +71,17 @@ class Settings(common.RunSettings):
 
 MODELS = {
     "bigan": Settings(),
-    "ali": Settings(model="ali", skip_fade=0.0),  # no skip: ten of ten runs trained (NOTES)
+    "ali": Settings(model="ali", skip_fade=0.0),  # needs no skip: 10 of 10 runs trained
     "alice": Settings(model="alice", skip_fade=0.0, cycle_weight=0.05),
 }
-RELEASED = dict(epochs=400, lr=2e-4, lr_disc=2e-4, schedule="exponential", weight_decay=5e-5)
+RELEASED = dict(epochs=400, lr=2e-4, lr_disc=2e-4, schedule="exponential", weight_decay=2 * 2.5e-5)
 NO_ADDITIONS = {"penalty": 0.0, "skip_fade": 0.0, "average": 0.0}
 
 
 def recipe(model="bigan", recipe="ours"):
     """The settings of a model. A new model: its name in Settings.model, its settings in MODELS, its
     networks in `build` and prior in `draw_prior` (else it gets ALI's), its terms in `train`."""
-    settings = MODELS.get(model, MODELS["bigan"])  # the parser refuses other names
+    settings = MODELS.get(model, MODELS["bigan"])  # the parser refuses other names later
     if recipe == "paper":
         settings = dataclasses.replace(settings, **RELEASED, **NO_ADDITIONS)
     return dataclasses.replace(settings, recipe=recipe)
@@ -120,8 +120,8 @@ class Encoder(Network):
 class GaussianEncoder(Encoder):
     """ALI's E: a sample [B, z_dim] of q(z|x) = N(mu, sigma^2) (eq. 2), or its mean mu.
 
-    Without bounds sigma grows until training breaks: D's batch norm hides the scale of z from D. So
-    batch norm gives mu variance 1, and sigma is below 1: z fits the prior as sigma nears 0."""
+    Without a bound sigma grows until training breaks, because D's batch norm hides the scale of z.
+    So mu gets variance 1, and sigma is below 1. As sigma falls, z's variance nears the prior's."""
 
     def __init__(self, shape=(1, 28, 28), z_dim=50, hidden=1024):
         super().__init__(shape, 2 * z_dim, hidden)
@@ -213,8 +213,8 @@ def update(optimiser, loss, keep=False):
 
 
 def rate(step, steps, schedule):
-    """Factor of the rates at `step` of `steps`: 1 until half, then a fall to 0.01, straight or
-    (released) exponential. linear: a rise comes first, of at most 100 steps."""
+    """Factor of the rates at `step` of `steps`: 1 in the first half, then down to 0.01, linearly or
+    (released) exponentially. The linear one first rises, for at most 100 steps."""
     done = (step - 1) / steps
     if schedule == "exponential":
         return 0.01 ** max(0.0, 2 * done - 1)
@@ -266,9 +266,9 @@ def train(run, nets, data):
             # The logits are from before E and G moved: as if all moved at once.
             loss_d = discriminator_loss(logits_real, logits_made)
             slope = 0.0
-            if o.penalty and run.step % 4 == 1:  # ours: every fourth step, four times gamma / 2
+            if o.penalty and run.step % 4 == 1:  # ours: on every fourth step, so times 4 below
                 slope = slope_penalty(disc, x, z_x) + slope_penalty(disc, x_z, z)
-            update(opt_d, loss_d + 4 * o.penalty / 2 * slope)  # the slope is ours
+            update(opt_d, loss_d + 4 * o.penalty / 2 * slope)  # ours: the slope
             move_average(average, nets, run.step, o.average)  # ours
             run.log(discriminator=loss_d, swapped=swapped, cycle=cycle)
     move_average(nets, average, step=1, decay=0.0)  # ours: nets := average, for the scores
@@ -277,7 +277,7 @@ def train(run, nets, data):
 @torch.no_grad()
 def settle(nets, data, o):
     """New statistics for batch norm, with the final weights, from up to 20,000 training images;
-    then eval mode. D's come from (x, E(x)) alone; its averages of the training mix both kinds."""
+    then eval mode. D's come from (x, E(x)) alone; its running averages mix both kinds of pairs."""
     from experiments import batch_norm
 
     parts = batch_norm.image_parts(data.x)
@@ -310,17 +310,17 @@ def figure_samples(nets, z, path):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # What each addition gains is in results/NOTES.md, under "Donahue et al. and Dumoulin et al.".
-# penalty: without it, at a rate of 6e-4, 10 % of the reconstructions keep their digit. E's
-# codes crowd into the corners of [-1, 1]^50, where the prior has almost no mass.
-# skip: D's batch norm takes away what a batch has in common. So D is nearly blind to a G that makes
-# one image, as 1 of 5 runs did. D's first layer has no batch norm. The skip, a linear map that
-# fades, adds that layer to the logit: then 0 of 5 did.
+# penalty: without it, at a rate of 6e-4, 10 % of the reconstructions keep their digit; with it, at
+# 5e-4, 70 %. E's codes crowd into the corners of [-1, 1]^50, where the prior has almost no mass.
+# skip: D's batch norm removes what a batch has in common. So D hardly sees that G makes one image:
+# 1 of 5 runs ended so. D's first layer has no batch norm. The skip adds a linear map of that layer
+# to the logit, and fades. With it, 0 of 5 runs ended so.
 # average: averaged weights keep 68 % of the digits, the last ones 57 ("average", "last" in NOTES).
 
 
 def slope_penalty(disc, x, z):
-    """|d(sum of logits) / d(x, z)|^2, a mean over the pairs. D learns from it, E and G do not. Of
-    D without batch norm it is R1 (real pairs), R2 (made ones) of Mescheder et al., 1801.04406."""
+    """|d(sum of logits) / d(x, z)|^2, a mean over the pairs. Only D learns from it. If D had
+    no batch norm, it would be R1 on real pairs, R2 on made ones (Mescheder et al., 1801.04406)."""
     pair = x.detach().requires_grad_(), z.detach().requires_grad_()
     slopes = torch.autograd.grad(disc(*pair).sum(), pair, create_graph=True)
     return sum(slope.flatten(1).square().sum(1) for slope in slopes).mean()
@@ -336,7 +336,7 @@ def move_average(average, nets, step, decay):
 
 # ---- For notebooks, and the command line ---------------------------------------------------------
 def build(o, discriminator=Discriminator):
-    """Untrained networks. A new data set goes into common.load_dataset; its shape here."""
+    """Untrained networks. For new data, extend common.load_dataset, and set shape here."""
     shape = (1, 28, 28) if o.dataset in common.GREY else (3, 32, 32)
     nets = nn.Module()
     nets.shape = shape
@@ -383,7 +383,7 @@ def evaluate(nets, data, test, settings, folder):
 
 
 def main(settings, script="bigan", build=build):
-    """Train, then score. To train only, drop load_judge and end with run.finish({})."""
+    """Train, then score. To train only, drop bigan_scores and end with run.finish({})."""
     from experiments import bigan_scores
 
     bigan_scores.load_judge(settings)  # a damaged file should fail now, not after the training

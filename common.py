@@ -1,4 +1,4 @@
-"""What the four scripts share: data, pairs, settings, a run, figures. No network, no loss.
+"""What the four scripts share: data, pairs, settings, a run, figures. No model, no loss.
 
 A data set is a `Split` of uint8 images [N, C, H, W]. A batch is a tensor of row numbers. `to_float`
 maps bytes to [0, 1]. A mistake by the user raises `UserError`, which ends a script with one line.
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Optional
 
 os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # torch reads it at import
-backend = "matplotlib" not in sys.modules and os.environ.pop("MPLBACKEND", "")  # may be missing
+backend = "matplotlib" not in sys.modules and os.environ.pop("MPLBACKEND", "")
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 if backend:
     os.environ["MPLBACKEND"] = backend
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError):  # matplotlib may not know it
         rcParams["backend"] = backend
 HERE = Path(__file__).resolve().parent
 
@@ -53,7 +53,7 @@ class Split(NamedTuple):
         return Split(*(None if t is None else t[index] for t in self))
 
     def one_hot_labels(self):
-        """float [N, labels]: the class of ten, or the seven attributes side by side (23)."""
+        """float [N, 10]: the class; of sprites [N, 23]: the seven attributes side by side."""
         if self.attributes is None:
             return F.one_hot(self.y, 10).float()
         from data.sprites import ATTRIBUTE_SIZES
@@ -73,29 +73,29 @@ def to_float(x):
 
 def image_batches(x, nets, size=1000):
     """Parts of at most `size` images, floats in [0, 1], on the device of `nets`. x: images of
-    nets.shape, [N, C, H, W] or one [C, H, W], of torch or numpy, floats in [0, 1], or uint8 (0 and
-    1 alone are refused: they may be meant as floats). `ValueError` for other shapes and values."""
+    nets.shape, [N, C, H, W] or one [C, H, W], of torch or numpy, floats in [0, 1], or uint8 (with a
+    maximum of 1 refused: floats may be meant). `ValueError` for other shapes and values."""
     x, device = torch.as_tensor(x), next(nets.parameters()).device
-    x = x[None] if x.dim() == 3 else x
-    if x.dim() != 4 or x.shape[1:] != nets.shape or not len(x):
+    batch = x[None] if x.dim() == 3 else x
+    if batch.dim() != 4 or batch.shape[1:] != nets.shape or not len(batch):
         words = ", ".join(map(str, nets.shape))
         raise ValueError(f"images must be [N, {words}] or [{words}], not {list(x.shape)}")
     floats = x.is_floating_point() and 0 <= x.min() and x.max() <= 1
     if not floats and (x.dtype != torch.uint8 or x.max() == 1):
         kind = f"{x.dtype} from {x.cpu().double().min():g} to {x.cpu().double().max():g}"
         raise ValueError(f"images must be uint8 up to 255, or floats in [0, 1], not {kind}")
-    return (to_float(part).to(device) for part in x.split(size))
+    return (to_float(part).to(device) for part in batch.split(size))
 
 
 def code_batches(nets, *codes, size=1000):
-    """Tuples of parts, up to `size` rows, of codes [N, ...] or None, on nets' device; float32."""
+    """Yields tuples: of each code [N, ...] up to `size` rows, float32 on nets' device, or None."""
     to = {"dtype": torch.float32, "device": next(nets.parameters()).device}
-    parts = [None if code is None else torch.as_tensor(code, **to).split(size) for code in codes]
-    rows = {sum(map(len, part)) for part in parts if part is not None}
+    codes = [None if code is None else torch.as_tensor(code, **to) for code in codes]
+    rows = {len(code) for code in codes if code is not None}
     if len(rows) > 1:
         raise ValueError(f"codes have different numbers of rows: {sorted(rows)}")
-    count = max(len(part) for part in parts if part is not None)
-    return zip(*([None] * count if part is None else part for part in parts))
+    count = math.ceil(max(rows) / size) or 1
+    return zip(*([None] * count if code is None else code.split(size) for code in codes))
 
 
 def load_dataset(name, root=None, validation=False):
@@ -114,9 +114,10 @@ def load_data(settings):
 
     train, test = load_dataset(settings.dataset, settings.data, settings.validation)
     if settings.dry_run:
-        alone = (train.y.bincount() == 1).any()  # pairing refuses it, as in a whole run
-        train, test = train.take(slice(512)), test.take(slice(256))
-        train = train if alone else train.take(train.y.bincount()[train.y] > 1)
+        alone = train.y.bincount()[train.y] == 1  # they stay: pairing refuses them
+        few = (torch.arange(len(train.y)) < 512) | alone
+        few &= (train.y[few].bincount(minlength=int(train.y.max()) + 1)[train.y] > 1) | alone
+        train, test = train.take(few), test.take(slice(256))
     device = choose_device(settings.device)
     return train.to(device), test.to(device)
 
@@ -166,7 +167,7 @@ class RunSettings:
     out: str = ""  # run folder (empty: runs/SCRIPT/NAME-seedN, numbered where that is taken)
     validation: bool = False  # score on a held-out part of the training set, for tuning
     dry_run: bool = False  # every line of the script on a few images; the numbers mean nothing
-    resume: str = ""  # run folder to go on with, by the settings it has
+    resume: str = ""  # run folder to go on with, by the settings saved in it
 
 
 def run_main(main, recipe):
@@ -201,13 +202,13 @@ def write_atomic(path, content):
 class Run:
     """Bookkeeping of one training: folder, seed, progress, log, checkpoint, resume.
 
-    run = Run("mathieu", settings)
+    run = Run("mathieu", settings)  # seeds torch: build the networks after it
     run.track(nets=nets, optimiser=optimiser)  # restored here when the run is resumed
-    for epoch in run.epochs():  # saves after each
+    for epoch in run.epochs():  # inside of run.autocast(); saves after each
         for index in run.batches(order, size):
             ...
             run.log(loss=loss)  # tensors, read from the device once an epoch
-    run.finish(metrics, table)
+    run.finish(metrics, table)  # rows: words, name of a metric, the paper's value, a comparison
     """
 
     COUNTERS = ("epoch", "step", "images", "seconds", "train_seconds", "history")
@@ -256,7 +257,7 @@ class Run:
     @contextlib.contextmanager
     def autocast(self):
         """Context of the training: convolutions and matrix products have this run's precision. An
-        error in it frees the folder's lock, so that a notebook can go on with the run."""
+        error in it frees the folder's lock, so that a notebook can resume the run in a new Run."""
         bf16 = self.precision == "bf16"
         try:
             with torch.autocast(self.device.type, torch.bfloat16, bf16, cache_enabled=False):
@@ -310,7 +311,7 @@ class Run:
         self.save()
         losses = ", ".join(f"{name} {mean:.3g}" for name, mean in means.items())
         left = (self.settings.epochs - self.epoch) * self.train_seconds / self.epoch / 60
-        speed = self.images / self.train_seconds
+        speed = self.images / max(self.train_seconds, 1e-9)
         self.bar.set_postfix_str(losses)
         if self.bar.disable:  # stderr is a file: a line an epoch
             say(f"epoch {self.epoch}, {speed:.0f} images/s, {left:.0f} min left, {losses}")
@@ -326,8 +327,7 @@ class Run:
             if not all(weight.isfinite().all() for weight in weights):
                 broken.append(f"a weight of '{name}' is not finite at step {self.step}")
         if broken:
-            kept = f"--resume {self.folder} goes on from epoch {self.epoch}"
-            kept = kept if self.epoch else "nothing was saved yet"
+            kept = f"{self.folder} keeps epoch {self.epoch}" if self.epoch else "nothing is saved"
             raise UserError(f"training broke: {broken[0]}; try a lower rate in a new run; {kept}")
 
     def finish(self, metrics, table=()):
@@ -370,7 +370,7 @@ def tile(images, columns, left=None, top=None):
     for n, image in enumerate(top if top is not None else ()):
         cells.append((image, (0, x0 + n * (w + 1))))
     for image, (y, x) in cells:
-        image = to_float(image.detach()).float().cpu().clamp(0, 1)
+        image = to_float(image.detach()).cpu().clamp(0, 1)
         picture[y : y + h, x : x + w] = image.permute(1, 2, 0)
     return picture
 
@@ -381,7 +381,7 @@ def save_figure(figure, path):
 
     figure.text(0.995, 0.005, caption(Path(path).parent), ha="right", fontsize=6, color="grey")
     buffer = io.BytesIO()
-    figure.savefig(buffer)
+    figure.savefig(buffer, format="png")
     write_atomic(Path(path), buffer.getvalue())
 
 

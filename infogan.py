@@ -375,7 +375,7 @@ def evaluate(nets, data, test, o, folder):
 
 
 def main(settings):
-    """Train, then score. To only train, drop load_judge and end with run.finish({})."""
+    """Train, then score. To train only, drop infogan_scores and end with run.finish({})."""
     from experiments import infogan_scores
 
     data, test = common.load_data(settings)
