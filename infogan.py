@@ -167,10 +167,10 @@ def discriminator_loss(logits_real, logits_fake):
 #            >= H(c) + E_x E_{c' ~ P(c'|x)} log Q(c'|x)                                   (eq. 4)
 #             = H(c) + E_{c ~ P(c), x = G(z,c)} log Q(c|x) = L_I(G, Q)        (Lemma 5.1, eq. 5)
 # The gap is KL(P(.|x) || Q(.|x)), a mean over x: 0 where Q is the posterior. The last line
-# spares us the posterior: x, then c' ~ P(c'|x), or c, then x from it, both are draws of P(c, x). So
-# the c to score is the one that made x. H(c) does not depend on G or Q. What is left to
-# minimise is -log Q(c|x) = -log Q(c1|x) - log Q(c2|x), as Q has c1 and c2 independent given x: two
-# losses, each with its lambda.
+# needs no posterior: the pair (x, c') has the same distribution as the pair (x, c). So the c to
+# score is the one that made x. H(c) does not depend on G or Q. What is left to minimise is
+# -log Q(c|x) = -log Q(c1|x) - log Q(c2|x), as Q has c1 and c2 independent given x: two losses,
+# each with its lambda.
 def category_loss(logits, c1):
     """-log Q(c1|x) in nats; log K where Q knows nothing. Logits and one-hot c1, both [B, K]."""
     return -(c1 * logits.log_softmax(1)).sum(1).mean()
@@ -178,7 +178,7 @@ def category_loss(logits, c1):
 
 def continuous_loss(mean, c2):
     """-log Q(c2|x) in nats, Q = N(mean, 1), a sum over the m numbers of c2; both [B, m]. A number's
-    loss is at least 0.919, its entropy log 2 = 0.693: L_I <= -0.226, a bound, but a loose one."""
+    loss is at least 0.919, its entropy is log 2 = 0.693. So its L_I <= -0.226: a loose bound."""
     return (0.5 * (c2 - mean).square() + 0.5 * math.log(2 * math.pi)).sum(1).mean()
 
 
@@ -230,16 +230,16 @@ def train(run, nets, data):
 
     for _ in run.epochs():
         for index in run.batches(torch.randperm(len(data.x)), o.batch_size):
-            done = (run.step - 1) / len(nets.curve)  # curve has a number for each update
+            done = (run.step - 1) / len(nets.curve)  # share of the run; len(curve): all updates
             opt_d.param_groups[0]["lr"] = o.lr_disc * rate(done, o.schedule)
             opt_g.param_groups[0]["lr"] = o.lr * rate(done, o.schedule)
             weight_c2 = o.continuous_weight if done >= o.continuous_start else 0  # ours
 
-            # made: n images of the prior's codes, then far ones (ours). c2's loss uses the first n,
-            # c1's loss all, the adversarial losses `fake`.
+            # made: n images of the prior's codes, then far ones (ours). c2's loss takes the n,
+            # c1's loss takes all, D judges `fake`.
             x = common.to_float(data.x[index])  # [n, 1, 28, 28]
             n = len(x)
-            far = round(o.far * n) if o.warp else 0  # ours; without warp, fake is made
+            far = round(o.far * n) if o.warp else 0  # ours; without warp, fake = made
             z, c1, c2 = draw_codes(o, n, x.device, far)
             made = gen(z, c1, c2)
             fake = made[: n + round(o.far_judged * far)]  # ours: far ones
@@ -286,7 +286,7 @@ def figure_sweep(nets, o, path, which, order, columns=11):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # warp: without it, a category often mixes digits of the same slant. So Q reads warped copies of the
-# images, and c1 must be what a warp leaves alone. L_I <= I(c; warp(x)) <= I(c; x): a bound.
+# images, and c1 must be what a warp leaves alone. Their L_I <= I(c; warp(x)) <= I(c; x).
 # split_loss: c2 is read from warped copies, too. c2's first number is scored on copies not rotated
 # or sheared, so that it can be the slant; the others on copies rotated and sheared at random, so
 # that they cannot.
@@ -299,8 +299,8 @@ def figure_sweep(nets, o, path, which, order, columns=11):
 
 def warp(x, amount=1.0):
     """A random affine map of each image [B, C, H, W], black outside. At most: sides about 15 %
-    longer or shorter, a shift of 2 pixels of 28; every second image also turns 9 degrees and is
-    sheared by 0.3. All of it times amount."""
+    longer or shorter, a shift of 2 pixels of 28; images 1, 3, ... also a turn of 9 degrees and
+    a shear of 0.3. All of it times amount."""
     n, device = len(x), x.device
 
     def uniform(reach, *shape):
@@ -318,8 +318,8 @@ def warp(x, amount=1.0):
 
 
 def split_loss(mean, c2):
-    """`continuous_loss` of warped images: c2's first number on the images of the batch that `warp`
-    does not rotate or shear, the rest on the others."""
+    """`continuous_loss` of warped images: c2's first number on images 0, 2, ..., not rotated or
+    sheared by `warp`, the rest on images 1, 3, ..."""
     slant = continuous_loss(mean[0::2, :1], c2[0::2, :1])
     return slant + continuous_loss(mean[1::2, 1:], c2[1::2, 1:])
 

@@ -5,9 +5,9 @@ Mathieu, Zhao, Sprechmann, Ramesh, LeCun 2016, arXiv 1611.03383.
     python mathieu.py --dataset sprites --epochs 50      # Table 1, on sprites of our own
 
 An encoder Enc splits an image x into two codes: s tells its class, z tells the rest. A decoder Dec
-makes an image from any z and any s. From z of x and s of another image of its class, Dec must make
-x: so s can tell only what the class shares. But z could tell everything. So Dec also gets z of x
-with s of any image, and a discriminator Disc, told the class of s, judges what Dec makes.
+makes an image from any z and any s. It must rebuild x from x's z and the s of another image of its
+class: so s can help only with what the class shares. But z could tell all, and Dec ignore s. So
+Dec also gets x's z with any image's s, and must fool Disc, a discriminator that knows s's class.
 
 Where the paper's things are
     Eq. 5, Algorithm 1, Figure 1    train, with a function for each term
@@ -103,7 +103,7 @@ def up(inputs, outputs, side):
 
 
 class Encoder(nn.Module):
-    """Enc(x) = (s, mu, logvar). q(z|x) = N(mu, exp(logvar)): as x gives s, the paper's q(z|x,s).
+    """Enc(x) = (s, mu, logvar). q(z|x) = N(mu, exp(logvar)) is the paper's q(z|x,s): x gives s.
 
     x [B, C, H, W] in [0, 1] -> s [B, s_dim], mu and logvar [B, z_dim]."""
 
@@ -148,7 +148,7 @@ class Discriminator(nn.Module):
     """The logit [B] of Disc(x, id): is x [B, C, H, W] a real image that has the label id?
 
     id [B, labels] is one-hot, or for several attributes their one-hots side by side. At three
-    resolutions a table gives 4 x 4 maps for id. They are enlarged and added to the features."""
+    resolutions a table gives 4 x 4 maps for id. They are resized and added to the features."""
 
     def __init__(self, channels=1, size=28, labels=10):
         super().__init__()
@@ -212,7 +212,7 @@ def rate(progress):
 
 def train(run, nets, data):
     """Algorithm 1. data: a `common.Split`. run: a `common.Run`: `epochs` saves after
-    each epoch, `batches` gives a step's pairs, `progress` grows to 1, `log` fills log.csv."""
+    each epoch, `batches` gives index pairs [B, 2], `progress` grows to 1, `log` fills log.csv."""
     o, ids = run.settings, data.one_hot_labels()
     nets.train()
     enc, dec, disc = nets.enc, nets.dec, nets.disc
@@ -227,10 +227,10 @@ def train(run, nets, data):
             opt_g.param_groups[0]["lr"] = o.lr * rate(run.progress)
             opt_d.param_groups[0]["lr"] = o.lr_disc * rate(run.progress)
             opt_c.param_groups[0]["lr"] = o.lr * max(rate(run.progress), 0.3)  # ours
-            kl_weight = o.kl_start + (o.kl_weight - o.kl_start) * min(run.progress / 0.6, 1)
+            weight_kl = o.kl_start + (o.kl_weight - o.kl_start) * min(run.progress / 0.6, 1)
 
-            # x1 and x1p (the paper's x1') [B, C, H, W] share a class, id1 [B, labels]. x2 is the x1
-            # of the row above, of class id2. s1, s1p, s2 are [B, s_dim], z1 and z [B, z_dim].
+            # x1 and x1p (the paper's x1') [B, C, H, W] share a class, id1 [B, labels]. x2, of class
+            # id2, is the x1 of the pair before. s1, s1p, s2 are [B, s_dim], z1 and z [B, z_dim].
             x1, x1p = common.to_float(data.x[pair[:, 0]]), common.to_float(data.x[pair[:, 1]])
             id1 = ids[pair[:, 0]]
             s1, mu1, logvar1 = enc(x1)
@@ -239,11 +239,11 @@ def train(run, nets, data):
             z1 = reparametrise(mu1, logvar1)
             z = o.prior_std * torch.randn_like(z1)  # ours: the paper's has deviation 1
 
-            # One call for all four, so that batch norm's averages fit all four.
+            # One call for all four: batch norm scales them alike, as it will in eval mode.
             z_all, s_all = torch.cat([z1, z1, z1, z]), torch.cat([s1, s1p, s2, s2])
             x_own, x_same, x_swap, x_prior = dec(z_all, s_all).chunk(4)
             # loss_g and loss_d share these logits: opt_g does not move Disc.
-            real, swapped, sampled = disc(x2, id2), disc(x_swap, id2), disc(x_prior, id2)
+            d_real, d_swap, d_prior = disc(x2, id2), disc(x_swap, id2), disc(x_prior, id2)
 
             # Enc and Dec minimise, each term with its weight,
             #     |x1 - Dec(z1,s1)|^2 + |x1 - Dec(z1,s1')|^2 + KL(q(z|x1) || N(0,I))
@@ -251,17 +251,17 @@ def train(run, nets, data):
             # (nothing is detached: Enc learns from the last two, as well)
             own, same = reconstruction_loss(x_own, x1), reconstruction_loss(x_same, x1)
             kl = kl_loss(mu1, logvar1)
-            swap, prior = adversarial_loss(swapped), adversarial_loss(sampled)
+            swap, prior = adversarial_loss(d_swap), adversarial_loss(d_prior)
             hide = nets.code_disc.loss(mu1, id2, id1)  # ours: ids exchanged, so Enc misleads it
-            loss_g = o.own_weight * own + o.same_weight * same + kl_weight * kl
+            loss_g = o.own_weight * own + o.same_weight * same + weight_kl * kl
             loss_g = loss_g + o.swap_weight * swap + o.prior_weight * prior
             loss_g = loss_g + o.code_weight * hide  # ours
             update(opt_g, loss_g, keep=True)
 
             # Disc maximises  log Disc(x2, id2) + log(1 - Disc(Dec(z1,s2), id2))
-            loss_d = discriminator_loss(real, swapped)
+            loss_d = discriminator_loss(d_real, d_swap)
             if o.prior_weight:  # half of the fakes are Dec(z,s2); in Algorithm 1 none
-                loss_d = (loss_d + discriminator_loss(real, sampled)) / 2
+                loss_d = (loss_d + discriminator_loss(d_real, d_prior)) / 2
             update(opt_d, loss_d)
 
             update(opt_c, nets.code_disc.loss(mu1.detach(), id1, id2))  # ours
@@ -312,7 +312,7 @@ def figure_generation(nets, test, path, count=10):
 # Dec seldom learns from them. On MNIST we train on z of deviation 2, and score on N(0, I).
 # dead_zone: where Dec ignores one of z's numbers, Enc still gives it a tiny mean, and a classifier
 # reads the class there. Means shrink by dead_zone; smaller ones become 0 and get no gradient.
-# CodeDiscriminator: z can keep the class although Dec does not use it; the losses above hardly stop
+# CodeDiscriminator: z can hold traces of the class that Dec ignores; the losses above hardly stop
 # that. So a network learns to read the label from the mean of z, and Enc learns to mislead it.
 
 
