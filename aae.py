@@ -7,8 +7,8 @@ Makhzani, Shlens, Jaitly, Goodfellow, Frey 2015, arXiv 1511.05644.
 An encoder Enc gives the code z of an image x. A decoder Dec gives the image back. A discriminator
 Disc tells codes from samples of a prior p(z). Enc learns to fool it, until the codes of all images
 together have the prior's shape. With a class y beside z, and a discriminator of y, the same
-networks classify from few labels, or cluster without any. The basic model alone: `train` without
-phase 3, `if logits ...`, `if o.task in TOLD` and `vary`, of which common.to_float stays.
+networks classify from few labels, or cluster without any. The basic model is --task prior: `train`
+skips every `if` block, y is None, and `vary` only turns the images into floats.
 
 Where the paper's things are
     Figure 1, the game             train, phases 1 and 2; discriminator_loss, adversarial_loss
@@ -18,7 +18,7 @@ Where the paper's things are
     Figures 6, 7                   --task style
     Table 2, Figure 8              --task semi --labels 100 or 1000, semi-all; train, phase 3
     Table 3, Figure 9              --task cluster --clusters 16 or 30
-    Figures 10, 11                 --task embed --labels 1000 or 100, embed-clusters; heads
+    Figures 10, 11                 --task embed --labels 1000 (d: --z-dim 10) or 100, embed-clusters
     Drawing and scoring            experiments/aae_figures.py, experiments/aae_scores.py
 
 Differences              the paper, from memory          here
@@ -210,7 +210,7 @@ def head_distance_loss(heads, threshold):
 
 
 # ---- Priors p(z). A new one goes here: a class, and its name in PRIORS ---------------------------
-# It is built by (z_dim, prior_std). For its scores and figures, experiments/aae_priors.py has
+# It is called with (z_dim, prior_std). For its scores and figures, experiments/aae_priors.py has
 # log_density, component, outline.
 class Gaussian:
     """N(0, std^2 I), whatever the component."""
@@ -304,26 +304,26 @@ def train(run, nets, data, labelled):
             noisy = add_noise(x, o.noise)
             again = add_noise(vary(data.x, i, near, o), o.noise) if o.warp_weight else None  # ours
 
-            # 1. Reconstruction. Enc, Dec minimise  1/2 |x - Dec(y,z)|^2,  y: Enc's (style: label)
+            # 1. Reconstruction. Enc, Dec minimise  1/2 |x - Dec(y,z)|^2,  y: Enc's or the label
             logits, z = enc.sample(noisy)
             y = None if logits is None else logits.softmax(1)
-            y = F.one_hot(label, 10).float() if o.task == "style" else y  # Figure 6: all labels
+            y = F.one_hot(label, 10).float() if o.task == "style" else y  # Figure 6: the label
             loss_r = reconstruction = reconstruction_loss(dec(y, z), x)
             if dec.heads is not None:  # Figure 10
                 loss_r = loss_r + head_distance_loss(dec.heads.weight, o.head_distance)
             update(opt_r, loss_r)
 
-            # 2. Regularisation. Disc maximises  log Disc(z') + log(1 - Disc(z)),  z' from p(z)
+            # 2. Regularisation. Disc maximises  log Disc(z') + log(1 - Disc(z)),  z' = z_prior
             logits, z = enc.sample(noisy)
-            component = torch.randint(0, 10, label.shape, device=label.device)
+            component = torch.randint(0, 10, label.shape, device=label.device)  # a part of p(z)
             if o.task in TOLD:
                 component = torch.where(label < 10, label, component)
             z_prior, z_seen = nets.prior.sample(component) / o.prior_std, z / o.prior_std
-            if o.task in TOLD:  # Figure 3; ours in style. A one-hot; class 10: unknown
+            if o.task in TOLD:  # Figure 3; in style our own. Class 10: label unknown
                 one_hot = F.one_hot(label, 11).to(z)
                 z_prior, z_seen = torch.cat([z_prior, one_hot], 1), torch.cat([z_seen, one_hot], 1)
             loss_d = discriminator_loss(*disc(torch.cat([z_prior, z_seen.detach()])).chunk(2))
-            if logits is not None:  # Enc infers y; Disc_y learns as Disc does; y': a random one-hot
+            if logits is not None:  # Enc infers y: the same game with Disc_y; y_prior: one-hots
                 y = logits.softmax(1)
                 drawn = torch.randint(0, y.shape[1], label.shape, device=label.device)
                 y_prior = add_noise(F.one_hot(drawn, y.shape[1]).to(y), o.code_noise)  # ours: noise

@@ -1,5 +1,5 @@
 """Adversarial feature learning. Donahue, Krähenbühl, Darrell 2016, arXiv 1605.09782: BiGAN.
-Adversarially learned inference. Dumoulin et al. 2016, arXiv 1606.00704: ALI, the same game.
+Adversarially learned inference. Dumoulin et al. 2016, arXiv 1606.00704: ALI, with a random E(x).
 ALICE. Li et al. 2017, arXiv 1709.01215: ALI with cycle terms.
 
     python bigan.py                      # BiGAN on MNIST
@@ -23,13 +23,13 @@ Where the papers' things are
 Differences        the papers                           here
     epochs         400 (BiGAN, released)                30
     rates          2e-4, exponential fall (ALI: 1e-4)   5e-4, short rise, linear fall
-    losses         halved (BiGAN, released)             summed, so --recipe paper doubles the decay
+    losses         halved (BiGAN, released)             whole; --recipe paper doubles the decay
     batch norm     epsilon 1e-8 (BiGAN), 1e-4 (ALI)     epsilon 1e-5
     ALI's data     natural images, convolutions         MNIST, BiGAN's networks, codes of 50
     ALI's D        both kinds of pairs in one batch     a batch of each kind, as in BiGAN
-    ALI's E        mu and sigma without bounds          batch norm on mu, sigma at most 1
+    ALI's E        mu and sigma without bounds          batch norm on mu, sigma below 1
     ALICE          several kinds of cycle terms         summed squared errors, one lambda
-    ALI's G(E(x))  of a sample of q(z|x)                of its mean
+    ALI's figures  G(E(x)) of a sample of q(z|x)        of its mean
 Left out: ImageNet, PASCAL VOC; ALI's semi-supervised and conditional models.
 Three additions are ours, marked "# ours", with a flag each: penalty, skip_fade, average.
 --recipe paper turns them off, and takes BiGAN's epochs, rates, decay; other differences stay.
@@ -60,7 +60,7 @@ class Settings(common.RunSettings):
     lr_disc: Rate = 5e-4  # Adam's rate for D (released: 2e-4)
     schedule: Literal["linear", "exponential"] = "linear"  # of all rates (released: exponential)
     beta1: Beta = 0.5  # Adam's beta1
-    weight_decay: Weight = 2.5e-5  # times a weight, is added to its gradient (released: the same)
+    weight_decay: Weight = 2.5e-5  # gradient += weight_decay * weight (released, in effect: 5e-5)
     z_dim: Count = 50  # numbers in a code
     hidden: Count = 1024  # units of a hidden layer
     cycle_weight: Weight = 0.0  # lambda of ALICE's cycle terms
@@ -120,7 +120,7 @@ class Encoder(Network):
 class GaussianEncoder(Encoder):
     """ALI's E: a sample [B, z_dim] of q(z|x) = N(mu, sigma^2) (eq. 2), or its mean mu.
 
-    Without a bound sigma grows until training breaks, because D's batch norm hides the scale of z.
+    Unbounded, sigma grows until training breaks, because D's batch norm hides the scale of z.
     So mu gets variance 1, and sigma is below 1. As sigma falls, z's variance nears the prior's."""
 
     def __init__(self, shape=(1, 28, 28), z_dim=50, hidden=1024):
@@ -185,7 +185,7 @@ class Discriminator(Network):
         return logit
 
 
-# ---- Losses, each a mean over the batch ----------------------------------------------------------
+# ---- Losses, means over the batch: -log D = softplus(-logit), -log(1 - D) = softplus(logit) ------
 def discriminator_loss(logits_real, logits_made):
     """-log D(x, E(x)) - log(1 - D(G(z), z)), of logits [B] each; 2 log 2 at chance."""
     return F.softplus(-logits_real).mean() + F.softplus(logits_made).mean()
@@ -262,13 +262,13 @@ def train(run, nets, data):
                 cycle = squared_error(gen(z_x), x) + squared_error(enc(x_z, sample=False), z)
             update(opt_ge, swapped + o.cycle_weight * cycle, keep=True)
 
-            # D maximises  log D(x, E(x)) + log(1 - D(G(z), z))
+            # D minimises  - log D(x, E(x)) - log(1 - D(G(z), z))
             # The logits are from before E and G moved: as if all moved at once.
             loss_d = discriminator_loss(logits_real, logits_made)
             slope = 0.0
             if o.penalty and run.step % 4 == 1:  # ours: on every fourth step, so times 4 below
                 slope = slope_penalty(disc, x, z_x) + slope_penalty(disc, x_z, z)
-            update(opt_d, loss_d + 4 * o.penalty / 2 * slope)  # ours: the slope
+            update(opt_d, loss_d + 4 * o.penalty / 2 * slope)  # ours: gamma / 2
             move_average(average, nets, run.step, o.average)  # ours
             run.log(discriminator=loss_d, swapped=swapped, cycle=cycle)
     move_average(nets, average, step=1, decay=0.0)  # ours: nets := average, for the scores
@@ -277,7 +277,7 @@ def train(run, nets, data):
 @torch.no_grad()
 def settle(nets, data, o):
     """New statistics for batch norm, with the final weights, from up to 20,000 training images;
-    then eval mode. D's come from (x, E(x)) alone; its running averages mix both kinds of pairs."""
+    then eval mode. D's come from (x, E(x)) alone: those of training mix both kinds of pairs."""
     from experiments import batch_norm
 
     parts = batch_norm.image_parts(data.x)
@@ -310,11 +310,11 @@ def figure_samples(nets, z, path):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # What each addition gains is in results/NOTES.md, under "Donahue et al. and Dumoulin et al.".
-# penalty: without it, at a rate of 6e-4, 10 % of the reconstructions keep their digit; with it, at
-# 5e-4, 70 %. E's codes crowd into the corners of [-1, 1]^50, where the prior has almost no mass.
-# skip: D's batch norm removes what a batch has in common. So D hardly sees that G makes one image:
-# 1 of 5 runs ended so. D's first layer has no batch norm. The skip adds a linear map of that layer
-# to the logit, and fades. With it, 0 of 5 runs ended so.
+# penalty: without it, at a rate of 6e-4, 10 % of the reconstructions keep their digit: E's codes
+# crowd into the corners of [-1, 1]^50, where the prior has almost no mass. With it, at 5e-4, 70 %.
+# skip: batch norm removes what a batch has in common. So if G makes one image for all z, D hardly
+# sees it: 1 of 5 runs ended so, with the skip 0 of 5. The skip adds to the logit a linear map of
+# D's first layer, which has no batch norm, and fades.
 # average: averaged weights keep 68 % of the digits, the last ones 57 ("average", "last" in NOTES).
 
 
