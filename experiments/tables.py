@@ -549,11 +549,12 @@ def slow_rows():
     """The rows whose minutes are of a processor in fp32."""
     found = {}
     for row in ROWS:
-        if minutes_on(row, "bf16") == DASH != minutes_on(row, "fp32"):
+        best = fastest(row, "bf16", "fp32")
+        if best and best[1].endswith("in fp32"):
             script, name = row.split("/")
             found.setdefault(script, []).append(f"`{name}`")
     words = "; ".join(f"{script}'s {', '.join(names)}" for script, names in found.items())
-    return f"Minutes in fp32, as no processor with bf16 ran them: {words}. The others are in bf16."
+    return f"A processor's minutes are in fp32 for {words}; else in bf16."
 
 
 def share(entry):
