@@ -322,14 +322,13 @@ def train(run, nets, data, labelled):
             if o.task in TOLD:  # Figure 3; in style our own. Class 10: label unknown
                 one_hot = F.one_hot(label, 11).to(z)
                 z_prior, z_seen = torch.cat([z_prior, one_hot], 1), torch.cat([z_seen, one_hot], 1)
-            loss_d = discriminator_loss(*disc(torch.cat([z_prior, z_seen.detach()])).chunk(2))
+            loss_d = discriminator_loss(disc(z_prior), disc(z_seen.detach()))
             if logits is not None:  # Enc infers y: the same game with Disc_y; y_prior: one-hots
                 y = logits.softmax(1)
                 drawn = torch.randint(0, y.shape[1], label.shape, device=label.device)
                 y_prior = add_noise(F.one_hot(drawn, y.shape[1]).to(y), o.code_noise)  # ours: noise
                 y_seen = add_noise(y, o.code_noise)  # ours: noise
-                logits_y = disc_y(torch.cat([y_prior, y_seen.detach()]))
-                loss_d = loss_d + discriminator_loss(*logits_y.chunk(2))
+                loss_d = loss_d + discriminator_loss(disc_y(y_prior), disc_y(y_seen.detach()))
             update(opt_d, loss_d)
 
             # Enc maximises  log Disc(z) + log Disc_y(y)
