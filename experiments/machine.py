@@ -58,7 +58,8 @@ def describe(device):
 
 
 def hardware(device):
-    """The processor in words: 'NAME, AVX2, 2 threads', with the vector instructions in use."""
+    """The GPU's name, or the processor: 'NAME, AVX2, 2 threads', with its vector instructions in
+    use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name()
     name = platform.processor() or platform.machine()
@@ -72,14 +73,14 @@ def hardware(device):
 
 
 def commit():
-    """Short hash of the repository's commit, '+' behind it where code or data changed since."""
-    git = ["git", "-C", str(ROOT)]
+    """Short hash of the last commit that changed code or data, '+' behind it where they changed
+    since."""
+    git, code = ["git", "-C", str(ROOT)], ["--", "*.py", "data"]
     here = {**os.environ, "GIT_CEILING_DIRECTORIES": str(ROOT.parent)}  # not of a folder around it
     try:
-        head = subprocess.run(
-            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, env=here
-        )
-        status = [*git, "status", "--porcelain", "-uno", "--", "*.py", "data"]
+        last = [*git, "log", "-1", "--format=%h", *code]
+        head = subprocess.run(last, capture_output=True, text=True, env=here)
+        status = [*git, "status", "--porcelain", "-uno", *code]
         changed = subprocess.run(status, capture_output=True, text=True, env=here).stdout.strip()
     except OSError:
         return "unknown"

@@ -8,12 +8,11 @@
     python -m experiments.reproduce --pages       # the tables of all pages anew from results/
 
 A seed on file is skipped. A run that was cut off goes on where it stopped, unless its code has
-changed since; its folder is runs/results/SCRIPT/ROW-seedN. Nothing in results/ is typed by hand.
+changed since; its folder is runs/results/ROW-seedN. No number of ours in a table is typed by hand.
 --again changes nothing in results/; with --keep the run is also filed, in results/again/, apart
 from those whose means the tables show.
 """
 
-import dataclasses
 import importlib
 import json
 import os
@@ -156,8 +155,7 @@ def write(row, entries):
     path = RESULTS / f"{row}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(sorted(entries, key=lambda entry: entry["seed"]), indent=1)
-    path.with_suffix(".tmp").write_text(text + "\n")
-    path.with_suffix(".tmp").replace(path)
+    common.write_atomic(path, f"{text}\n".encode())
 
 
 def parts_of(row):
@@ -183,8 +181,7 @@ def is_of(row, seed, config):
     module = program[-1].removesuffix(".py")
     script = module.removeprefix("experiments.")
     recipe = importlib.import_module(module).recipe
-    wanted = command_line.parse(recipe, [*flags, "--seed", str(seed)])
-    wanted = dataclasses.asdict(wanted)
+    wanted = vars(command_line.parse(recipe, [*flags, "--seed", str(seed)]))
     free = {"precision", "data", "beside"}  # an entry names its precision
     same = all(wanted.get(k) == v for k, v in config["settings"].items() if k not in free)
     return same and config["script"] == script
@@ -202,8 +199,7 @@ def entry_of(row, seed, folder):
         "metrics": {k: v for k, v in metrics.items() if k not in ("seconds", "images_per_second")},
         "seconds": metrics["seconds"],
         "images_per_second": metrics["images_per_second"],
-        **{key: config[key] for key in ("device", "hardware", "versions", "commit")},
-        "precision": config["precision"],
+        **{k: config[k] for k in ("device", "hardware", "versions", "commit", "precision")},
     }
 
 
@@ -231,13 +227,13 @@ def file_folder(folder):
     """File a finished run folder named ROW-seedN, wherever it lies; nothing is run."""
     folder = Path(folder).resolve()
     paper = paper_of(run_folder.read_config(folder)["script"])
-    name = re.fullmatch(r"(.+)-seed(\d+)", folder.name)
-    if not name or f"{paper}/{name[1]}" not in ROWS:
+    row, _, seed = f"{paper}/{folder.name}".rpartition("-seed")
+    if row not in ROWS or not seed.isdecimal():
         raise common.UserError(f"'{folder}' is not named ROW-seedN by a row of {paper}")
     if not (folder / "metrics.json").exists():
         raise common.UserError(f"the run in '{folder}' is not finished")
-    collect(f"{paper}/{name[1]}", int(name[2]), folder)
-    print(f"filed: {command(f'{paper}/{name[1]}', int(name[2]))}")
+    collect(row, int(seed), folder)
+    print(f"filed: {command(row, int(seed))}")
 
 
 # ---- Running rows --------------------------------------------------------------------------------
@@ -249,7 +245,7 @@ def changed_since(folder):
 
 def words_of(row, seed, folder):
     """The words of the process that begins a run in this folder, or goes on with it."""
-    if (ROOT / folder / "config.json").exists():
+    if (folder / "config.json").exists():
         return [sys.executable, *parts_of(row)[0], "--resume", str(folder)]
     return [sys.executable, *command(row, seed).split()[1:], "--out", str(folder)]
 
@@ -260,21 +256,19 @@ def train(row, seed, place, threads=None, anew=False):
     A finished run is taken as it is, or set aside where `anew`; one of other code is set aside.
     threads: torch's, when other runs go on beside; a file next to the folder then has the run's
     words."""
-    script, name = row.split("/")
-    folder = Path(place) / script / f"{name}-seed{seed}"
-    if (ROOT / folder / "config.json").exists():
-        finished = (ROOT / folder / "metrics.json").exists()
-        if changed_since(ROOT / folder) or (anew and finished):
-            aside = f"{folder}-before-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = ROOT / place / f"{row}-seed{seed}"
+    if (folder / "config.json").exists():
+        if changed_since(folder) or (anew and (folder / "metrics.json").exists()):
+            aside = folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")
             print(f"{folder} is an earlier run, or one of other code: moved to {aside}")
-            (ROOT / folder).rename(ROOT / aside)
-    if (ROOT / folder / "metrics.json").exists():  # finished, but not filed
-        return ROOT / folder
+            folder.rename(aside)
+    if (folder / "metrics.json").exists():  # finished, but not filed
+        return folder
     words = words_of(row, seed, folder)
     if threads is None:
         status, where = wait_for(words), ""
     else:
-        log = ROOT / f"{folder}.txt"
+        log = folder.with_name(f"{folder.name}.txt")
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         with open(log, "a") as file:
@@ -282,7 +276,7 @@ def train(row, seed, place, threads=None, anew=False):
         where = f", see {log}"
     if status:
         sys.exit(f"{row} seed {seed} did not finish{where}; the same command goes on with it")
-    return ROOT / folder
+    return folder
 
 
 def wait_for(words, **more):
@@ -304,10 +298,10 @@ def reproduce(row, seed, threads=None):
 def compare(row, entry):
     """An entry's scores beside those on file: (name, mean, deviation, now, deviations away), None
     where there is no such number."""
-    lines = []
-    for name in sorted({name for e in read(row) for name in e["metrics"]}):
-        values = [e["metrics"][name] for e in read(row) if name in e["metrics"]]
-        spread = (statistics.stdev(values) if len(values) > 1 else 0) or None
+    lines, filed = [], [entry["metrics"] for entry in read(row)]
+    for name in sorted(set().union(*filed)):
+        values = [metrics[name] for metrics in filed if name in metrics]
+        spread = statistics.stdev(values) if len(values) > 1 else None
         mean, now = statistics.mean(values), entry["metrics"].get(name)
         away = abs(now - mean) / spread if spread and now is not None else None
         lines.append((name, mean, spread, now, away))
@@ -342,7 +336,7 @@ def cpu_seconds(row):
 
 def expected(row):
     """Seconds that a run of this row takes on a CPU, by those on file: of the row, or else of its
-    script's rows; 300 where there are none."""
+    paper's rows; 300 where there are none."""
     found = cpu_seconds(row)
     if not found and row.startswith("bigan/released"):  # 400 epochs where ours has 30
         ours = row.replace("released-", "").replace("released", "mnist")
@@ -359,9 +353,9 @@ def seeds_of(row):
         return range(10)  # as many as the paper's
     if row.startswith("bigan/released"):  # hours each
         return range(2 if row == "bigan/released" else 1)
-    headline = row in ("mathieu/mnist", "mathieu/sprites")
     slow = row in ("aae/semi-1000-no-warps", "aae/semi-60000-no-warps")
-    return range(3 if slow or row.startswith("mathieu/") and not headline else 5)
+    variant = row.startswith("mathieu/") and row not in ("mathieu/mnist", "mathieu/sprites")
+    return range(3 if slow or variant else 5)
 
 
 def asked(rows, seeds):
@@ -369,8 +363,8 @@ def asked(rows, seeds):
 
     seeds: None for those of the tables."""
     each = {row: seeds or seeds_of(row) for row in rows}
-    every = sorted({seed for some in each.values() for seed in some})
-    return [(row, seed) for seed in every for row in rows if seed in each[row]]
+    every = sorted(set().union(*each.values()))
+    return [(row, seed) for seed in every for row in each if seed in each[row]]
 
 
 def plan(rows, seeds):
@@ -412,10 +406,6 @@ def run_all(todo, jobs=1, run=reproduce):
             raise
         ended.append((k, time.monotonic() - begun))
 
-    if jobs == 1:
-        for k in range(len(todo)):
-            one(k)
-        return
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(one, k) for k in range(len(todo))]
         try:
@@ -428,7 +418,7 @@ def run_all(todo, jobs=1, run=reproduce):
 
 def interrupt_children(signal_number, _):
     """A terminal tells its whole group of Ctrl-C; a `kill` of this process alone must be passed on.
-    The runs save and end."""
+    The runs end; what they saved is of the last whole epoch."""
     for child in list(CHILDREN):
         child.send_signal(signal.SIGINT)
     sys.exit(128 + signal_number)
@@ -488,8 +478,7 @@ def run_asked(o):
     else:
         print("all on file; --again runs it anew and compares")
     if not o.plan:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, interrupt_children)
+        signal.signal(signal.SIGTERM, interrupt_children)
         run_all(todo, o.jobs, partial(again, keep=o.keep) if o.again else reproduce)
 
 

@@ -79,7 +79,8 @@ def make(out, stem, again=False):
         names = {file.name for file in folder.iterdir() if not re.search(PART, file.name)}
     except OSError as error:
         raise UserError(f"cannot write to '{folder}' ({error.strerror}): choose another --out")
-    # What a run leaves that was cut off in its first epoch may be overwritten.
+    # A run that was cut off in its first epoch left config.json alone: it may be overwritten.
+    # read_config refuses a damaged one.
     names = {name for name in names if name not in ("lock", "owner") and name[0] != "."}
     if names and not again and (names != {"config.json"} or not read_config(folder)):
         raise UserError(f"'{folder}' is not empty: choose another --out, or --resume {folder}")
@@ -114,6 +115,11 @@ def read_config(folder):
         raise UserError(f"'{folder}/config.json' is damaged")
 
 
+def of_another_version(folder):
+    script, names = read_config(folder)["script"], "its config.json names the commit"
+    return UserError(f"'{folder}' is of another version, or not of this script ({script}): {names}")
+
+
 def read_settings(folder, recipe):
     """The settings of the run in `folder`, by the `recipe` of its script."""
     config = read_config(folder)
@@ -123,7 +129,7 @@ def read_settings(folder, recipe):
     try:
         return dataclasses.replace(recipe(**{name: saved[name] for name in names}), **saved)
     except (TypeError, KeyError):
-        raise UserError(f"'{folder}' is of another version: its config.json names the commit")
+        raise of_another_version(folder)
 
 
 def read_checkpoint(folder, device="cpu", finished=False):
@@ -152,7 +158,7 @@ def load(folder, recipe, build, device="cpu"):
     try:
         nets.load_state_dict(saved["states"]["nets"])
     except (KeyError, RuntimeError):
-        raise UserError(f"'{folder}' is of another version: its config.json names the commit")
+        raise of_another_version(folder)
     return nets.eval()
 
 

@@ -16,7 +16,7 @@ def main(*words):
     """Prints the table; the new scores replace those of the same name in metrics.json."""
     if len(words) not in (1, 2):
         raise common.UserError("name a run folder, and if you like a device: score RUN cpu")
-    folder, device = Path(words[0]), (*words, "auto")[1]
+    folder, device = Path(words[0]), words[1] if len(words) == 2 else "auto"
     name = run_folder.read_config(folder)["script"]
     beside = (common.HERE / f"{name}.py").exists()
     script = importlib.import_module(name if beside else f"experiments.{name}")
@@ -27,7 +27,7 @@ def main(*words):
     else:
         nets = common.load(folder, script.recipe, script.build, device)
     data, test = getattr(script, "load_data", common.load_data)(settings)
-    rng = run_folder.read_checkpoint(folder)["rng"]  # some scores are of samples
+    rng = run_folder.read_checkpoint(folder)["rng"]  # as after training: some scores are of samples
     machine.set_rng(rng, device)
     metrics, table = script.evaluate(nets, data, test, settings, folder)
     old = json.loads((folder / "metrics.json").read_text())

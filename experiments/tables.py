@@ -186,11 +186,11 @@ def kept_megabytes(script):
 
 
 def minutes_table():
-    kinds, lines = ("fp32", "bf16", "GPU"), []
+    kinds, lines = ("fp32", "bf16"), []
     for script, row in PLAIN.items():
         cells = [minutes_on(row, kind) for kind in kinds]
         lines.append([f"`{script}.py`", *cells, f"{kept_megabytes(script):.0f}"])
-    return table(["minutes on", "CPU, fp32", "CPU, bf16", "H100", "MB"], lines)
+    return table(["minutes on", "CPU, fp32", "CPU, bf16", "MB"], lines)
 
 
 # ---- results/mathieu.md --------------------------------------------------------------------------
@@ -286,6 +286,7 @@ def aae_scores(scores):
 
 def prior_table():
     told, component = "codes told from the prior, % (50 at best)", "code in its label's part, %"
+    placed = "component_accuracy", 1, "figure", DASH
     return aae_scores(
         [
             (f"Fig. 2: {told}", "prior-gaussian", "code_test", 1, "figure", DASH),
@@ -294,14 +295,8 @@ def prior_table():
             ("squared error", "prior-gaussian", "reconstruction_mse", 4, DASH, DASH),
             ("of the VAE", "prior-gaussian-kl", "reconstruction_mse", 4, DASH, DASH),
             ("of the WAE-MMD", "prior-gaussian-mmd", "reconstruction_mse", 4, DASH, DASH),
-            (
-                f"Fig. 4a, mixture: {component}",
-                *("prior-mixture-10000", "component_accuracy", 1, "figure", DASH),
-            ),
-            (
-                f"Fig. 4c, swiss roll: {component}",
-                *("prior-swiss-roll-10000", "component_accuracy", 1, "figure", DASH),
-            ),
+            (f"Fig. 4a, mixture: {component}", "prior-mixture-10000", *placed),
+            (f"Fig. 4c, swiss roll: {component}", "prior-swiss-roll-10000", *placed),
         ]
     )
 
@@ -339,23 +334,19 @@ def style_table():
 
 
 def semi_table():
-    alone = "the encoder alone"
+    alone, few = "the encoder alone", ("test_error", 2, "1.90 ± 0.10", "about 4")
+    many = "test_error", 2, "1.60 ± 0.08 †", "5"
+    every = "test_error", 2, "0.85 ± 0.02", DASH
     return aae_scores(
         [
-            ("100 labels", "semi-100", "test_error", 2, "1.90 ± 0.10", "about 4"),
+            ("100 labels", "semi-100", *few),
             (f"100 labels, {alone}", "semi-100", "baseline_error", 2, "25.80 †", DASH),
-            (
-                "100 labels, not warped",
-                *("semi-100-no-warps", "test_error", 2, "1.90 ± 0.10", "about 4"),
-            ),
-            ("1,000 labels", "semi-1000", "test_error", 2, "1.60 ± 0.08 †", "5"),
-            (
-                "1,000 labels, not warped",
-                *("semi-1000-no-warps", "test_error", 2, "1.60 ± 0.08 †", "5"),
-            ),
+            ("100 labels, not warped", "semi-100-no-warps", *few),
+            ("1,000 labels", "semi-1000", *many),
+            ("1,000 labels, not warped", "semi-1000-no-warps", *many),
             (f"1,000 labels, {alone}", "semi-1000", "baseline_error", 2, "8.73 †", DASH),
-            ("all labels", "semi-60000", "test_error", 2, "0.85 ± 0.02", DASH),
-            ("all labels, not warped", "semi-60000-no-warps", "test_error", 2, "0.85 ± 0.02", DASH),
+            ("all labels", "semi-60000", *every),
+            ("all labels, not warped", "semi-60000-no-warps", *every),
             (f"all labels, {alone}", "semi-60000", "baseline_error", 2, "1.25 †", DASH),
         ]
     )
@@ -400,7 +391,7 @@ def bigan_table():
         "untrained": ("untrained E", DASH),
         "mnist": TABLE1["mnist"],
         "bilinear": ("BiGAN, product in D", DASH),
-        **TABLE1,
+        **TABLE1,  # mnist keeps its place above
         "ali": ("ALI", DASH),
         "alice": ("ALICE", DASH),
     }
@@ -413,7 +404,8 @@ def bigan_table():
         ("x's digit kept, %", "reconstruction_digit", 1),
         ("inception score", "sample_quality", 2),
     ]
-    with_code = {row: cells for row, cells in plain.items() if row not in NO_CODE}
+    no_code = "bigan/gan", "bigan/pixels"
+    with_code = {row: cells for row, cells in plain.items() if row not in no_code}
     parts = [
         rows_by_scores(["Table 1: error in %", "paper"], rows, layer),
         rows_by_scores(["the code: error in %"], with_code, codes),
@@ -421,9 +413,6 @@ def bigan_table():
         commands({row: cells[0] for row, cells in plain.items()}),
     ]
     return "\n\n".join(parts)
-
-
-NO_CODE = "bigan/gan", "bigan/pixels"
 
 
 def released_table():
@@ -510,19 +499,16 @@ def leak_table():
     ]
     information = [("category", "nmi", 3), ("k-means on pixels", "kmeans_nmi", 3)]
     labels = {"100": "100 labels", "1000": "1,000", "all": "all"}
-    trunk, hidden = (
-        [(words, f"probe_error_{layer}_{count}", 2) for count, words in labels.items()]
-        for layer in ("trunk", "q_hidden")
-    )
-    beside = []
+    trunk = [(words, f"probe_error_trunk_{count}", 2) for count, words in labels.items()]
+    hidden = [(words, f"probe_error_q_hidden_{count}", 2) for count, words in labels.items()]
+    beside = ""
     for words, name in (("untrained trunk", "untrained"), ("raw pixels", "pixels")):
-        metrics = [f"probe_error_{name}_{count}" for count in labels]
-        beside.append([words, *(ours("infogan/long", metric, 2) for metric in metrics)])
-    extra = "\n".join("| " + " | ".join(line) + " |" for line in beside)
+        cells = [ours("infogan/long", f"probe_error_{name}_{count}", 2) for count in labels]
+        beside += f"\n| {' | '.join([words, *cells])} |"
     parts = [
         rows_by_scores(["K: error in %"], grouped, clusters),
         rows_by_scores(["K: normalised mutual information"], grouped, information),
-        rows_by_scores(["K: probe on the trunk, error in %"], rows, trunk) + f"\n{extra}",
+        rows_by_scores(["K: probe on the trunk, error in %"], rows, trunk) + beside,
         rows_by_scores(["K: probe on Q's hidden layer, error in %"], rows, hidden),
         commands({row: words for row, (words,) in rows.items()}),
     ]
@@ -551,9 +537,9 @@ def slow_rows():
     for row in ROWS:
         best = fastest(row, "bf16", "fp32")
         if best and best[1].endswith("in fp32"):
-            script, name = row.split("/")
-            found.setdefault(script, []).append(f"`{name}`")
-    words = "; ".join(f"{script}'s {', '.join(names)}" for script, names in found.items())
+            paper, name = row.split("/")
+            found.setdefault(paper, []).append(f"`{name}`")
+    words = "; ".join(f"{paper}'s {', '.join(names)}" for paper, names in found.items())
     return f"A processor's minutes are in fp32 for {words}; else in bf16."
 
 
@@ -567,19 +553,12 @@ def speed_table():
     path = reproduce.RESULTS / "benchmark.json"
     entries = json.loads(path.read_text()) if path.exists() else []
     found = {(machine(entry), entry["step"]): entry for entry in entries}
-    names = {
-        "mathieu": "mathieu",
-        "aae": "aae",
-        "aae-semi": "aae, semi",
-        "aae-small": "aae, small",
-        "bigan": "bigan",
-        "infogan": "infogan",
-    }
     lines = []
     for name in dict.fromkeys(name for name, _ in found):
-        for step, words in names.items():
+        for step in "mathieu aae aae-semi aae-small bigan infogan".split():
             entry = found.get((name, step))
             if entry:
+                words = step.replace("-", ", ")
                 lines.append([name, words, f"{entry['images_per_second']:,.0f}", share(entry)])
     return table(["machine", "step", "images/s", "share"], lines)
 

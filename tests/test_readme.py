@@ -6,6 +6,7 @@ import functools
 import importlib
 import json
 import re
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -499,11 +500,11 @@ def test_a_run_of_mathieu_goes_on_by_its_folder_alone(pretended, monkeypatch):
     with pytest.raises(SystemExit, match="mathieu/mnist-short seed 2 did not finish"):
         reproduce.reproduce("mathieu/mnist-short", 2)
     monkeypatch.setattr(Child, "failing", ())
-    folder = "runs/results/mathieu/mnist-short-seed2"
+    folder = pretended / "runs/results/mathieu/mnist-short-seed2"
     words = reproduce.words_of("mathieu/mnist-short", 2, folder)
-    assert words[1:] == ["mathieu.py", "--resume", folder]
+    assert words[1:] == ["mathieu.py", "--resume", str(folder)]
     words = reproduce.words_of("mathieu/mnist-pretrained-s", 2, folder)
-    assert words[1:] == ["-m", "experiments.mathieu_pretrained_s", "--resume", folder]
+    assert words[1:] == ["-m", "experiments.mathieu_pretrained_s", "--resume", str(folder)]
     reproduce.reproduce("mathieu/mnist-short", 2)
     (entry,) = reproduce.read("mathieu/mnist-short")
     assert entry["command"] == "python mathieu.py --epochs 4 --seed 2"
@@ -626,6 +627,28 @@ def test_seeds_are_those_of_the_tables():
         ("aae/style", 3),
         ("bigan/grid", 3),
     ]
+
+
+def test_the_commit_is_the_last_one_of_code_or_data(tmp_path, monkeypatch):
+    """A filed result is no other version of the code: a run that was cut off goes on."""
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+
+    def commit_file(name):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+        subprocess.run([*git, "add", "."], check=True)
+        subprocess.run([*git, "commit", "-qm", name], check=True)
+        return machine.commit.__wrapped__()  # the tests' own asks once
+
+    assert machine.commit.__wrapped__() == "unknown"
+    subprocess.run([*git, "init", "-q"], check=True)
+    first = commit_file("experiments/scores.py")
+    assert commit_file("results/row.json") == first
+    assert commit_file("data/mnist.npz") != first
+    last = commit_file("aae.py")
+    (tmp_path / "aae.py").write_text("changed")
+    assert machine.commit.__wrapped__() == f"{last}+"
 
 
 def test_changed_since_compares_the_commit(tmp_path, monkeypatch):
