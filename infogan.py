@@ -375,11 +375,11 @@ def evaluate(nets, data, test, o, folder):
 
 
 def main(settings):
-    """Train, then score. To train only, drop infogan_scores and end with run.finish({})."""
-    from experiments import infogan_scores
+    """Train, then score. To train only, drop scores and end with run.finish({})."""
+    from experiments import scores
 
     data, test = common.load_data(settings)
-    infogan_scores.load_judge(settings)  # a damaged file should fail now, not after the training
+    scores.judge_of(settings)  # a damaged file should fail now, not after the training
     run = common.Run("infogan", settings)
     nets = build(settings, math.ceil(len(data.x) / settings.batch_size)).to(run.device)
     with run.autocast():  # bf16, where the processor has it

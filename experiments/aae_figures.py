@@ -105,10 +105,10 @@ def figure_clusters(nets, encode, decode, test, path, shown=14):
 
 def draw(nets, encode, decode, data, test, task, folder):
     """The figures of a task."""
-    flat = nets.dec.heads is not None or task.startswith("prior") and nets.prior.dim == 2
-    if flat:
+    plane = task.startswith("prior") and nets.prior.dim == 2
+    if plane or nets.dec.heads is not None:
         figure_codes(nets, encode, test, folder / "codes.png")
-    if flat and task.startswith("prior"):
+    if plane:
         figure_manifold(nets, decode, folder / "manifold.png")
     if task == "likelihood":
         figure_samples(nets, decode, data, folder / "samples.png")
@@ -132,7 +132,7 @@ def figure_scatter(path, points, y, title, curves=(), marks=None):
     if marks is not None:
         axes.plot(*marks.cpu().t(), "kx", markersize=7, zorder=3)
     axes.set_aspect("equal")
-    axes.set(xlabel="first number of z", ylabel="second number of z")
+    axes.set(xlabel="first number", ylabel="second number")
     place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
     axes.legend(markerscale=5, fontsize=8, frameon=False, **place)
     axes.set_title(title, fontsize=10)

@@ -90,7 +90,7 @@ def recipe(model="gan", recipe="ours"):
     settings = MODELS.get(model, MODELS["gan"])
     if recipe == "paper" and model in STEPS:
         changes = {**bigan.RELEASED, "average": 0.0, "skip": "no"}
-        changes["decay_disc"] = changes.pop("weight_decay")  # of the others the loss is as released
+        changes["decay_disc"] = changes.pop("weight_decay")  # released: D's loss alone is halved
         read = {k: v for k, v in changes.items() if hasattr(settings, k)}
         settings = dataclasses.replace(settings, **read)
     return dataclasses.replace(settings, recipe=recipe)
@@ -185,18 +185,18 @@ def train(run, nets, data):
     nets.train()
     adam = {"betas": (o.beta1, 0.999), "weight_decay": o.weight_decay, "fused": True}
     others = [p for name, p in nets.named_parameters() if not name.startswith("disc")]
-    opt, lr = {"ge": torch.optim.Adam(others, o.lr, **adam)}, {"ge": o.lr}
+    opt = {"ge": torch.optim.Adam(others, o.lr, **adam)}
     if hasattr(nets, "disc"):
         adam["weight_decay"] = o.decay_disc
         opt["d"] = torch.optim.Adam(nets.disc.parameters(), o.lr_disc, **adam)
-        lr["d"] = o.lr_disc
     average = copy.deepcopy(nets)
     run.track(nets=nets, average=average, **{f"opt_{name}": opt[name] for name in opt})
 
     for _ in run.epochs():
         for index in run.batches(torch.randperm(len(data.y)), o.batch_size):
-            for name in opt:
-                opt[name].param_groups[0]["lr"] = lr[name] * rate(run.step, steps, o.schedule)
+            for player in opt.values():
+                lr = player.defaults["lr"] * rate(run.step, steps, o.schedule)
+                player.param_groups[0]["lr"] = lr
             losses = STEPS[o.model](nets, opt, common.to_float(data.x[index]), o)
             move_average(average, nets, run.step, o.average)
             run.log(**losses)

@@ -7,8 +7,8 @@ released log agrees with that. 1-NN on the code is on E's bounded output (in tha
 """
 
 from common import UserError, figure_grid, say, to_float
-from experiments import machine, scores
-from experiments.scores import in_parts
+from experiments import scores
+from experiments.scores import in_parts, percent
 
 import torch
 from torch.special import entr  # entr(p) = - p log p
@@ -28,8 +28,7 @@ def load_judge(settings):
     if settings.dataset == "sprites":
         words = "the test characters of sprites are in no training image, so 1-NN means nothing"
         raise UserError(f"{words}: choose another --dataset")
-    device = machine.choose_device(settings.device)
-    return scores.load_judge(settings.dataset, settings.data, device, quick=settings.dry_run)
+    return scores.judge_of(settings)
 
 
 def image_quality(judge, images):
@@ -38,8 +37,7 @@ def image_quality(judge, images):
     sample_confidence: mean probability of the class it names. sample_classes: exp of the entropy of
     the classes named, 10 when ten digits are equally frequent. sample_quality: its inception score,
     exp E KL(p(y|x) || p(y)), high when both are, 10 at best."""
-    with torch.no_grad():
-        p = torch.cat([judge(part).cpu().double().softmax(1) for part in images.split(1000)])
+    p = in_parts(judge, images).cpu().double().softmax(1)
     named = torch.bincount(p.argmax(1), minlength=p.shape[1]) / len(p)
     doubt = entr(p).sum(1).mean()
     return {
@@ -65,12 +63,11 @@ def reconstruction_scores(again, test, judge):
     x' - G(E(x)) for another image x' (_mismatched). reconstruction_digit: share of G(E(x)) in which
     the judge reads the class of x."""
     x = to_float(test.x)
-    right = judge.classify(again) == test.y
     return {
         "reconstruction_mse": (again - x).square().mean().item(),
         "reconstruction_l2": (again - x).flatten(1).norm(dim=1).mean().item(),
         "reconstruction_l2_mismatched": (again - x.roll(1, 0)).flatten(1).norm(dim=1).mean().item(),
-        "reconstruction_digit": right.float().mean().item() * 100,
+        "reconstruction_digit": percent(judge.classify(again) == test.y),
     }
 
 
@@ -94,8 +91,9 @@ def evaluate(settings, data, test, judge, net=None, encode=None, decode=None, dr
 
     nn_error_features, nn_error_code: of 1-NN by Table 1's layer and by the code. probe_error_code:
     of a linear classifier on the code. code_square: mean square of the code's numbers. code_mse:
-    E(G(z)) against z, a number. An answer of 0 would have code_prior_square; a code that has
-    nothing to do with z would have about that and code_square together."""
+    mean square of E(G(z)) - z over the code's numbers. An answer of 0 would have code_prior_square;
+    a code that has nothing to do with z would have about that and code_square together. Without
+    net, E and G: probe_error_code is of pixels, sample_... of the test images."""
     say("scoring")
     found = {"nn_error_features": layer_error(net, data, test)}
     samples, codes = to_float(test.x), None

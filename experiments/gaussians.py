@@ -285,7 +285,6 @@ def train(run, nets, x_train):
     o, device = run.settings, run.device
     nets.train()
     opt = optimisers(nets, o)
-    lr = {name: opt[name].param_groups[0]["lr"] for name in opt}
     average = copy.deepcopy(nets)
     run.track(nets=nets, average=average, **{f"opt_{name}": opt[name] for name in opt})
     scored = [name for name, _ in nets.named_children() if not name.endswith("disc")]
@@ -304,9 +303,9 @@ def train(run, nets, x_train):
         for index in run.batches(torch.randperm(len(x_train)), o.batch_size):
             x, z = x_train[index], torch.randn(len(index), 2, device=device)
             step = run.step - begun
-            for name in opt:
-                factor = rate(step, steps, o.schedule) if o.schedule == "linear" else 1.0
-                opt[name].param_groups[0]["lr"] = lr[name] * factor
+            factor = rate(step, steps, o.schedule) if o.schedule == "linear" else 1.0
+            for player in opt.values():
+                player.param_groups[0]["lr"] = player.defaults["lr"] * factor
             weight = 4 * o.penalty / 2 if run.step % 4 == 1 else 0.0  # as in bigan.py
             if games:
                 losses = games_step(nets, opt, x, z, weight, o)

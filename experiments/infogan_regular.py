@@ -13,7 +13,7 @@ import math
 
 import common
 import infogan
-from experiments import infogan_scores, run_folder
+from experiments import infogan_scores, run_folder, scores
 from infogan import (
     adversarial_loss,
     category_loss,
@@ -25,6 +25,7 @@ from infogan import (
 
 import torch
 
+# Settings of infogan.py that mean nothing here: None, so there is no such flag.
 NONE = "recipe category_weight continuous_weight continuous_start warp far far_judged".split()
 
 
@@ -94,7 +95,7 @@ def evaluate(nets, data, test, o, folder):
 
 def main(settings):
     data, test = common.load_data(settings)
-    infogan_scores.load_judge(settings)
+    scores.judge_of(settings)  # a damaged file should fail now, not after the training
     if settings.beside:  # a wrong folder should fail now
         infogan.load(settings.beside)
         other = run_folder.read_settings(settings.beside, infogan.recipe)

@@ -10,8 +10,8 @@ import functools
 import math
 
 from common import save_figure, say, to_float
-from experiments import batch_norm, machine, scores
-from experiments.scores import in_parts, percent
+from experiments import batch_norm, scores
+from experiments.scores import in_parts, judge_of, percent
 
 import torch
 import torch.nn.functional as F
@@ -43,16 +43,15 @@ def image_moments(images):
 
 def within_group_r2(code, measure, group):
     """Share of the variance of `measure` within groups that straight lines in `code`, one a group,
-    explain. Float [N], [N], int64 [N]."""
+    explain; 0 where nothing varies. Float [N], [N], int64 [N]."""
     code, measure, group = code.cpu().double(), measure.cpu().double(), group.cpu()
-    left = total = 0.0
+    explained = total = 0.0
     for k in group.unique():
         c, m = code[group == k], measure[group == k]
         c, m = c - c.mean(), m - m.mean()
-        slope = (c * m).sum() / c.square().sum().clamp(min=1e-12)
-        left += (m - slope * c).square().sum().item()
+        explained += ((c * m).sum().square() / c.square().sum().clamp(min=1e-12)).item()
         total += m.square().sum().item()
-    return 1 - left / max(total, 1e-12)
+    return explained / max(total, 1e-12)
 
 
 def within_group_variance(images, group):
@@ -84,10 +83,10 @@ def category_scores(images, group, judge, test):
     for k in group.unique():
         digits = judge.classify(images[group == k])
         commonest.append(torch.bincount(digits).argmax().item())
-        purity.append((digits == commonest[-1]).float().mean().item())
+        purity.append(percent(digits == commonest[-1]))
     real = within_group_variance(to_float(test.x), test.y)
     return {
-        "generated_purity": sum(purity) / len(purity) * 100,
+        "generated_purity": sum(purity) / len(purity),
         "generated_digits": len(set(commonest)),
         "generated_diversity": within_group_variance(images, group) / real,
     }
@@ -223,19 +222,13 @@ def settle(nets, draw, images, settings):
     nets.eval()
 
 
-def load_judge(settings):
-    """The classifier that reads digits."""
-    device = machine.choose_device(settings.device)
-    return scores.load_judge(settings.dataset, settings.data, device, quick=settings.dry_run)
-
-
 def evaluate(nets, build, draw_codes, decode, data, test, settings):
     """Scores, name -> number, and the categories [K] in the order of their digits (five zeros
     where there is no category). Settles batch norm first."""
     say("scoring")
     draw = functools.partial(draw_codes, settings)
     settle(nets, draw, data.x, settings)
-    judge, decode, dry = load_judge(settings), functools.partial(decode, nets), settings.dry_run
+    judge, decode, dry = judge_of(settings), functools.partial(decode, nets), settings.dry_run
     found = code_scores(draw, decode, judge, test, 200 if dry else 10_000)
     found["judge_accuracy"] = scores.judge_accuracy(judge, test)
     trunk = in_parts(nets.trunk, data.x), in_parts(nets.trunk, test.x)

@@ -8,7 +8,7 @@ import functools
 
 from common import figure_grid, say, to_float
 from data.sprites import ATTRIBUTES, draw_sprites
-from experiments import machine, scores
+from experiments import scores
 from experiments.scores import percent
 
 import torch
@@ -134,8 +134,7 @@ def load_judge(settings):
     """The classifier that reads digits, or None for sprites."""
     if settings.dataset == "sprites":
         return None
-    device = machine.choose_device(settings.device)
-    return scores.load_judge(settings.dataset, settings.data, device, quick=settings.dry_run)
+    return scores.judge_of(settings)
 
 
 def evaluate(nets, encode, decode, data, test, settings, folder):

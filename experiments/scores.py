@@ -16,6 +16,7 @@ from pathlib import Path
 
 from common import HERE, UserError, load_dataset, say, to_float, write_atomic
 from data.files import is_mnist
+from experiments import machine
 
 import torch
 import torch.nn.functional as F
@@ -235,7 +236,7 @@ def cluster_error(scores, y, names):
 
     scores: float [N, K]; y: int64 [N]; names: class of each cluster, int64 [K].
     """
-    return (names[scores.argmax(1)] != y).float().mean().item() * 100
+    return percent(names[scores.argmax(1)] != y)
 
 
 def match_clusters(scores, y):
@@ -259,7 +260,8 @@ def count_votes(scores, y):
 
 
 def k_means(x, k, seed=0, tries=5):
-    """Centres [k, d] of k-means on x [N, d], at rest: the best of several tries by k-means++.
+    """Centres [k, d] of k-means on x [N, d]: the best of several tries by k-means++, each until it
+    is at rest or for 300 rounds.
 
     Several threads add up in any order, so the last digits may differ from run to run.
     """
@@ -426,7 +428,13 @@ def load_judge(name, root=None, device="cpu", quick=False):
         right = judge_accuracy(judge, test.take(slice(10_000)).to(device))
     say(f"the judge names {right:.0f} % of the test images right")
     save_judge(judge, path)
-    return read_judge(path, device)  # draws what whoever finds the file draws
+    return read_judge(path, device)  # as a later run will: both draw the same random numbers
+
+
+def judge_of(settings):
+    """`load_judge` for the images and the device of a run."""
+    device = machine.choose_device(settings.device)
+    return load_judge(settings.dataset, settings.data, device, quick=settings.dry_run)
 
 
 def cache_folder():

@@ -626,6 +626,7 @@ def test_code_scores_of_generators_that_are_known():
     assert found["collapsed"]["generated_digits"] == 1
     assert found["template"]["generated_purity"] == 100
     assert found["template"]["generated_diversity"] < 1e-6
+    assert found["template"]["slant_r2"] < 1e-6 and found["template"]["width_r2"] < 1e-6
     assert 45 < found["merged"]["generated_purity"] < 62
 
 
