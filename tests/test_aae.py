@@ -32,6 +32,7 @@ from experiments import (
     scores,
 )
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -161,6 +162,35 @@ def test_warps_are_small_and_each_image_has_its_own():
     across = (same[:, 0] * grid).sum((1, 2)) / mass
     assert 0.3 < across.std() < 1.5  # pixels
     assert (scores.load_judge("mnist").classify(aae.warp(x, 1.0)) == few.y).float().mean() > 0.97
+
+
+def test_warps_have_the_sizes_they_name(monkeypatch):
+    """The maps, read from what the sampling grid is made of."""
+    maps, affine_grid = [], F.affine_grid
+
+    def spy(theta, *words, **more):
+        maps.append(theta)
+        return affine_grid(theta, *words, **more)
+
+    shares = torch.tensor([[0.5, -0.4], [0.0, 0.8], [0.6, -1.0]])
+    shift = torch.tensor([[[0.5], [-1.0]], [[1.0], [0.0]]])
+    feed = [*shares, shift]  # angle, size, shear, each a share of its range
+    monkeypatch.setattr(F, "affine_grid", spy)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **more: (feed.pop(0) + 1) / 2)
+    aae.warp(torch.zeros(2, 1, 28, 28), 2.0)
+    for n in range(2):
+        angle, size, shear = (2 * shares[:, n] * torch.tensor([0.15, 0.1, 0.2])).tolist()
+        turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        truth = (1 + size) * turn + [[0, shear], [0, 0]]
+        assert np.allclose(maps[0][n, :, :2], truth, atol=1e-6)
+        assert np.allclose(maps[0][n, :, 2], 2 * shift[n, :, 0] * 2 / 28)  # 1 of 28; 2 units wide
+
+
+def test_noise_has_the_deviation_asked_for():
+    x = torch.full((100, 400), 0.5)
+    noise = aae.add_noise(x, 0.3) - x
+    assert abs(noise.std() - 0.3) < 0.01 and abs(noise.mean()) < 0.01
+    assert aae.add_noise(x, 0.0) is x
 
 
 def test_variants_lie_between_an_image_and_near_ones(monkeypatch):
@@ -453,6 +483,7 @@ def test_a_step_is_the_papers(monkeypatch, words):
     def add_noise(x, std):
         if x.dim() == 2:  # a code
             return x + std * torch.randn_like(x) if std else x
+        assert std == o.noise
         if len(x) == N:
             torch.manual_seed(5)  # the step's draws follow from here
         return x + 0.1
@@ -634,7 +665,7 @@ def test_a_task_has_the_flags_that_it_reads():
             assert has == (f"--{field.name.replace('_', '-')}" in flags)
 
 
-def test_recipes_are_those_of_the_rows_on_file():
+def test_recipes_have_the_sizes_that_their_rows_need():
     semi, style, embed = aae.recipe("semi"), aae.recipe("style"), aae.recipe("embed-clusters")
     assert (semi.epochs, semi.labels, semi.labelled_batch, semi.z_dim) == (20, 100, 100, 10)
     assert (aae.recipe("semi-all").epochs, aae.recipe("semi-all").labelled_batch) == (30, 400)
@@ -655,6 +686,9 @@ def test_networks_are_built_as_the_settings_say():
         assert nets.dec.body[0].in_features == code and nets.disc.net[0][0].in_features == seen
         assert (nets.dec.heads is not None) == (task == "embed")
         assert isinstance(nets.disc_y, aae.Discriminator) == (task in ("semi", "embed"))
+    nets = aae.build(aae.recipe("likelihood"))
+    for net in (nets.enc, nets.dec):
+        assert [m.p for m in net.modules() if isinstance(m, nn.Dropout)] == [0.2, 0.2]
     colour = dataclasses.replace(aae.recipe("cluster"), dataset="svhn")
     assert aae.build(colour).dec(torch.eye(16), torch.zeros(16, 5)).shape == (16, 3, 32, 32)
 
@@ -671,6 +705,8 @@ def test_what_is_held_out_and_what_is_labelled():
         count = {"semi": 10, "prior-labels": 1000}.get(task)
         assert count is None or (torch.bincount(data.y[labelled]) == count).all()
         assert len(labelled) == {"style": 60_000, "cluster": 0}.get(task, len(labelled))
+    seventh = aae_scores.split(whole, dataclasses.replace(aae.recipe("semi"), seed=7))[2]
+    assert torch.equal(seventh, aae_scores.labelled(whole.y, 100, 7))
 
 
 def test_labels_are_drawn_balanced_by_the_seed():
@@ -1034,8 +1070,8 @@ def test_a_tiny_training_matches_the_prior_and_without_its_game_does_not():
     spread, error = {}, {}
     data = images(256).take(torch.arange(256).repeat(31))
     words = "--hidden 200 --batch-size 64 --prior-std 2 --lr 2e-3 --lr-disc 2e-3"
-    for name, lr, epochs in (("whole", 2e-3, 4), ("ablated", 1e-9, 1)):
-        o = settings(words, epochs=epochs, out=name, lr_encoder=lr)
+    for name, lr in (("whole", 2e-3), ("ablated", 1e-9)):
+        o = settings(words, epochs=4, out=name, lr_encoder=lr)
         run, torch_nets = common.Run("aae", o), aae.build(o)
         aae.train(run, torch_nets, data, torch.arange(0))
         nets = torch_nets.eval()
@@ -1046,7 +1082,7 @@ def test_a_tiny_training_matches_the_prior_and_without_its_game_does_not():
         error[name] = aae_scores.reconstruction_mse(nets, aae.encode, aae.decode, some)
     print(spread, error)
     assert spread["whole"] < 0.01 and spread["ablated"] > 3 * spread["whole"]
-    assert error["whole"] < 0.06
+    assert max(error.values()) < 0.06  # both learn to make the images
 
 
 # ---- The command line ----------------------------------------------------------------------------

@@ -1154,11 +1154,13 @@ def test_ctrl_c_and_mistakes_end_with_one_line_and_their_status(monkeypatch, cap
         assert stop.value.code == status and out == "" and err.count("\n") == 1 and words in err
 
 
-def test_networks_larger_than_the_memory_are_one_line(monkeypatch, command):
+def test_networks_larger_than_the_memory_have_no_traceback(monkeypatch, capsys):
     monkeypatch.setattr(bigan.Encoder, "__init__", lambda *_, **__: torch.empty(2**55))
     with pytest.raises(SystemExit) as stop:
         command_line.exit_on_mistake(lambda: bigan.main(bigan.recipe()))
-    assert stop.value.code == 2
+    err = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and "no memory is left: choose smaller settings" in err[-1]
+    assert not any("Traceback" in line for line in err)
     with pytest.raises(RuntimeError, match="another"):
         command_line.exit_on_mistake(lambda: (_ for _ in ()).throw(RuntimeError("another")))
 
@@ -1194,6 +1196,60 @@ def test_products_have_the_precision_of_the_run():
     for precision, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         with common.Run("toy", Toy(precision=precision)).autocast():
             assert layer(torch.ones(1, 2)).dtype == kind
+
+
+def test_a_product_in_bf16_is_of_the_weights_of_now():
+    layer, x = nn.Linear(2, 2, bias=False), torch.ones(1, 2)
+    with common.Run("toy", Toy(precision="bf16")).autocast():
+        before = layer(x)
+        layer.weight.data.add_(1)  # as an optimiser does
+        assert torch.allclose(layer(x), before + 2, atol=0.05)
+
+
+def test_what_the_losses_see_is_fp32():
+    x, z, y = torch.rand(4, 1, 28, 28), torch.rand(4, 50), torch.eye(10)[:4]
+    with torch.autocast("cpu", torch.bfloat16):
+        answers = [
+            *mathieu.Encoder()(x),
+            mathieu.Decoder(z_dim=50, s_dim=50)(z, z),
+            mathieu.Discriminator()(x, y),
+            mathieu.CodeDiscriminator(50).loss(z, y, y.roll(1, 0)),
+            *aae.Encoder(classes=10, gaussian=True)(x),
+            aae.Decoder(50)(None, z),
+            aae.Discriminator(50)(z),
+            bigan.Encoder()(x),
+            bigan.GaussianEncoder()(x, sample=False),
+            bigan.Generator()(z),
+            bigan.Discriminator(skip=True)(x, z),
+        ]
+    assert {answer.dtype for answer in answers} == {torch.float32}
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_seed_is_the_runs(seed):
+    common.Run("toy", Toy(seed=seed))
+    assert torch.initial_seed() == seed
+
+
+@pytest.mark.parametrize("script", [mathieu, aae, bigan, infogan])
+def test_each_epoch_has_an_order_of_its_own(script, monkeypatch):
+    orders = []
+
+    def batches(run, order, size):
+        orders.append(order)
+        return ()
+
+    monkeypatch.setattr(common.Run, "batches", batches)
+    monkeypatch.setattr(
+        common.Run, "_close_epoch", lambda run, _: setattr(run, "epoch", run.epoch + 1)
+    )
+    o = dataclasses.replace(script.recipe(), epochs=3, device="cpu")
+    data = common.Split(torch.zeros(60, 1, 28, 28, dtype=torch.uint8), torch.arange(60) % 10)
+    more = (torch.arange(0),) if script is aae else ()
+    script.train(common.Run(script.__name__, o), script.build(o), data, *more)
+    assert len(orders) == 3
+    for order, other in zip(orders, orders[1:] + orders[:1]):
+        assert torch.equal(order.unique(), torch.arange(60)) and not torch.equal(order, other)
 
 
 def test_an_absent_device_is_one_line(monkeypatch):
