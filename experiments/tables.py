@@ -155,7 +155,7 @@ ACROSS = [  # method and what it is told, row, scores: words, metric, digits, th
         ("G(E(x)) that show x's digit, %", "reconstruction_digit", 1, "figure", DASH),
     ),
     (
-        "**ALICE**: ALI with a cycle term, no labels",
+        "**ALICE**: ALI with cycle terms, no labels",
         "bigan/alice",
         ("G(E(x)) that show x's digit, %", "reconstruction_digit", 1, DASH, DASH),
     ),
