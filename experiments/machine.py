@@ -78,7 +78,7 @@ def commit():
     git, code = ["git", "-C", str(ROOT)], ["--", "*.py", "data"]
     here = {**os.environ, "GIT_CEILING_DIRECTORIES": str(ROOT.parent)}  # not of a folder around it
     try:
-        last = [*git, "log", "-1", "--format=%h", *code]
+        last = [*git, "rev-list", "-1", "--abbrev-commit", "HEAD", *code]
         head = subprocess.run(last, capture_output=True, text=True, env=here)
         status = [*git, "status", "--porcelain", "-uno", *code]
         changed = subprocess.run(status, capture_output=True, text=True, env=here).stdout.strip()

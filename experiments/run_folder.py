@@ -79,7 +79,7 @@ def make(out, stem, again=False):
         names = {file.name for file in folder.iterdir() if not re.search(PART, file.name)}
     except OSError as error:
         raise UserError(f"cannot write to '{folder}' ({error.strerror}): choose another --out")
-    # A run that was cut off in its first epoch left config.json alone: it may be overwritten.
+    # A run that was cut off in its first epoch left nothing but config.json: it may be overwritten.
     # read_config refuses a damaged one.
     names = {name for name in names if name not in ("lock", "owner") and name[0] != "."}
     if names and not again and (names != {"config.json"} or not read_config(folder)):
@@ -117,7 +117,7 @@ def read_config(folder):
 
 def of_another_version(folder):
     script, names = read_config(folder)["script"], "its config.json names the commit"
-    return UserError(f"'{folder}' is of another version, or not of this script ({script}): {names}")
+    return UserError(f"'{folder}', a run of {script}, is of another version or script: {names}")
 
 
 def read_settings(folder, recipe):

@@ -1066,12 +1066,12 @@ def test_a_step_of_what_is_compared(monkeypatch, words):
 
 # ---- A tiny training -----------------------------------------------------------------------------
 def test_a_tiny_training_matches_the_prior_and_without_its_game_does_not():
-    """Codes are as wide as the prior; without the regularisation phase they stay small."""
+    """Codes get the prior's shape; where Enc does not learn from Disc, they take any other."""
     spread, error = {}, {}
     data = images(256).take(torch.arange(256).repeat(31))
-    words = "--hidden 200 --batch-size 64 --prior-std 2 --lr 2e-3 --lr-disc 2e-3"
-    for name, lr in (("whole", 2e-3), ("ablated", 1e-9)):
-        o = settings(words, epochs=4, out=name, lr_encoder=lr)
+    words = "--hidden 200 --batch-size 64 --prior-std 2"
+    for name, lr in (("whole", 6e-4), ("ablated", 1e-9)):
+        o = settings(words, epochs=2, out=name, lr_encoder=lr)
         run, torch_nets = common.Run("aae", o), aae.build(o)
         aae.train(run, torch_nets, data, torch.arange(0))
         nets = torch_nets.eval()
@@ -1081,7 +1081,7 @@ def test_a_tiny_training_matches_the_prior_and_without_its_game_does_not():
         some = data.take(slice(256))
         error[name] = aae_scores.reconstruction_mse(nets, aae.encode, aae.decode, some)
     print(spread, error)
-    assert spread["whole"] < 0.01 and spread["ablated"] > 3 * spread["whole"]
+    assert spread["whole"] < 0.01 and spread["ablated"] > 0.1
     assert max(error.values()) < 0.06  # both learn to make the images
 
 

@@ -1225,7 +1225,7 @@ def test_what_the_losses_see_is_fp32():
     assert {answer.dtype for answer in answers} == {torch.float32}
 
 
-@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("seed", [3, 7])
 def test_the_seed_is_the_runs(seed):
     common.Run("toy", Toy(seed=seed))
     assert torch.initial_seed() == seed

@@ -942,7 +942,7 @@ MISTAKES = [
     ("--resume", "expected one argument"),
     ("--resume absent", "'absent' is no run folder"),
     ("--resume taken", "'taken' is no run folder"),
-    ("--resume aae-run", "'aae-run' is of another version, or not of this script (aae)"),
+    ("--resume aae-run", "'aae-run', a run of aae, is of another version or script"),
     ("--resume frozen-run", "'frozen-run' is a run of mathieu_pretrained_s, not of mathieu"),
     ("--resume broken-run", "'broken-run/config.json' is damaged"),
     ("--resume frozen-run --epochs 9", "beside --resume only --device may stand"),
