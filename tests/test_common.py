@@ -635,7 +635,7 @@ def test_a_folder_that_cannot_be_resumed_is_one_line():
             parse("--resume", "run")
     for settings in ({**whole["settings"], "unknown": 1}, {}):
         Path("run/config.json").write_text(json.dumps({**whole, "settings": settings}))
-        with pytest.raises(common.UserError, match="'run' is of another version"):
+        with pytest.raises(common.UserError, match="'run', a run of toy, is of another version"):
             parse("--resume", "run")
 
 

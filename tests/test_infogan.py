@@ -812,7 +812,7 @@ def test_a_run_makes_everything_loads_and_is_scored_again(run, monkeypatch, caps
     config = json.loads(Path("run/config.json").read_text())
     config["settings"]["categories"] = 9  # as if written by other code
     Path("run/config.json").write_text(json.dumps(config))
-    with pytest.raises(common.UserError, match="'run' is of another version"):
+    with pytest.raises(common.UserError, match="'run', a run of infogan, is of another version"):
         infogan.load("run")
 
 
