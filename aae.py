@@ -18,7 +18,7 @@ Where the paper's things are
     Figures 6, 7                   --task style
     Table 2, Figure 8              --task semi --labels 100 or 1000, semi-all; train, phase 3
     Table 3, Figure 9              --task cluster --clusters 16 or 30
-    Figures 10, 11                 --task embed --labels 1000 (d: --z-dim 10) or 100, embed-clusters
+    Figures 10, 11                 --task embed --labels 1000, 100 (d: --z-dim 10), embed-clusters
     Drawing and scoring            experiments/aae_figures.py, experiments/aae_scores.py
 
 Differences              the paper, from memory          here

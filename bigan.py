@@ -20,7 +20,7 @@ Where the papers' things are
     BiGAN Table 1; its other columns    experiments/bigan_scores.py; experiments/bigan_baselines.py
     ALI's 25 Gaussians; interpolations  experiments/gaussians.py; experiments/bigan_scores.py
 
-Differences        the papers                           here
+Differences        the papers, released code            here
     epochs         400 (BiGAN, released)                30
     rates          2e-4, exponential fall (ALI: 1e-4)   5e-4, short rise, linear fall
     losses         halved (BiGAN, released)             whole; --recipe paper doubles the decay

@@ -160,8 +160,8 @@ def parzen_scores(name, nets, decode, x, held_out, o, parts, sigmas):
 
 
 def likelihood_scores(nets, encode, decode, held_out, test, o):
-    """parzen_10k, as in the paper's first column, and of the AAE parzen_1m (its second has ten
-    million samples; more are a tighter lower bound); _sem: standard error; _sigma: width."""
+    """parzen_10k, the paper's first column, and of the AAE parzen_1m (its second, from memory, has
+    ten million samples; more are a tighter lower bound); _sem: standard error; _sigma: width."""
     x, held = to_float(test.x).flatten(1), to_float(held_out.x).flatten(1)
     sigmas = [0.08 * 1.06**k for k in range(24)]
     found = parzen_scores("parzen_10k", nets, decode, x, held, o, 1, sigmas)
@@ -206,8 +206,8 @@ def supervised_scores(nets, encode, data, test, labelled, o):
 
 
 def baseline_error(enc, data, test, labelled, o):
-    """Table 2's first row, test error: `enc`, trained on the labelled images, with the same noise.
-    No autoencoder, no warps, nothing of unlabelled images but batch norm's averages.
+    """Table 2's first row (from memory): test error of `enc`, trained on labelled images, with the
+    same noise. No autoencoder, no warps, nothing of unlabelled images but batch norm's averages.
 
     Ten passes over the labels, at least 1,000 steps, at most 100 images in a step. The rate falls
     from lr_labels to 0."""
@@ -271,9 +271,9 @@ def evaluate(nets, encode, decode, data, test, o, folder):
 PAPER = {  # of MNIST; "?": from memory, not checked against the paper
     ("likelihood", "parzen_10k", None): "340 +- 2",
     ("likelihood", "parzen_1m", None): "427 ? (10M)",
-    ("semi", "test_error", 100): "1.90 +- 0.10",
+    ("semi", "test_error", 100): "1.90",
     ("semi", "test_error", 1000): "1.60 +- 0.08 ?",
-    ("semi-all", "test_error", 60_000): "0.85 +- 0.02",
+    ("semi-all", "test_error", 60_000): "0.85",
     ("semi", "baseline_error", 100): "25.80 ?",
     ("semi", "baseline_error", 1000): "8.73 ?",
     ("semi-all", "baseline_error", 60_000): "1.25 ?",

@@ -41,7 +41,7 @@ NAMES = Literal[
 @dataclasses.dataclass
 class Untrained(common.RunSettings):
     model: NAMES = "untrained"  # see above
-    recipe: Literal["ours", "paper"] = "ours"  # paper: epochs, rates and last weights as released
+    recipe: Literal["ours", "paper"] = "ours"  # paper: BiGAN's released epochs, rates, last weights
     epochs: Count = 0  # nothing is trained
     z_dim: Count = 50  # numbers in a code
     hidden: Count = 1024  # units of a hidden layer
@@ -50,10 +50,10 @@ class Untrained(common.RunSettings):
 @dataclasses.dataclass
 class Autoencoder(Untrained):
     model: NAMES = "ae-l2"  # see above
-    epochs: Count = 30  # passes over the training images (released: 400)
+    epochs: Count = 30  # passes over the training images (released, of BiGAN: 400)
     batch_size: Batch = 128  # images in a step
-    lr: Rate = 5e-4  # Adam's rate for G and E (released: 2e-4)
-    schedule: Literal["linear", "exponential"] = "linear"  # of the rates (released: exponential)
+    lr: Rate = 5e-4  # Adam's rate for G and E (released, of BiGAN: 2e-4)
+    schedule: Literal["linear", "exponential"] = "linear"  # of the rates (BiGAN: exponential)
     beta1: Beta = 0.5  # Adam's beta1
     weight_decay: Weight = 2.5e-5  # times each weight, is added to its gradient
     average: Share = 0.999  # ours: decay of the average of the weights (paper: 0, the last weights)

@@ -4,12 +4,12 @@
     python -m experiments.gaussians --setting random --seed 0  # ALI, GAN; seeds 0 to 9: ten runs
 
 The GAN gets its encoders when it is finished (ALI section 2.2): a learned inverse, and one by ALI's
-game with G held still. ALI's networks are of its released code's kind, the losses are bigan.py's.
-Of the other models there is no released code, and the paper does not give the ranges of its random
-settings, so these are ours.
+game with G held still. ALI's and the GAN's networks are of the released code's kind, the losses are
+bigan.py's. Of the VAE and the two encoders there is no released code, and the paper does not give
+the ranges of its random settings, so these are ours.
 
 Differences       the released code          here (--setting paper: as released)
-    epochs        200 of the games           84, then 21 of the GAN's encoders (paper: 200, then 50)
+    epochs        200 of the games           84, then 21 of the encoders (or 200, then our 50)
     batch         100                        1024
     sizes         400; D 200 of 5 pieces     128; D 64 of 2 pieces
     G's layers    4                          5 hidden ones

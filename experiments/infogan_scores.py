@@ -210,8 +210,8 @@ def untrained_trunk(build, settings, images):
 @torch.no_grad()
 def settle(nets, draw, images, settings):
     """Batch norm's averages by the final weights, before anything is scored: G's of codes like
-    those of the training, the trunk's and Q's of real training images. (The released code scores
-    with the statistics of a batch. Q has seen generated images alone.)"""
+    those of the training, the trunk's and Q's of real training images. (The released code draws
+    its grids with the statistics of a batch. Q has seen generated images alone.)"""
     parts, far = batch_norm.image_parts(images), settings.far if settings.warp else 0.0
     with torch.random.fork_rng():
         torch.manual_seed(0)

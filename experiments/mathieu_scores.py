@@ -83,8 +83,8 @@ def probe_scores(train_codes, train, codes, test, epochs=20):
     q(z|x), from samples of q(z|x). On sprites: the mean over the seven attributes of characters it
     never saw, and an error an attribute; also R2 of the pose.
 
-    chance_error: always the commonest training label. guess_error: guessing, 1 - 1 / labels. How
-    the paper computes its "random chance" it does not say."""
+    chance_error: always the commonest training label. guess_error: guessing, 1 - 1 / labels, as
+    the paper's "random chance" of NORB (5 kinds, 80.0) and YaleB (28 people, 96.4)."""
     s, mu, sigma = train_codes
     s_test, mu_test, sigma_test = codes
     y, y_test, groups = train.y[:, None], test.y[:, None], None

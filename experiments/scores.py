@@ -56,7 +56,7 @@ def as_array(codes):
 def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, seed=0, groups=None):
     """Test error in percent of a small network that reads labels from codes: a tensor [A].
 
-    It is the protocol of Mathieu et al.'s Table 1, with early stopping.
+    Two layers and early stopping are as in Mathieu et al.'s Table 1; it does not tell the rest.
 
     train, test: codes float [N, d]. Both are standardised by the training codes' mean and
     deviation, and cut off at 10 deviations from the mean.
