@@ -126,6 +126,7 @@ class Encoder(nn.Module):
         self, inputs=784, z_dim=8, classes=0, hidden=1000, gaussian=False, norm="none", dropout=0.0
     ):
         super().__init__()
+        assert norm in ("none", "hidden", "all"), norm
         last = nn.BatchNorm1d if norm == "all" else nn.Identity
         self.body = mlp(inputs, hidden, norm != "none", dropout)
         self.to_z = nn.Sequential(nn.Linear(hidden, z_dim), last(z_dim))
@@ -148,8 +149,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Dec(y, z): image [B, *shape] in [0, 1]. y [B, classes] may be None; z [B, z_dim]. Dec
-    concatenates them to code_dim numbers (Figures 6, 8), or heads add them (Figure 10)."""
+    """Dec(y, z): image [B, *shape] in [0, 1]. y [B, classes], probabilities, or None; z [B, z_dim].
+    Concatenated they are code_dim numbers (Figures 6, 8); or heads add them (Figure 10)."""
 
     def __init__(self, code_dim=8, shape=(1, 28, 28), hidden=1000, dropout=0.0):
         super().__init__()

@@ -89,7 +89,7 @@ def recipe(model="bigan", recipe="ours"):
 
 # ---- Networks (BiGAN section 4, released code): no biases, batch norm without gain and bias ------
 class Network(nn.Module):
-    """What the three have in common: weights ~ N(0, 0.02^2), by a call of `initialise`."""
+    """What the three have in common: weights ~ N(0, 0.02^2), once you call `initialise`."""
 
     def initialise(self):
         for layer in self.modules():
@@ -233,7 +233,7 @@ def train(run, nets, data):
     `common.Run`, which keeps the books: `epochs` saves after each epoch, `batches` gives a step's
     rows, `step` counts from 1, `log` fills log.csv. Call `settle` afterwards."""
     o, enc, gen, disc = run.settings, nets.enc, nets.gen, nets.disc
-    steps = o.epochs * math.ceil(len(data.y) / o.batch_size)
+    steps = o.epochs * math.ceil(len(data.x) / o.batch_size)
     nets.train()
     adam = {"betas": (o.beta1, 0.999), "weight_decay": o.weight_decay, "fused": True}
     opt_ge = torch.optim.Adam([*gen.parameters(), *enc.parameters()], o.lr, **adam)
@@ -242,7 +242,7 @@ def train(run, nets, data):
     run.track(nets=nets, average=average, opt_ge=opt_ge, opt_d=opt_d)
 
     for _ in run.epochs():
-        for index in run.batches(torch.randperm(len(data.y)), o.batch_size):
+        for index in run.batches(torch.randperm(len(data.x)), o.batch_size):
             opt_ge.param_groups[0]["lr"] = o.lr * rate(run.step, steps, o.schedule)
             opt_d.param_groups[0]["lr"] = o.lr_disc * rate(run.step, steps, o.schedule)
             if o.skip_fade:  # ours: from 1 to 0
@@ -356,13 +356,13 @@ def load(folder, device="cpu"):
 
 @torch.no_grad()
 def encode(nets, x):
-    """Images [N, C, H, W] -> codes [N, z_dim]: E(x), or the mean of q(z|x)."""
+    """Images [N, C, H, W] -> codes [N, z_dim]: E(x), or the mean of q(z|x). Nets in eval mode."""
     return torch.cat([nets.enc(part, sample=False) for part in common.image_batches(x, nets)])
 
 
 @torch.no_grad()
 def decode(nets, z):
-    """Codes [N, z_dim] -> images float [N, C, H, W] in [0, 1]."""
+    """Codes [N, z_dim] -> images float [N, C, H, W] in [0, 1]. Nets in eval mode."""
     return torch.cat([nets.gen(part) for (part,) in common.code_batches(nets, z)])
 
 

@@ -39,7 +39,7 @@ class UserError(Exception):
 
 # ---- Data ----------------------------------------------------------------------------------------
 class Split(NamedTuple):
-    """Part of a data set. Sprites have attributes and a pose, the others have `None` there."""
+    """Part of a data set, of up to ten classes. Only sprites have attributes and a pose."""
 
     x: torch.Tensor  # images, uint8 [N, C, H, W]
     y: torch.Tensor  # class of each image, int64 [N]

@@ -48,7 +48,7 @@ import torch.nn.functional as F
 from torch import nn
 
 
-# ---- Settings: each field is a flag, its comment the help ----------------------------------------
+# ---- Settings: each field is a flag, its comment the help. In Python start from recipe() ---------
 @dataclasses.dataclass
 class Settings(common.RunSettings):
     dataset: Literal["mnist", "fashion", "kmnist", "grey"] = "mnist"  # grey: your own images
@@ -122,6 +122,7 @@ class Generator(nn.Module):
 
     def __init__(self, inputs=74, channels=1, size=28):  # 74 = 62 + 10 + 2
         super().__init__()
+        assert size % 4 == 0, "size must be a multiple of 4"
         side = size // 4
         self.net = nn.Sequential(
             nn.Linear(inputs, 1024),
@@ -189,6 +190,7 @@ def mutual_information(logits, c1):
 
 # ---- Training ------------------------------------------------------------------------------------
 def one_hot(value, categories):
+    """Values int64 [N] from 0 to categories - 1 -> float [N, categories]; categories may be 0."""
     return (value[:, None] == torch.arange(categories, device=value.device)).float()
 
 
@@ -326,8 +328,8 @@ def split_loss(mean, c2):
 
 # ---- For notebooks, and the command line ---------------------------------------------------------
 def build(o, steps=1):
-    """Untrained networks. curve: the category's L_I in nats, one for each update; steps: updates
-    per epoch."""
+    """Untrained networks, of grey 28 x 28 images. steps: updates per epoch; `train` needs it right.
+    curve: the category's L_I in nats, one for each update."""
     nets = nn.Module()
     nets.shape = 1, 28, 28
     nets.trunk, nets.d = initialise(Trunk()), initialise(DHead(1024, 1))
@@ -348,7 +350,7 @@ def load(folder, device="cpu", recipe=recipe):
 
 @torch.no_grad()
 def encode(nets, x):
-    """Images [N, C, H, W] -> Q's logits of c1 [N, K], means of c2 [N, m]."""
+    """Images [N, C, H, W] -> Q's logits of c1 [N, K], means of c2 [N, m]. Nets in eval mode."""
     return nets.q(torch.cat([nets.trunk(part) for part in common.image_batches(x, nets)]))
 
 
@@ -375,7 +377,7 @@ def evaluate(nets, data, test, o, folder):
 
 
 def main(settings):
-    """Train, then score. To train only, drop scores and end with run.finish({})."""
+    """Train, then score. To train only, end with infogan_scores.settle(...), run.finish({})."""
     from experiments import scores
 
     data, test = common.load_data(settings)

@@ -42,7 +42,7 @@ import torch.nn.functional as F
 from torch import nn
 
 
-# ---- Settings: each field is a flag, its comment the help ----------------------------------------
+# ---- Settings: each field is a flag, its comment the help. In Python start from recipe() ---------
 # "released": the authors' code. Its squared errors are means over pixels in [-1, 1], ours sums over
 # [0, 1]: on MNIST a factor of 784 / 4. So Disc's 0.01 is 1.96 here, KL's 0.1 * 6 / 784 is 0.15.
 @dataclasses.dataclass
@@ -147,8 +147,8 @@ class Decoder(nn.Module):
 class Discriminator(nn.Module):
     """The logit [B] of Disc(x, id): is x [B, C, H, W] a real image that has the label id?
 
-    id [B, labels] is one-hot, or for several attributes their one-hots side by side. At three
-    resolutions a table gives 4 x 4 maps for id. They are resized and added to the features."""
+    id [B, labels], float, is one-hot, or for several attributes their one-hots side by side. At
+    three resolutions a table gives 4 x 4 maps for id, which are resized and added to features."""
 
     def __init__(self, channels=1, size=28, labels=10):
         super().__init__()
@@ -339,7 +339,7 @@ class CodeDiscriminator(nn.Module):
 
 # ---- For notebooks, and the command line ---------------------------------------------------------
 def build(o):
-    """Untrained networks. For new data, extend common.load_dataset; set size, labels here."""
+    """Untrained networks. For new data, extend load_dataset, Split in common.py; set size here."""
     channels, size = (1, 28) if o.dataset in common.GREY else (3, 32)
     labels = 23 if o.dataset == "sprites" else 10  # 7 + 2 + 4 + 3 + 2 + 2 + 3 values
     nets = nn.Module()
@@ -358,7 +358,7 @@ def load(folder, device="cpu"):
 
 @torch.no_grad()
 def encode(nets, x):
-    """Images [N, C, H, W] -> s [N, s_dim], mean and deviation of q(z|x) [N, z_dim]."""
+    """Images [N, C, H, W] -> s [N, s_dim], mean and deviation of q(z|x) [N, z_dim]. Eval mode."""
     parts = [nets.enc(part) for part in common.image_batches(x, nets)]
     s, mu, logvar = (torch.cat(part) for part in zip(*parts))
     return s, mu, torch.exp(logvar / 2)
@@ -366,7 +366,7 @@ def encode(nets, x):
 
 @torch.no_grad()
 def decode(nets, z, s):
-    """z [N, z_dim] and s [N, s_dim] -> images float [N, C, H, W] in [0, 1]."""
+    """z [N, z_dim], then s [N, s_dim] -> images [N, C, H, W] in [0, 1]. Nets in eval mode."""
     return torch.cat([nets.dec(*codes) for codes in common.code_batches(nets, z, s)])
 
 

@@ -43,6 +43,8 @@ def split(data, o):
     names. Figures 2 and 4 leave it out, too: Figure 4 is of 10,000 labelled and 40,000 unlabelled
     images."""
     held_out = None
+    if o.task in SUPERVISED and len(data.y.unique()) != 10:
+        raise UserError(f"--task {o.task} needs images of ten classes")
     if o.task != "style" and o.task not in SUPERVISED:
         count = len(data.y) // 6
         held_out, data = data.take(slice(-count, None)), data.take(slice(None, -count))

@@ -151,9 +151,11 @@ def read_checkpoint(folder, device="cpu", finished=False):
 
 
 def load(folder, recipe, build, device="cpu"):
-    """The trained networks of a finished run, in eval mode. `UserError` where the code of today
-    cannot read it."""
-    nets = build(read_settings(folder, recipe)).to(device)
+    """The trained networks of a finished run, in eval mode, with its `settings`. `UserError` where
+    the code of today cannot read it."""
+    settings = read_settings(folder, recipe)
+    nets = build(settings).to(device)
+    nets.settings = settings
     saved = read_checkpoint(folder, device, finished=True)
     try:
         nets.load_state_dict(saved["states"]["nets"])

@@ -705,6 +705,8 @@ def test_what_is_held_out_and_what_is_labelled():
         count = {"semi": 10, "prior-labels": 1000}.get(task)
         assert count is None or (torch.bincount(data.y[labelled]) == count).all()
         assert len(labelled) == {"style": 60_000, "cluster": 0}.get(task, len(labelled))
+    with pytest.raises(common.UserError, match="--task semi needs images of ten classes"):
+        aae_scores.split(whole.take(whole.y < 3), aae.recipe("semi"))
     seventh = aae_scores.split(whole, dataclasses.replace(aae.recipe("semi"), seed=7))[2]
     assert torch.equal(seventh, aae_scores.labelled(whole.y, 100, 7))
 

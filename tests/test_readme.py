@@ -174,6 +174,7 @@ def test_notebook_snippet_runs_as_printed(monkeypatch):
         module = importlib.import_module(script)
         settings = module.recipe("semi") if script == "aae" else module.recipe()
         nets = module.build(settings).eval()
+        nets.settings = settings
         monkeypatch.setattr(module, "load", lambda folder, nets=nets: nets)
     (snippet,) = (text for text in snippets() if "load_dataset" in text)
     space = {}
