@@ -23,7 +23,7 @@ Where the papers' things are
 Differences        the papers, released code            here
     epochs         400 (BiGAN, released)                30
     rates          2e-4, exponential fall (ALI: 1e-4)   5e-4, short rise, linear fall
-    losses         halved (BiGAN, released)             whole; --recipe paper doubles the decay
+    losses         halved (BiGAN, released)             whole, so --recipe paper doubles the decay
     batch norm     epsilon 1e-8 (BiGAN), 1e-4 (ALI)     epsilon 1e-5
     ALI's data     natural images, convolutions         MNIST, BiGAN's networks, codes of 50
     ALI's D        both kinds of pairs in one batch     a batch of each kind, as in BiGAN
@@ -32,7 +32,7 @@ Differences        the papers, released code            here
     ALI's figures  G(E(x)) of a sample of q(z|x)        of its mean
 Left out: ImageNet, PASCAL VOC; ALI's semi-supervised and conditional models.
 Three additions are ours, marked "# ours", with a flag each: penalty, skip_fade, average.
---recipe paper turns them off, and takes BiGAN's epochs, rates, decay; other differences stay.
+--recipe paper turns them off, and takes BiGAN's epochs, rates, decay, for ALI too. The rest stays.
 """
 
 import copy
@@ -60,7 +60,7 @@ class Settings(common.RunSettings):
     lr_disc: Rate = 5e-4  # Adam's rate for D (released: 2e-4)
     schedule: Literal["linear", "exponential"] = "linear"  # of all rates (released: exponential)
     beta1: Beta = 0.5  # Adam's beta1
-    weight_decay: Weight = 2.5e-5  # gradient += weight_decay * weight (released, in effect: 5e-5)
+    weight_decay: Weight = 2.5e-5  # gradient += this * weight (released, for whole losses: 5e-5)
     z_dim: Count = 50  # numbers in a code
     hidden: Count = 1024  # units of a hidden layer
     cycle_weight: Weight = 0.0  # lambda of ALICE's cycle terms
@@ -98,7 +98,7 @@ class Network(nn.Module):
 
 
 class Encoder(Network):
-    """E(x): images [B, C, H, W] in [0, 1] -> codes [B, z_dim] in [-1, 1]."""
+    """E(x): images [B, C, H, W] in [0, 1] -> codes [B, z_dim] in [-1, 1]. `sample` is ALI's."""
 
     def __init__(self, shape=(1, 28, 28), z_dim=50, hidden=1024):
         super().__init__()
@@ -120,8 +120,8 @@ class Encoder(Network):
 class GaussianEncoder(Encoder):
     """ALI's E: a sample [B, z_dim] of q(z|x) = N(mu, sigma^2) (eq. 2), or its mean mu.
 
-    Unbounded, sigma grows until training breaks, because D's batch norm hides the scale of z.
-    So mu gets variance 1, and sigma is below 1. As sigma falls, z's variance nears the prior's."""
+    Without a bound, sigma grows until training breaks, as D's batch norm hides the scale of z.
+    So mu has variance 1, and sigma is below 1. z has variance 1 + sigma^2; the prior's is 1."""
 
     def __init__(self, shape=(1, 28, 28), z_dim=50, hidden=1024):
         super().__init__(shape, 2 * z_dim, hidden)
@@ -205,7 +205,7 @@ def squared_error(a, b):
 # ---- Training ------------------------------------------------------------------------------------
 def update(optimiser, loss, keep=False):
     """A step on `loss`. Its gradient reaches this optimiser's parameters and nothing else. keep:
-    the graph stays, because a second loss uses it."""
+    the graph stays for a second loss, whose gradient needs none of the weights that moved."""
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
     loss.backward(inputs=parameters, retain_graph=keep)
     optimiser.step()
@@ -230,8 +230,8 @@ def draw_prior(model, count, z_dim, device):
 
 def train(run, nets, data):
     """ALI's Algorithm 1; BiGAN's section 3.4 is the same. data: a `common.Split`. run: a
-    `common.Run`, which keeps the books: `epochs` saves after each epoch, `batches` gives a step's
-    rows, `step` counts from 1, `log` fills log.csv. Call `settle` afterwards."""
+    `common.Run`: `epochs` saves after each epoch, `batches` gives the indices of a step, `step`
+    counts from 1, `log` fills log.csv. Call `settle` afterwards."""
     o, enc, gen, disc = run.settings, nets.enc, nets.gen, nets.disc
     steps = o.epochs * math.ceil(len(data.x) / o.batch_size)
     nets.train()
@@ -248,7 +248,7 @@ def train(run, nets, data):
             if o.skip_fade:  # ours: from 1 to 0
                 disc.skip_share.fill_(max(0, 1 - (run.step - 1) / (o.skip_fade * steps)))
 
-            # The pairs are (x, z_x) and (x_z, z): images [B, C, H, W], codes [B, z_dim].
+            # z_x = E(x), x_z = G(z). Images x, x_z are [B, C, H, W], codes z_x, z [B, z_dim].
             x = common.to_float(data.x[index])
             z = draw_prior(o.model, len(x), o.z_dim, x.device)
             z_x, x_z = enc(x), gen(z)
@@ -263,21 +263,21 @@ def train(run, nets, data):
             update(opt_ge, swapped + o.cycle_weight * cycle, keep=True)
 
             # D minimises  - log D(x, E(x)) - log(1 - D(G(z), z))
-            # The logits are from before E and G moved: as if all moved at once.
+            # The logits are older than the step of E and G: all three move as if at once.
             loss_d = discriminator_loss(logits_real, logits_made)
             slope = 0.0
             if o.penalty and run.step % 4 == 1:  # ours: on every fourth step, so times 4 below
                 slope = slope_penalty(disc, x, z_x) + slope_penalty(disc, x_z, z)
-            update(opt_d, loss_d + 4 * o.penalty / 2 * slope)  # ours: gamma / 2
+            update(opt_d, loss_d + 4 * (o.penalty / 2) * slope)  # ours: 4 * (gamma / 2)
             move_average(average, nets, run.step, o.average)  # ours
             run.log(discriminator=loss_d, swapped=swapped, cycle=cycle)
-    move_average(nets, average, step=1, decay=0.0)  # ours: nets := average, for the scores
+    move_average(nets, average, step=1, decay=0.0)  # ours: copies average into nets
 
 
 @torch.no_grad()
 def settle(nets, data, o):
     """New statistics for batch norm, with the final weights, from up to 20,000 training images;
-    then eval mode. D's come from (x, E(x)) alone: those of training mix both kinds of pairs."""
+    then eval mode. D's come from (x, E(x)) alone; its averages of training are of both kinds."""
     from experiments import batch_norm
 
     parts = batch_norm.image_parts(data.x)
@@ -298,7 +298,7 @@ def figure_reconstructions(nets, test, path, judge, pairs=8):
     again = decode(nets, encode(nets, x))
     wrong = judge.classify(again) != y
     both = torch.stack([x, again], 1).expand(-1, -1, 3, -1, -1).clone()  # grey becomes RGB
-    both[wrong, 1, 1:] *= 0.35
+    both[wrong, 1, 1:] *= 0.35  # less green and blue
     title = f"x and G(E(x)) in turn; red: {int(wrong.sum())} of {len(y)} changed their class"
     common.figure_grid(path, both.flatten(0, 1), 2 * pairs, title)
 
@@ -310,12 +310,12 @@ def figure_samples(nets, z, path):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # What each addition gains is in results/NOTES.md, under "Donahue et al. and Dumoulin et al.".
-# penalty: without it, at a rate of 6e-4, 10 % of the reconstructions keep their digit: E's codes
-# crowd into the corners of [-1, 1]^50, where the prior has almost no mass. With it, at 5e-4, 70 %.
+# penalty: without it E's codes crowd into the corners of [-1, 1]^50, where the prior has almost no
+# mass. Then 10 % of the reconstructions keep their digit (rate 6e-4). With it 70 % do (rate 5e-4).
 # skip: batch norm removes what a batch has in common. So if G makes one image for all z, D hardly
 # sees it: 1 of 5 runs ended so, with the skip 0 of 5. The skip adds to the logit a linear map of
 # D's first layer, which has no batch norm, and fades.
-# average: averaged weights keep 68 % of the digits, the last ones 57 ("average", "last" in NOTES).
+# average: averaged weights keep 68 % of the digits, the last of the same run 57 (penalty 0.05).
 
 
 def slope_penalty(disc, x, z):

@@ -198,7 +198,7 @@ def discriminator_loss(logits_real, logits_fake):
 # ---- Training ------------------------------------------------------------------------------------
 def update(optimiser, loss, keep=False):
     """A step on `loss`. Its gradient reaches this optimiser's parameters and nothing else. keep:
-    the graph stays, because a second loss uses it."""
+    the graph stays for a second loss, whose gradient needs none of the weights that moved."""
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
     loss.backward(inputs=parameters, retain_graph=keep)
     optimiser.step()
