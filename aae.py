@@ -6,13 +6,13 @@ Makhzani, Shlens, Jaitly, Goodfellow, Frey 2015, arXiv 1511.05644.
 
 An encoder Enc gives the code z of an image x. A decoder Dec gives the image back. A discriminator
 Disc tells codes from samples of a prior p(z). Enc learns to fool it, until the codes of all images
-together have the prior's shape. With a class y beside z, and a discriminator of y, the same
+together have the prior's shape. With a class y beside z, and its discriminator Disc_y, the same
 networks classify from few labels, or cluster without any. The basic model is --task prior: `train`
 skips every `if` block, y is None, and `vary` only turns the images into floats.
 
 Where the paper's things are
     Figure 1, the game             train, phases 1 and 2; discriminator_loss, adversarial_loss
-    Figure 2                       --task prior; the VAE beside it: experiments/aae_compared.py
+    Figure 2                       --task prior [--prior mixture]; VAE: experiments/aae_compared.py
     Figures 3, 4                   --task prior-labels, --prior mixture or swiss-roll; PRIORS
     Table 1, Figure 5              --task likelihood
     Figures 6, 7                   --task style
@@ -22,7 +22,7 @@ Where the paper's things are
     Drawing and scoring            experiments/aae_figures.py, experiments/aae_scores.py
 
 Differences              the paper, from memory          here
-    optimiser            SGD, up to 5000 epochs          Adam, 8 to 72 epochs
+    optimiser            SGD, batch 100, to 5000 epochs  Adam, batch 200, 8 to 72 epochs
     hidden units         clusters: 3000                  1000
     Enc's loss           min max                         -log Disc
     batch norm in Enc    clusters, SVHN alone: all       hidden layers, or none; style: outputs, too
@@ -31,8 +31,8 @@ Differences              the paper, from memory          here
     Disc's input         z                               z / prior_std; style: the label, too
     priors of Figure 4   pictures, no formulas           petals and a roll of our own sizes
 Additions of ours: warp, neighbours, warp_weight, smooth_weight, smooth_rise, balance_weight,
-code_noise, y_weight. They are off at 0, y_weight at 1. Where y is inferred, all but neighbours and
-smooth_rise are on (balance_weight: for clusters alone). prior-labels has warp on.
+code_noise, y_weight. They are off at 0, y_weight at 1. prior-labels turns on warp. Tasks that infer
+y turn on warp, warp_weight, smooth_weight, code_noise, y_weight; clusters balance_weight, too.
 """
 
 import math
@@ -165,7 +165,7 @@ class Decoder(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """The logit [B] of Disc(code): is a code [B, inputs] a sample of the prior?"""
+    """Codes [B, inputs] -> logits [B]. Disc(code) = sigmoid(logit), high for samples of p(z)."""
 
     def __init__(self, inputs=8, hidden=1000):
         super().__init__()
@@ -196,7 +196,7 @@ def reconstruction_loss(image, x):
 
 
 def adversarial_loss(logits):
-    """-log Disc(code), of logits [B]: what Enc minimises; log 2 at chance."""
+    """-log Disc(code) = softplus(-logit), of logits [B]: what Enc minimises; log 2 at chance."""
     return F.softplus(-logits).mean()
 
 
@@ -283,7 +283,7 @@ def add_noise(x, std):
 
 def train(run, nets, data, labelled):
     """The phases in turn, at every step. labelled: int64, indices of images whose label is seen.
-    run: a `common.Run`, which keeps the books and saves after each epoch."""
+    run: a `common.Run`: settings, track, epochs, batches, step, progress, log."""
     o, enc, dec, disc, disc_y = run.settings, nets.enc, nets.dec, nets.disc, nets.disc_y
     adam = {"betas": (o.beta1, 0.999), "fused": True}  # in phase 2; elsewhere Adam's defaults
     opt_r = torch.optim.Adam([*enc.parameters(), *dec.parameters()], o.lr, fused=True)
@@ -302,25 +302,25 @@ def train(run, nets, data, labelled):
                 end = o.lr_disc_end if opt is opt_d else 0.01
                 opt.param_groups[0]["lr"] = opt.defaults["lr"] * rate(run.step, total, end)
             x, label = vary(data.x, i, near, o), known[i]  # x in [0, 1]; ours: vary
-            noisy = add_noise(x, o.noise)
+            noisy = add_noise(x, o.noise)  # Enc sees it; again: a second variant of each image
             again = add_noise(vary(data.x, i, near, o), o.noise) if o.warp_weight else None  # ours
 
-            # 1. Reconstruction. Enc, Dec minimise  1/2 |x - Dec(y,z)|^2,  y: Enc's or the label
+            # 1. Reconstruction. Enc, Dec minimise  1/2 |x - Dec(y,z)|^2,  or with z alone
             logits, z = enc.sample(noisy)
-            y = None if logits is None else logits.softmax(1)
-            y = F.one_hot(label, 10).float() if o.task == "style" else y  # Figure 6: the label
+            y = None if logits is None else logits.softmax(1)  # Enc's, where it infers y
+            y = F.one_hot(label, 10).float() if o.task == "style" else y  # Figure 6: all are seen
             loss_r = reconstruction = reconstruction_loss(dec(y, z), x)
             if dec.heads is not None:  # Figure 10
                 loss_r = loss_r + head_distance_loss(dec.heads.weight, o.head_distance)
             update(opt_r, loss_r)
 
             # 2. Regularisation. Disc maximises  log Disc(z') + log(1 - Disc(z)),  z' = z_prior
-            logits, z = enc.sample(noisy)
-            component = torch.randint(0, 10, label.shape, device=label.device)  # a part of p(z)
-            if o.task in TOLD:
+            logits, z = enc.sample(noisy)  # once more: phase 1 moved Enc
+            component = torch.randint(0, 10, label.shape, device=label.device)  # a Gaussian has one
+            if o.task in TOLD:  # a known label names its part of p(z)
                 component = torch.where(label < 10, label, component)
             z_prior, z_seen = nets.prior.sample(component) / o.prior_std, z / o.prior_std
-            if o.task in TOLD:  # Figure 3; in style our own. Class 10: label unknown
+            if o.task in TOLD:  # Figure 3 (in style ours): Disc sees the label, or 10 if unknown
                 one_hot = F.one_hot(label, 11).to(z)
                 z_prior, z_seen = torch.cat([z_prior, one_hot], 1), torch.cat([z_seen, one_hot], 1)
             loss_d = discriminator_loss(disc(z_prior), disc(z_seen.detach()))
@@ -337,9 +337,9 @@ def train(run, nets, data, labelled):
             if logits is not None:
                 loss_e = loss_e + o.y_weight * adversarial_loss(disc_y(y_seen))  # ours: y_weight
             losses = {"reconstruction": reconstruction, "discriminator": loss_d, "encoder": loss_e}
-            if o.clusters:  # ours; with labels, steady_loss is in phase 3
+            if o.clusters:  # ours; with labels, opt_c gets steady_loss, in phase 3
                 losses["balance"] = balance_loss(y)
-                steady = steady_loss(enc, x, noisy, again, run, losses)
+                steady = steady_loss(enc, x, noisy, again, run, losses)  # logs its parts, too
                 loss_e = loss_e + o.balance_weight * losses["balance"] + steady
             update(opt_e, loss_e)
 
@@ -348,21 +348,21 @@ def train(run, nets, data, labelled):
                 j = labelled[torch.randint(0, len(labelled), (o.labelled_batch,), device=i.device)]
                 few = add_noise(vary(data.x, j, near, o), o.noise)  # ours: vary
                 loss_c = losses["classification"] = F.cross_entropy(enc.classify(few), known[j])
-                steady = steady_loss(enc, x, noisy, again, run, losses)  # ours
+                steady = steady_loss(enc, x, noisy, again, run, losses)  # ours, of all images
                 update(opt_c, loss_c + steady)
             run.log(**losses)
 
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # With few labels, or none, q(y|x) can settle on wrong classes. Small changes of x must not change q
-# (smooth_weight). That also keeps early errors, so the weight may rise from 0 (smooth_rise). Two
-# variants must get the same answer (warp_weight). A variant is warped (warp), or moved towards
-# a near image (neighbours), which needs no grid of pixels. Without labels q(y|x) must use all
-# classes (balance_weight). Disc_y tells one-hots from probabilities too easily: both get noise
+# (smooth_weight). This loss also keeps early errors, so its weight may rise from 0 (smooth_rise).
+# Two variants of an image must get the same answer (warp_weight). A variant is warped (warp), moved
+# towards a near image (neighbours), or both. Without labels q(y|x) must use all classes
+# (balance_weight). Disc_y tells one-hots from probabilities too easily: both get noise
 # (code_noise), and fooling it weighs more (y_weight).
 def vary(images, i, near, o):
-    """Variants of the images of index i [B]: [B, C, H, W] in [0, 1], warped, and with near [N, K] a
-    random part of the way towards one of K near images. Unchanged where both are off."""
+    """The images of index i [B] as floats [B, C, H, W] in [0, 1], warped. With near [N, K] each
+    then moves a random part of the way to one of its K near images. Both may be off."""
     x = warp(common.to_float(images[i]), o.warp)
     if near is None:
         return x
@@ -439,8 +439,8 @@ def steady_loss(enc, x, noisy, again, run, losses):
 def build(o):
     """Untrained networks. For new data (ten classes): extend common.load_dataset, set shape."""
     shape = (1, 28, 28) if o.dataset in common.GREY else (3, 32, 32)
-    classes = 0 if o.y_weight is None else o.clusters or 10  # y_weight is set where Enc infers y
-    beside_z = 10 if o.task == "style" else 0 if o.head_distance else classes
+    classes = 0 if o.y_weight is None else (o.clusters or 10)  # None: Enc infers no y
+    beside_z = 10 if o.task == "style" else (0 if o.head_distance else classes)
     sizes, gaussian = (math.prod(shape), o.z_dim, classes, o.hidden), o.encoder == "gaussian"
     nets = nn.Module()
     nets.shape = shape
@@ -482,7 +482,7 @@ def evaluate(nets, data, test, o, folder):
 
 
 def main(o):
-    """Train, then score. To train only, end with run.finish({})."""
+    """Train, settle batch norm, then score. To train only, end with run.finish({})."""
     from experiments import aae_scores, batch_norm
 
     aae_scores.check(o, PRIORS)  # mistakes should fail now, not after the training

@@ -219,8 +219,8 @@ def rate(done, schedule):
 
 
 def train(run, nets, data):
-    """Eq. 6. data: a `common.Split`. run: a `common.Run`, which keeps the books: `epochs` saves
-    after each epoch, `batches` gives a step's rows, `step` counts from 1, `log` fills log.csv."""
+    """Eq. 6. data: a `common.Split`. run: a `common.Run`: `epochs` saves after each epoch,
+    `batches` gives the indices of a step, `step` counts from 1, `log` fills log.csv."""
     o, trunk, d, q, gen = run.settings, nets.trunk, nets.d, nets.q, nets.gen
     adam = {"betas": (o.beta1, 0.999), "fused": True}
     d_and_q = [*trunk.parameters(), *d.parameters(), *q.parameters()]
