@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 if backend:
     os.environ["MPLBACKEND"] = backend
-    with contextlib.suppress(ValueError):  # matplotlib may not know it
+    with contextlib.suppress(ValueError):  # matplotlib may not know it: so it was hidden above
         rcParams["backend"] = backend
 HERE = Path(__file__).resolve().parent
 
@@ -39,10 +39,10 @@ class UserError(Exception):
 
 # ---- Data ----------------------------------------------------------------------------------------
 class Split(NamedTuple):
-    """Part of a data set, of up to ten classes. Only sprites have attributes and a pose."""
+    """Part of a data set. Only sprites have attributes, a pose, and more than ten classes."""
 
     x: torch.Tensor  # images, uint8 [N, C, H, W]
-    y: torch.Tensor  # class of each image, int64 [N]
+    y: torch.Tensor  # class of each image, int64 [N]; of sprites the number of the character
     attributes: Optional[torch.Tensor] = None  # int64 [N, 7]
     pose: Optional[torch.Tensor] = None  # float32 [N, 6] in [-1, 1]
 
@@ -62,8 +62,7 @@ class Split(NamedTuple):
         return torch.cat([F.one_hot(column, size) for column, size in columns], 1).float()
 
 
-GREY = ("mnist", "fashion", "kmnist", "grey")  # 28 x 28 pixels
-COLOUR = ("sprites", "svhn", "cifar10", "colour")  # 3 x 32 x 32
+GREY = ("mnist", "fashion", "kmnist", "grey")  # 28 x 28 pixels; the others are 3 x 32 x 32
 
 
 def to_float(x):
@@ -72,9 +71,9 @@ def to_float(x):
 
 
 def image_batches(x, nets, size=1000):
-    """Parts of at most `size` images, floats in [0, 1], on the device of `nets`. x: images of
-    nets.shape, [N, C, H, W] or one [C, H, W], of torch or numpy, floats in [0, 1], or uint8 (with a
-    maximum of 1 refused: floats may be meant). `ValueError` for other shapes and values."""
+    """Yields at most `size` images at a time, as floats in [0, 1] on the device of `nets`. x: of
+    torch or numpy, [N, C, H, W] or one [C, H, W], of nets.shape; uint8, or floats in [0, 1].
+    `ValueError` for others, and for uint8 with a maximum of 1: they may be meant as floats."""
     x, device = torch.as_tensor(x), next(nets.parameters()).device
     batch = x[None] if x.dim() == 3 else x
     if batch.dim() != 4 or batch.shape[1:] != nets.shape or not len(batch):
@@ -88,7 +87,7 @@ def image_batches(x, nets, size=1000):
 
 
 def code_batches(nets, *codes, size=1000):
-    """Yields tuples: of each code [N, ...] up to `size` rows, float32 on nets' device, or None."""
+    """Yields tuples: at most `size` rows of each code, float32 on nets' device; None stays None."""
     to = {"dtype": torch.float32, "device": next(nets.parameters()).device}
     codes = [None if code is None else torch.as_tensor(code, **to) for code in codes]
     rows = {len(code) for code in codes if code is not None}
@@ -99,9 +98,9 @@ def code_batches(nets, *codes, size=1000):
 
 
 def load_dataset(name, root=None, validation=False):
-    """Training and test `Split`, by data.files.read. mnist is embedded, sprites are drawn; grey and
-    colour are your own images in `root`. torchvision finds the others in `root` (the repository's
-    data/) or downloads them. validation: the test set is a part held out of the training set."""
+    """Training and test `Split`. Sprites are drawn. Others are files in `root` (default: data/).
+    mnist is there; grey, colour are your own images; torchvision downloads the rest. validation: a
+    held-out part of the training set in place of the test set; of sprites 72 other characters."""
     from data.files import read
 
     train, test = read(name, Path(root or HERE / "data"), validation)
@@ -109,12 +108,12 @@ def load_dataset(name, root=None, validation=False):
 
 
 def load_data(settings):
-    """Training and test `Split` of a run, on its device. A dry run has up to 512 and 256 images."""
+    """Training and test `Split` of a run, on its device. A dry run has about 512 and 256 images."""
     from experiments.machine import choose_device
 
     train, test = load_dataset(settings.dataset, settings.data, settings.validation)
-    if settings.dry_run:
-        alone = train.y.bincount()[train.y] == 1  # they stay: pairing refuses them
+    if settings.dry_run:  # a class that the cut reduces to one image is left out
+        alone = train.y.bincount()[train.y] == 1  # they stay, so that pairing still refuses them
         few = (torch.arange(len(train.y)) < 512) | alone
         few &= (train.y[few].bincount(minlength=int(train.y.max()) + 1)[train.y] > 1) | alone
         train, test = train.take(few), test.take(slice(256))
@@ -123,7 +122,7 @@ def load_data(settings):
 
 
 def pair_same_class(y):
-    """Random pairs of different images of one class: int64 [P, 2], shuffled.
+    """Random pairs of row numbers: two images of one class. int64 [P, 2] on the CPU, shuffled.
 
     y: labels int64 [N]. Every image is in a pair; of a class of odd size one image is in two.
     `UserError` names a class with a single image.
@@ -138,8 +137,8 @@ def pair_same_class(y):
     size = counts[y[order]]
     start = (counts.cumsum(0) - counts)[y[order]]
     rank = torch.arange(len(y)) - start  # position within its class
-    partner = order[start + (rank + 1) % size]
-    pairs = torch.stack([order, partner], 1)[rank % 2 == 0]
+    partner = order[start + (rank + 1) % size]  # the next of its class; of the last, the first
+    pairs = torch.stack([order, partner], 1)[rank % 2 == 0]  # ranks (0, 1), (2, 3), ...
     return pairs[torch.randperm(len(pairs))]
 
 
@@ -171,7 +170,8 @@ class RunSettings:
 
 
 def run_main(main, recipe):
-    """Call main(settings) with the settings of the command line; a mistake ends with one line."""
+    """Call main(settings). Flags named as parameters of `recipe` are given to it; what it returns
+    are the settings, which the other flags change. A mistake ends with one line."""
     from experiments import command_line
 
     command_line.run(main, recipe)
@@ -204,11 +204,11 @@ class Run:
 
     run = Run("mathieu", settings)  # seeds torch: build the networks after it
     run.track(nets=nets, optimiser=optimiser)  # restored here when the run is resumed
-    for epoch in run.epochs():  # inside of run.autocast(); saves after each
-        for index in run.batches(order, size):
+    for epoch in run.epochs():  # the loop stands in `with run.autocast():`; saves after each epoch
+        for index in run.batches(torch.randperm(count), size):
             ...
             run.log(loss=loss)  # tensors, read from the device once an epoch
-    run.finish(metrics, table)  # rows: words, name of a metric, the paper's value, a comparison
+    run.finish(metrics, table)  # its rows: words, key of a metric, paper's value, comparison
     """
 
     COUNTERS = ("epoch", "step", "images", "seconds", "train_seconds", "history")
@@ -258,9 +258,9 @@ class Run:
     def autocast(self):
         """Context of the training: convolutions and matrix products have this run's precision. An
         error in it frees the folder's lock, so that a notebook can resume the run in a new Run."""
-        bf16 = self.precision == "bf16"
-        try:
-            with torch.autocast(self.device.type, torch.bfloat16, bf16, cache_enabled=False):
+        enabled = self.precision == "bf16"
+        try:  # without a cache, which would keep bf16 copies of old weights
+            with torch.autocast(self.device.type, torch.bfloat16, enabled, cache_enabled=False):
                 yield
         except BaseException:
             self.lock.release()
@@ -294,7 +294,7 @@ class Run:
             self.bar.update(part.numel())
 
     def log(self, **losses):
-        """Record a step's losses, scalar tensors, without waiting for the device."""
+        """Keep a step's losses, scalar tensors. Call it once in each step, with the same names."""
         self.names = list(losses)
         self.rows.append(torch.stack([loss.detach().float() for loss in losses.values()]))
 
@@ -348,7 +348,7 @@ class Run:
 
 
 def load(folder, recipe, build, device="cpu"):
-    """The trained networks of a finished run in eval mode: what `build` makes of its settings."""
+    """The trained networks of a finished run, in eval mode. recipe, build: of its script."""
     from experiments import run_folder
 
     return run_folder.load(folder, recipe, build, device)
@@ -386,10 +386,10 @@ def save_figure(figure, path):
 
 
 def figure_grid(path, images, columns, title, x_label="", y_label="", **sides):
-    """A grid of images [N, C, H, W] as PNG, with words beside it; sides: left, top of `tile`."""
+    """tile(images, columns, **sides) as PNG: title and x_label stand above, y_label on the left."""
     picture = tile(images, columns, **sides)
     h, w = picture.shape[0] / 50, picture.shape[1] / 50  # inches: two dots a pixel, 100 an inch
-    width, height = max(w, 4.2) + 0.35, h + 0.75  # 0.15 of it below: for the caption
+    width, height = max(w, 4.2) + 0.35, h + 0.75  # 0.15 below are for the caption
     figure = Figure(figsize=(width, height), dpi=100)
     place = 0.35 / width, 0.15 / height, w / width, h / height
     axes = figure.add_axes(place, xticks=[], yticks=[], frame_on=False)

@@ -15,10 +15,11 @@ Where the paper's things are
     Eq. 4, 5, Lemma 5.1           the comment above category_loss
     Table 1 (appendix C.1)        Trunk, DHead, QHead, Generator
     Figure 2                      figure_categories (a), figure_sweep (c, d)
-    Figure 1, Figure 2(b)         python -m experiments.infogan_regular --beside RUN
+    Figure 1                      evaluate; both curves: the next line
+    Figure 2(b), the regular GAN  python -m experiments.infogan_regular --beside FOLDER_OF_A_RUN
     The 5 % error                 experiments/infogan_scores.py
 
-K = 10, the number of c1's values, enters in draw_codes (K equally likely), in the sizes of G's
+K = 10, the number of c1's values, enters in draw_codes (all equally likely), in the sizes of G's
 input and Q's output, and as log K in the logged L_I. K is the number of digits: a hint from labels.
 
 Differences           paper; released code               here
@@ -29,10 +30,10 @@ Differences           paper; released code               here
     G's loss          log(1 - D)                         -log D, as released
     fakes             released: fresh ones for G's step  G's step reuses D's fakes
     leaky ReLU        0.1; released: 0.01                0.1
-    first weights     released: convolutions' cut off    all normal
+    first weights     released: convolutions' truncated  all normal, none truncated
     Figure 1          trained without c2                 with c2
 Ours, marked "# ours": warp (with split_loss), far (with far_judged), continuous_start; see "Beyond
-the paper".
+the paper". --recipe paper turns them off. Without them fake is made, Q reads h, and [:n] is all.
 """
 
 import dataclasses
@@ -98,7 +99,7 @@ class Trunk(nn.Sequential):
 
 
 class DHead(nn.Linear):
-    """DHead(1024, 1): the logit [B, 1] of D(x), of the trunk's features."""
+    """DHead(1024, 1): the trunk's features [B, 1024] -> the logit [B, 1] of D(x)."""
 
     def forward(self, h):
         return super().forward(h).float()  # layers may compute in bf16, losses must not
@@ -152,9 +153,9 @@ def initialise(net):
     return net
 
 
-# ---- Losses, each a mean over the batch ----------------------------------------------------------
+# ---- Losses, means over the batch: -log D = softplus(-logit), -log(1 - D) = softplus(logit) ------
 def adversarial_loss(logits):
-    """-log D(fake), of logits, where eq. 1 has log(1 - D(fake)) for G; log 2 at chance."""
+    """-log D(fake), G's loss, of logits. Eq. 1 has log(1 - D(fake)) instead; log 2 at chance."""
     return F.softplus(-logits).mean()
 
 
@@ -170,8 +171,8 @@ def discriminator_loss(logits_real, logits_fake):
 # The gap is KL(P(.|x) || Q(.|x)), a mean over x: 0 where Q is the posterior. The last line
 # needs no posterior: the pair (x, c') has the same distribution as the pair (x, c). So the c to
 # score is the one that made x. H(c) does not depend on G or Q. What is left to minimise is
-# -log Q(c|x) = -log Q(c1|x) - log Q(c2|x), as Q has c1 and c2 independent given x: two losses,
-# each with its lambda.
+# -log Q(c|x). Q takes c1 and c2 as independent given x. So it is -log Q(c1|x) - log Q(c2|x): two
+# losses, each with its lambda.
 def category_loss(logits, c1):
     """-log Q(c1|x) in nats; log K where Q knows nothing. Logits and one-hot c1, both [B, K]."""
     return -(c1 * logits.log_softmax(1)).sum(1).mean()
@@ -179,12 +180,12 @@ def category_loss(logits, c1):
 
 def continuous_loss(mean, c2):
     """-log Q(c2|x) in nats, Q = N(mean, 1), a sum over the m numbers of c2; both [B, m]. A number's
-    loss is at least 0.919, its entropy is log 2 = 0.693. So its L_I <= -0.226: a loose bound."""
+    loss is at least 0.919, its prior's entropy is 0.693. So its L_I <= -0.226, though I >= 0."""
     return (0.5 * (c2 - mean).square() + 0.5 * math.log(2 * math.pi)).sum(1).mean()
 
 
 def mutual_information(logits, c1):
-    """L_I of c1 in nats: H(c1) = log K, less category_loss; 0 where Q is uniform."""
+    """The bound L_I of c1 in nats: H(c1) - category_loss, H(c1) = log K; 0 where Q is uniform."""
     return math.log(max(c1.shape[1], 1)) - category_loss(logits, c1)
 
 
@@ -237,31 +238,33 @@ def train(run, nets, data):
             opt_g.param_groups[0]["lr"] = o.lr * rate(done, o.schedule)
             weight_c2 = o.continuous_weight if done >= o.continuous_start else 0  # ours
 
-            # made: n images of the prior's codes, then far ones (ours). c2's loss takes the n,
-            # c1's loss takes all, D judges `fake`.
-            x = common.to_float(data.x[index])  # [n, 1, 28, 28]
+            # `made` holds n images of codes from the prior, then far images (ours). c1's loss
+            # uses all, c2's loss the first n, D judges `fake`.
+            x = common.to_float(data.x[index])  # real images [n, 1, 28, 28]
             n = len(x)
             far = round(o.far * n) if o.warp else 0  # ours; without warp, fake = made
             z, c1, c2 = draw_codes(o, n, x.device, far)
             made = gen(z, c1, c2)
             fake = made[: n + round(o.far_judged * far)]  # ours: far ones
 
-            # D, Q, trunk minimise   - log D(x) - log(1 - D(G(z,c))) - lambda log Q(c|G(z,c))
+            # D, Q, trunk minimise  - log D(x) - log(1 - D(G(z,c))) - lambda log Q(c|G(z,c))
             h = trunk(fake.detach())
             loss_d = discriminator_loss(d(trunk(x)), d(h))
-            logits, mean = q(trunk(warp(made.detach(), o.warp)) if o.warp else h)  # ours: warped
+            read = trunk(warp(made.detach(), o.warp)) if o.warp else h  # ours: warped
+            logits, mean = q(read)
             category = category_loss(logits, c1)
             continuous = loss_c2(mean[:n], c2[:n])
-            bound = mutual_information(q(h)[0][:n], c1[:n]).detach()  # Figure 1: unwarped
+            bound = mutual_information(q(h)[0][:n], c1[:n]).detach()  # Figure 1; not warped
             update(opt_d, loss_d + o.category_weight * category + weight_c2 * continuous)
 
-            # G minimises   - log D(G(z,c)) - lambda log Q(c|G(z,c))
+            # G minimises  - log D(G(z,c)) - lambda log Q(c|G(z,c))
             h = trunk(fake)
             loss_g = adversarial_loss(d(h))
-            logits, mean = q(trunk(warp(made, o.warp)) if o.warp else h)  # ours: warped
-            loss_q = o.category_weight * category_loss(logits, c1)
-            loss_q = loss_q + weight_c2 * loss_c2(mean[:n], c2[:n])
-            update(opt_g, loss_g + loss_q)
+            read = trunk(warp(made, o.warp)) if o.warp else h  # ours: warped
+            logits, mean = q(read)
+            loss_c = o.category_weight * category_loss(logits, c1)
+            loss_c = loss_c + weight_c2 * loss_c2(mean[:n], c2[:n])
+            update(opt_g, loss_g + loss_c)
 
             nets.curve[run.step - 1] = bound
             run.log(disc=loss_d, gen=loss_g, c1=category, c2=continuous, bound=bound)
@@ -288,14 +291,14 @@ def figure_sweep(nets, o, path, which, order, columns=11):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # warp: without it, a category often mixes digits of the same slant. So Q reads warped copies of the
-# images, and c1 must be what a warp leaves alone. Their L_I <= I(c; warp(x)) <= I(c; x).
-# split_loss: c2 is read from warped copies, too. c2's first number is scored on copies not rotated
-# or sheared, so that it can be the slant; the others on copies rotated and sheared at random, so
-# that they cannot.
+# images, and c1 must be what a warp leaves alone. The copies' L_I <= I(c; warp(x)) <= I(c; x).
+# split_loss: c2 is read from warped copies, too. Its first number is scored on copies that are not
+# rotated or sheared, so it can be the slant. The others are scored on copies rotated and sheared
+# at random, so they cannot be the slant.
 # continuous_start: c2's loss starts late, or c2 would compete with c1 for the digit.
-# far: Figure 2 goes twice as far as the prior of c2. There the digit would change. So Q must tell
-# c1 on images of such c2, too. Off where warp is 0.
-# far_judged: far images that D does not see can be marred. So D judges them, too.
+# far: Figure 2 goes twice as far as the prior of c2. There the digit would change. So Q must also
+# read c1 from images of such c2. Off where warp is 0.
+# far_judged: a far image that D does not judge can look wrong. So D judges far images, too.
 # What we tried: results/NOTES.md.
 
 

@@ -5,9 +5,9 @@ Mathieu, Zhao, Sprechmann, Ramesh, LeCun 2016, arXiv 1611.03383.
     python mathieu.py --dataset sprites --epochs 50      # Table 1, on sprites of our own
 
 An encoder Enc splits an image x into two codes: s tells its class, z tells the rest. A decoder Dec
-makes an image from any z and any s. It must rebuild x from x's z and the s of another image of its
-class: so s can help only with what the class shares. But z could tell all, and Dec ignore s. So
-Dec also gets x's z with any image's s, and must fool Disc, a discriminator that knows s's class.
+makes an image from a z and an s. It must rebuild x from x's z and the s of another image of its
+class: so s helps only with what the class shares. But Dec could ignore s. So Disc, a discriminator
+that is told s's class, judges swaps (x's z, any s) and samples (random z, any s): Dec must fool it.
 
 Where the paper's things are
     Eq. 5, Algorithm 1, Figure 1    train, with a function for each term
@@ -16,18 +16,18 @@ Where the paper's things are
     Table 1, Figure 4               experiments/mathieu_scores.py
     Figure 10(a)                    experiments/mathieu_pretrained_s.py
 
-Differences           the paper                            here
+Differences           the paper (released: its code)       here
     optimiser         SGD; released: Adam, constant rates  Adam, rates rise, then fall
     channels          not given                            16, 32, 64 in all three networks
     weights           lambda, not given; the others 1      one for each term, in Settings
     weight of KL      constant                             grows for 60 % of the run
-    generator's loss  log(1 - Disc)                        -log Disc (released: target 0.95)
+    to fool Disc      log(1 - Disc)                        -log Disc (released: target 0.95)
     Disc's fakes      swaps of a fresh pair                this step's swaps and prior samples
     prior samples     in Algorithm 1; 4.2: unstable        stable here
     x2                Figure 1: any class; 4.3: another    any class: the x1 of another pair
     sprites           672 characters, discrete poses       672 others, continuous poses
-Three additions are ours, marked "# ours": prior_std, dead_zone, CodeDiscriminator; see "Beyond the
-paper". --recipe paper turns these three off; the differences above stay. Left out: NORB, YaleB.
+Three additions are ours, marked "# ours": prior_std, dead_zone, CodeDiscriminator (opt_c, hide).
+"Beyond the paper" has them. --recipe paper turns them off, not the differences above. No NORB, no YaleB.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ from torch import nn
 
 # ---- Settings: each field is a flag, its comment the help. In Python start from recipe() ---------
 # "released": the authors' code. Its squared errors are means over pixels in [-1, 1], ours sums over
-# [0, 1]: on MNIST a factor of 784 / 4. So Disc's 0.01 is 1.96 here, KL's 0.1 * 6 / 784 is 0.15.
+# [0, 1]: on MNIST 784 / 4 times as large. So its 0.01 of swaps is 1.96, its KL's 0.1 * 6 / 784 0.15.
 @dataclasses.dataclass
 class Settings(common.RunSettings):
     recipe: Literal["ours", "paper"] = "ours"  # paper: the three additions are off
@@ -60,8 +60,8 @@ class Settings(common.RunSettings):
     kl_weight: Weight = 2.4  # weight of the KL from 60 % of the run on
     swap_weight: Weight = 6.5  # lambda of eq. 5 for Dec(z1,s2) (released, MNIST: 1.96)
     prior_weight: Weight = 6.5  # lambda of eq. 5 for Dec(z,s2), z from the prior (released: 0)
-    prior_std: Size = 2.0  # ours: standard deviation of that z (paper: 1)
-    dead_zone: Size = 0.5  # ours: means of z shrink by it, small ones to 0 (paper: 0)
+    prior_std: Size = 2.0  # ours: standard deviation of z in prior samples (paper: 1)
+    dead_zone: Size = 0.5  # ours: means of z move this far towards 0, at most to 0 (paper: 0)
     code_weight: Weight = 15.0  # ours: weight of Enc's loss against CodeDiscriminator (paper: 0)
 
 
@@ -162,7 +162,7 @@ class Discriminator(nn.Module):
     def forward(self, x, id):
         for conv, norm, table in zip(self.convs, self.norms, self.tables):
             x = conv(x)
-            maps = torch.einsum("bl,lchw->bchw", id, table)  # of several labels the sum
+            maps = torch.einsum("bl,lchw->bchw", id, table)  # added up (released: side by side)
             x = x + F.interpolate(maps, x.shape[2:])
             x = F.leaky_relu(norm(x), 0.2)
         return self.out(x.flatten(1)).float().squeeze(1)
@@ -186,7 +186,7 @@ def kl_loss(mu, logvar):
 
 
 def adversarial_loss(logits):
-    """-log Disc(fake), of logits [B]: what the generator minimises; log 2 at chance."""
+    """-log Disc(fake), of logits [B]: what Enc and Dec minimise; log 2 where Disc says 1/2."""
     return F.softplus(-logits).mean()
 
 
@@ -229,20 +229,20 @@ def train(run, nets, data):
             opt_c.param_groups[0]["lr"] = o.lr * max(rate(run.progress), 0.3)  # ours
             weight_kl = o.kl_start + (o.kl_weight - o.kl_start) * min(run.progress / 0.6, 1)
 
-            # x1 and x1p (the paper's x1') [B, C, H, W] share a class, id1 [B, labels]. x2, of class
-            # id2, is the x1 of the pair before. s1, s1p, s2 are [B, s_dim], z1 and z [B, z_dim].
+            # x1 and x1p (the paper's x1') [B, C, H, W] share a class: id1 [B, labels] names it. x2
+            # and id2 are the pair before's. s1, s1p, s2 are [B, s_dim], z1 and z [B, z_dim].
             x1, x1p = common.to_float(data.x[pair[:, 0]]), common.to_float(data.x[pair[:, 1]])
             id1 = ids[pair[:, 0]]
             s1, mu1, logvar1 = enc(x1)
             s1p, _, _ = enc(x1p)
             x2, id2, s2 = x1.roll(1, 0), id1.roll(1, 0), s1.roll(1, 0)
             z1 = reparametrise(mu1, logvar1)
-            z = o.prior_std * torch.randn_like(z1)  # ours: the paper's has deviation 1
+            z = o.prior_std * torch.randn_like(z1)  # ours: prior_std (paper: 1)
 
-            # One call for all four: batch norm scales them alike, as it will in eval mode.
+            # One call decodes all four batches: so batch norm scales them alike, as in eval mode.
             z_all, s_all = torch.cat([z1, z1, z1, z]), torch.cat([s1, s1p, s2, s2])
             x_own, x_same, x_swap, x_prior = dec(z_all, s_all).chunk(4)
-            # loss_g and loss_d share these logits: opt_g does not move Disc.
+            # Disc sees each batch alone, as released. loss_g and loss_d share its logits.
             d_real, d_swap, d_prior = disc(x2, id2), disc(x_swap, id2), disc(x_prior, id2)
 
             # Enc and Dec minimise, each term with its weight,
@@ -252,7 +252,7 @@ def train(run, nets, data):
             own, same = reconstruction_loss(x_own, x1), reconstruction_loss(x_same, x1)
             kl = kl_loss(mu1, logvar1)
             swap, prior = adversarial_loss(d_swap), adversarial_loss(d_prior)
-            hide = nets.code_disc.loss(mu1, id2, id1)  # ours: ids exchanged, so Enc misleads it
+            hide = nets.code_disc.loss(mu1, id2, id1)  # ours: ids exchanged, Enc misleads
             loss_g = o.own_weight * own + o.same_weight * same + weight_kl * kl
             loss_g = loss_g + o.swap_weight * swap + o.prior_weight * prior
             loss_g = loss_g + o.code_weight * hide  # ours
@@ -260,11 +260,11 @@ def train(run, nets, data):
 
             # Disc maximises  log Disc(x2, id2) + log(1 - Disc(Dec(z1,s2), id2))
             loss_d = discriminator_loss(d_real, d_swap)
-            if o.prior_weight:  # half of the fakes are Dec(z,s2); in Algorithm 1 none
+            if o.prior_weight:  # Disc also judges Dec(z,s2), unlike in Algorithm 1; the mean
                 loss_d = (loss_d + discriminator_loss(d_real, d_prior)) / 2
             update(opt_d, loss_d)
 
-            update(opt_c, nets.code_disc.loss(mu1.detach(), id1, id2))  # ours
+            update(opt_c, nets.code_disc.loss(mu1.detach(), id1, id2))  # ours: code_disc learns
             run.log(own=own, same=same, kl=kl, swap=swap, prior=prior, disc=loss_d, hide=hide)
 
 
@@ -317,8 +317,8 @@ def figure_generation(nets, test, path, count=10):
 
 
 class CodeDiscriminator(nn.Module):
-    """M(mu, id): the probability that id is the label of mu's own image, not of another one; 1/2
-    where mu tells nothing. mu [B, z_dim]."""
+    """M(mu, id): the probability that mu's image has the label id. Half of the ids it sees are of
+    other images, so M is 1/2 where mu tells nothing. mu [B, z_dim]."""
 
     def __init__(self, z_dim=16, labels=10, hidden=256):
         super().__init__()
