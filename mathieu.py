@@ -27,7 +27,7 @@ Differences           the paper (released: its code)       here
     x2                Figure 1: any class; 4.3: another    any class: the x1 of another pair
     sprites           672 characters, discrete poses       672 others, continuous poses
 Three additions are ours, marked "# ours": prior_std, dead_zone, CodeDiscriminator (opt_c, hide).
-"Beyond the paper" has them. --recipe paper turns them off, not the differences above. No NORB, no YaleB.
+"Beyond the paper" has them. --recipe paper turns them off, not the differences above. No NORB.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ from torch import nn
 
 # ---- Settings: each field is a flag, its comment the help. In Python start from recipe() ---------
 # "released": the authors' code. Its squared errors are means over pixels in [-1, 1], ours sums over
-# [0, 1]: on MNIST 784 / 4 times as large. So its 0.01 of swaps is 1.96, its KL's 0.1 * 6 / 784 0.15.
+# [0, 1]: on MNIST 784 / 4 times as large. So its swaps' 0.01 is 1.96, its KL's 0.1 * 6 / 784 0.15.
 @dataclasses.dataclass
 class Settings(common.RunSettings):
     recipe: Literal["ours", "paper"] = "ours"  # paper: the three additions are off
