@@ -126,7 +126,6 @@ class Encoder(nn.Module):
         self, inputs=784, z_dim=8, classes=0, hidden=1000, gaussian=False, norm="none", dropout=0.0
     ):
         super().__init__()
-        assert norm in ("none", "hidden", "all"), norm
         last = nn.BatchNorm1d if norm == "all" else nn.Identity
         self.body = mlp(inputs, hidden, norm != "none", dropout)
         self.to_z = nn.Sequential(nn.Linear(hidden, z_dim), last(z_dim))

@@ -82,7 +82,8 @@ def recipe(dataset="mnist", recipe="ours"):
 
 # ---- Networks (Table 1) --------------------------------------------------------------------------
 class Trunk(nn.Sequential):
-    """What D and Q share: images [B, C, size, size] in [0, 1] -> features [B, 1024]."""
+    """What D and Q share: images [B, C, size, size] in [0, 1] -> features [B, 1024].
+    size: a multiple of 4."""
 
     def __init__(self, channels=1, size=28, slope=0.1):
         super().__init__(
@@ -123,7 +124,6 @@ class Generator(nn.Module):
 
     def __init__(self, inputs=74, channels=1, size=28):  # 74 = 62 + 10 + 2
         super().__init__()
-        assert size % 4 == 0, "size must be a multiple of 4"
         side = size // 4
         self.net = nn.Sequential(
             nn.Linear(inputs, 1024),

@@ -27,7 +27,7 @@ Differences           the paper (released: its code)       here
     x2                Figure 1: any class; 4.3: another    any class: the x1 of another pair
     sprites           672 characters, discrete poses       672 others, continuous poses
 Three additions are ours, marked "# ours": prior_std, dead_zone, CodeDiscriminator (opt_c, hide).
-"Beyond the paper" has them. --recipe paper turns them off, not the differences above. No NORB.
+"Beyond the paper" has them. --recipe paper turns off these three alone. Left out: NORB, YaleB.
 """
 
 import dataclasses
@@ -252,7 +252,7 @@ def train(run, nets, data):
             own, same = reconstruction_loss(x_own, x1), reconstruction_loss(x_same, x1)
             kl = kl_loss(mu1, logvar1)
             swap, prior = adversarial_loss(d_swap), adversarial_loss(d_prior)
-            hide = nets.code_disc.loss(mu1, id2, id1)  # ours: ids exchanged, Enc misleads
+            hide = nets.code_disc.loss(mu1, id2, id1)  # ours: ids exchanged: Enc misleads code_disc
             loss_g = o.own_weight * own + o.same_weight * same + weight_kl * kl
             loss_g = loss_g + o.swap_weight * swap + o.prior_weight * prior
             loss_g = loss_g + o.code_weight * hide  # ours
@@ -260,7 +260,7 @@ def train(run, nets, data):
 
             # Disc maximises  log Disc(x2, id2) + log(1 - Disc(Dec(z1,s2), id2))
             loss_d = discriminator_loss(d_real, d_swap)
-            if o.prior_weight:  # Disc also judges Dec(z,s2), unlike in Algorithm 1; the mean
+            if o.prior_weight:  # Disc also judges Dec(z,s2); in Algorithm 1 it does not
                 loss_d = (loss_d + discriminator_loss(d_real, d_prior)) / 2
             update(opt_d, loss_d)
 
@@ -339,7 +339,7 @@ class CodeDiscriminator(nn.Module):
 
 # ---- For notebooks, and the command line ---------------------------------------------------------
 def build(o):
-    """Untrained networks. For new data, extend load_dataset, Split in common.py; set size here."""
+    """Untrained networks. For new data, extend common.load_dataset, Split; set size, labels."""
     channels, size = (1, 28) if o.dataset in common.GREY else (3, 32)
     labels = 23 if o.dataset == "sprites" else 10  # 7 + 2 + 4 + 3 + 2 + 2 + 3 values
     nets = nn.Module()
