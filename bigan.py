@@ -71,7 +71,7 @@ class Settings(common.RunSettings):
 
 MODELS = {
     "bigan": Settings(),
-    "ali": Settings(model="ali", skip_fade=0.0),  # needs no skip: 10 of 10 runs trained
+    "ali": Settings(model="ali", skip_fade=0.0),  # trains without the skip
     "alice": Settings(model="alice", skip_fade=0.0, cycle_weight=0.05),
 }
 RELEASED = dict(epochs=400, lr=2e-4, lr_disc=2e-4, schedule="exponential", weight_decay=2 * 2.5e-5)
@@ -311,16 +311,16 @@ def figure_samples(nets, z, path):
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # What each addition gains is in results/NOTES.md, under "Donahue et al. and Dumoulin et al.".
 # penalty: without it E's codes crowd into the corners of [-1, 1]^50, where the prior has almost no
-# mass. Then 10 % of the reconstructions keep their digit (rate 6e-4). With it 70 % do (rate 5e-4).
+# mass. Then most reconstructions show another digit.
 # skip: batch norm removes what a batch has in common. So if G makes one image for all z, D hardly
-# sees it: 1 of 5 runs ended so, with the skip 0 of 5. The skip adds to the logit a linear map of
-# D's first layer, which has no batch norm, and fades.
-# average: averaged weights keep 68 % of the digits, the last of the same run 57 (penalty 0.05).
+# sees it, and some runs end so. The skip adds to the logit a linear map of D's first layer, which
+# has no batch norm. It fades.
+# average: averaged weights keep more digits than the last ones.
 
 
 def slope_penalty(disc, x, z):
-    """|d(sum of logits) / d(x, z)|^2, a mean over the pairs. Only D learns from it. If D had
-    no batch norm, it would be R1 on real pairs, R2 on made ones (Mescheder et al., 1801.04406)."""
+    """|d(sum of logits) / d(x, z)|^2, a mean over the pairs. Only D learns from it.
+    Without D's batch norm: R1 on real pairs, R2 on made ones (Mescheder et al., 1801.04406)."""
     pair = x.detach().requires_grad_(), z.detach().requires_grad_()
     slopes = torch.autograd.grad(disc(*pair).sum(), pair, create_graph=True)
     return sum(slope.flatten(1).square().sum(1) for slope in slopes).mean()
@@ -328,8 +328,8 @@ def slope_penalty(disc, x, z):
 
 @torch.no_grad()
 def move_average(average, nets, step, decay):
-    """average = decay * average + (1 - decay) * nets, of all weights. Early, the decay is smaller
-    (step / (step + 9), but 0 in step 1), so that a short run is not scored by its first weights."""
+    """average = decay * average + (1 - decay) * nets, of all weights. Early, the decay is smaller:
+    step / (step + 9), 0 in step 1. So a short run is not scored by its first weights."""
     decay = min(decay, step / (step + 9)) if step > 1 else 0.0
     torch._foreach_lerp_([*average.parameters()], [*nets.parameters()], 1 - decay)
 

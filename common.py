@@ -389,7 +389,7 @@ def figure_grid(path, images, columns, title, x_label="", y_label="", **sides):
     """tile(images, columns, **sides) as PNG: title and x_label stand above, y_label on the left."""
     picture = tile(images, columns, **sides)
     h, w = picture.shape[0] / 50, picture.shape[1] / 50  # inches: two dots a pixel, 100 an inch
-    width, height = max(w, 4.2) + 0.35, h + 0.75  # 0.15 below are for the caption
+    width, height = max(w, 4.2) + 0.35, h + (0.75 if x_label else 0.55)  # 0.15 for the caption
     figure = Figure(figsize=(width, height), dpi=100)
     place = 0.35 / width, 0.15 / height, w / width, h / height
     axes = figure.add_axes(place, xticks=[], yticks=[], frame_on=False)

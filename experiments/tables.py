@@ -174,7 +174,8 @@ def across_table():
         took = f"{minutes_on(row, 'bf16', 'fp32')} min"
         lines.append([f"{told}: `{command(row)}`, {took}", "", "", ""])
         for words, metric, digits, paper, public in scores:
-            lines.append([words, paper, public, f"{ours(row, metric, digits)} ({seeds(row)})"])
+            value = f"{ours(row, metric, digits)} ({seeds(row)})".replace(" ", "\u00a0")
+            lines.append([words, paper, public, value])  # spaces that do not break
     return table(["score", "paper", "public", "ours (seeds)"], lines)
 
 
@@ -617,4 +618,4 @@ def rendered(text):
 def write_pages():
     for page in PAGES:
         path = reproduce.ROOT / page
-        path.write_text(rendered(path.read_text()))
+        path.write_text(rendered(path.read_text("utf-8")), "utf-8")

@@ -1121,7 +1121,9 @@ def test_every_task_runs_through(task, command, capsys):
         assert Path(f"run/{figure}.png").stat().st_size > 2000
     table = done.stdout.splitlines()
     assert table[0].split() == ["score", "this", "run", "paper", "to", "compare"] and len(table) > 2
-    legend = (ROOT / "results/aae.md").read_text().split("| column of aae.py")[1].split("\n\n")[0]
+    legend = (
+        (ROOT / "results/aae.md").read_text("utf-8").split("| column of aae.py")[1].split("\n\n")[0]
+    )
     told = set(re.findall(r"\w+", " ".join(re.findall(r"^\| (.*?) \|", legend, re.MULTILINE))))
     assert set(Path("run/log.csv").read_text().splitlines()[0].split(",")) <= told | {"epoch"}
     nets = aae.load("run")
@@ -1327,8 +1329,8 @@ def test_help_tells_the_flags_of_a_task_with_comments_and_defaults(monkeypatch, 
 
 
 def test_numbers_of_the_paper_from_memory_are_marked_as_such():
-    page = (ROOT / "results/aae.md").read_text()
+    page = (ROOT / "results/aae.md").read_text("utf-8")
     told = set(re.findall(r"([0-9.]+)(?: ± [0-9.]+)? †", page))
-    source = (ROOT / "experiments/aae_scores.py").read_text()
+    source = (ROOT / "experiments/aae_scores.py").read_text("utf-8")
     printed = set(re.findall(r'"([0-9.]+)(?: \+- [0-9.]+)? \?', source))
     assert len(told) >= 8 and printed == told | {"3.90"}  # Figure 11(d) has no row

@@ -23,7 +23,7 @@ import torch
 from conftest import ROOT, narrow
 from markdown_it import MarkdownIt
 
-PAGES = {page: (ROOT / page).read_text() for page in [*tables.PAGES, "results/NOTES.md"]}
+PAGES = {page: (ROOT / page).read_text("utf-8") for page in [*tables.PAGES, "results/NOTES.md"]}
 README = PAGES["README.md"]
 EVERY = "\n".join(PAGES.values()) + reproduce.__doc__
 
@@ -187,7 +187,7 @@ def test_notebook_snippet_runs_as_printed(monkeypatch):
 
 def test_errors_named_are_those_of_the_code():
     files = "common.py experiments/run_folder.py experiments/command_line.py"
-    source = "".join((ROOT / file).read_text() for file in files.split())
+    source = "".join((ROOT / file).read_text("utf-8") for file in files.split())
     errors = README.split("## Errors")[1].split("\n## ")[0]
     for words in re.findall(r"^- `([^`]+)`:", errors, re.M):
         assert words in source, words
@@ -704,7 +704,7 @@ def test_tables_say_which_rows_were_not_run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("script, count", [("mathieu", 7), ("bigan", 3), ("infogan", 5)])
 def test_log_legend_names_every_column(script, count):
-    source = (ROOT / f"{script}.py").read_text()
+    source = (ROOT / f"{script}.py").read_text("utf-8")
     calls = []
     for rest in source.split("run.log(")[1:]:  # up to the parenthesis that closes the call
         depth = [1 + rest[: k + 1].count("(") - rest[: k + 1].count(")") for k in range(len(rest))]
