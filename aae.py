@@ -68,7 +68,7 @@ class Settings(common.RunSettings):
     lr_disc_end: Share = 0.01  # share of lr_disc that is left at the end
     lr_encoder: Rate = 1e-3  # Adam's rate in phase 2, of Enc
     beta1: Beta = 0.5  # Adam's beta1 in phase 2; elsewhere 0.9
-    warp: Weight = 0.0  # ours: size of the random affine maps of training images (paper: 0)
+    warp: Weight = 0.0  # ours: size of the random affine maps of images, on black (paper: 0)
     labels: Count = None  # labelled training images, equally many of each class, or all
     labelled_batch: Batch = None  # labelled images in a step, drawn with replacement
     lr_labels: Rate = None  # Adam's rate in phase 3, of Enc
@@ -316,7 +316,7 @@ def train(run, nets, data, labelled):
             # 2. Regularisation. Disc maximises  log Disc(z') + log(1 - Disc(z)),  z' = z_prior
             logits, z = enc.sample(noisy)  # once more: phase 1 moved Enc
             component = torch.randint(0, 10, label.shape, device=label.device)  # a Gaussian has one
-            if o.task in TOLD:  # a known label names its part of p(z)
+            if o.task == "prior-labels":  # a known label names its part of p(z)
                 component = torch.where(label < 10, label, component)
             z_prior, z_seen = nets.prior.sample(component) / o.prior_std, z / o.prior_std
             if o.task in TOLD:  # Figure 3 (in style ours): Disc sees the label, or 10 if unknown
@@ -381,7 +381,7 @@ def nearest(images, count):
 
 def warp(x, amount):
     """A random affine map of each image [B, C, H, W]: up to 9 degrees, 10 % in size, a shear of 0.2
-    and a shift of 1/28 of the side, times amount."""
+    and a shift of 1/28 of the side, times amount. Black outside."""
     if not amount:
         return x
     n, device = len(x), x.device
@@ -439,7 +439,7 @@ def build(o):
     """Untrained networks. For new data (ten classes): extend common.load_dataset, set shape."""
     shape = (1, 28, 28) if o.dataset in common.GREY else (3, 32, 32)
     classes = 0 if o.y_weight is None else (o.clusters or 10)  # None: Enc infers no y
-    beside_z = 10 if o.task == "style" else (0 if o.head_distance else classes)
+    beside_z = 10 if o.task == "style" else (0 if o.head_distance is not None else classes)
     sizes, gaussian = (math.prod(shape), o.z_dim, classes, o.hidden), o.encoder == "gaussian"
     nets = nn.Module()
     nets.shape = shape
@@ -447,7 +447,7 @@ def build(o):
     nets.dec = Decoder(o.z_dim + beside_z, shape, o.hidden, o.dropout)
     nets.disc = Discriminator(o.z_dim + (11 if o.task in TOLD else 0), o.hidden)
     nets.disc_y = Discriminator(classes, o.hidden) if classes else nn.Identity()
-    nets.dec.heads = ClusterHeads(classes, o.z_dim) if o.head_distance else None
+    nets.dec.heads = ClusterHeads(classes, o.z_dim) if o.head_distance is not None else None
     nets.prior = PRIORS[o.prior](o.z_dim, o.prior_std)
     return nets
 

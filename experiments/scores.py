@@ -52,6 +52,8 @@ def as_array(codes):
 # --------------------------------------------------------------------------------------------
 # Probes
 
+PROBE_BATCH = 500
+
 
 def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, seed=0, groups=None):
     """Test error in percent of a small network that reads labels from codes: a tensor [A].
@@ -67,6 +69,7 @@ def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, seed=
     code is used, to probe samples of a posterior.
     groups: int64 [N], where the test set has other groups (the characters of sprites).
     A random tenth of the training codes, or of the groups, picks the epoch.
+    Of few codes the epochs are more, for at least 500 steps; but 1, in a dry run, is 1.
     """
     check_finite(train)
     rng = torch.Generator().manual_seed(seed)
@@ -102,6 +105,8 @@ def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, seed=
         parts = output.split(sizes, 1)
         return sum(F.cross_entropy(part, y[:, k]) for k, part in enumerate(parts))
 
+    if epochs > 1:
+        epochs = max(epochs, math.ceil(500 / math.ceil(len(used) / PROBE_BATCH)))
     fit(net, loss_of, used.to(train.device), held.to(train.device), epochs, rng)
     with torch.no_grad():
         output = net(sample(test, test_std, slice(None)))
@@ -129,7 +134,7 @@ def fit(net, loss_of, used, held, epochs, rng):
     least, best = math.inf, None
     for _ in range(epochs):
         order = torch.randperm(len(used), generator=rng).to(used.device)
-        for index in used[order].split(500):
+        for index in used[order].split(PROBE_BATCH):
             optimiser.zero_grad()
             loss_of(index).backward()
             optimiser.step()

@@ -89,6 +89,11 @@ def test_head_distances_are_pushed_apart_below_the_threshold_only():
     assert gradient.tolist() == [[1, 0], [-1, 0], [0, 0]]  # linear, the far one is left alone
 
 
+def test_heads_stay_without_a_push():
+    nets = aae.build(dataclasses.replace(aae.recipe("embed"), head_distance=0.0))
+    assert nets.dec.heads is not None and nets.dec.body[0].in_features == 2
+
+
 def test_invariance_is_a_kl_whose_target_is_fixed():
     torch.manual_seed(0)
     a, b = (torch.randn(6, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
@@ -549,7 +554,7 @@ def by_hand(o, nets, data, labelled, shuffle):
     if o.task == "style":
         y = torch.eye(10)[known]
     code, apart = z if y is None else torch.cat([y, z], 1), 0.0
-    if o.head_distance:
+    if o.head_distance is not None:
         heads = nets.dec.heads.weight
         code = y @ heads + z
         for a, b in itertools.combinations(heads, 2):

@@ -69,6 +69,11 @@ def test_probe_of_a_handful():
     assert 0 <= scores.probe(*train, *test, epochs=1).item() <= 100
 
 
+def test_probe_of_few_codes_trains_long_enough():
+    train, test = blobs(100, 5.0), blobs(1000, 5.0, seed=1)
+    assert scores.probe(*train, *test, epochs=1).item() > 5 > scores.probe(*train, *test).item()
+
+
 def test_probe_bears_a_dimension_that_is_nearly_always_zero():
     rng = torch.Generator().manual_seed(0)
     target, extra = torch.rand(6000, 1, generator=rng) * 2 - 1, torch.zeros(6000, 1)
