@@ -7,7 +7,7 @@ Mathieu, Zhao, Sprechmann, Ramesh, LeCun 2016, arXiv 1611.03383.
 An encoder Enc splits an image x into two codes: s tells its class, z tells the rest. A decoder Dec
 makes an image from a z and an s. It must rebuild x from x's z and the s of another image of its
 class: so s helps only with what the class shares. But Dec could ignore s. So Disc, a discriminator
-that is told s's class, judges swaps (x's z, any s) and samples (random z, any s): Dec must fool it.
+that is told s's class, sees swaps (x's z, any s) and samples (random z, any s). Dec must fool it.
 
 Where the paper's things are
     Eq. 5, Algorithm 1, Figure 1    train, with a function for each term
@@ -260,7 +260,7 @@ def train(run, nets, data):
 
             # Disc maximises  log Disc(x2, id2) + log(1 - Disc(Dec(z1,s2), id2))
             loss_d = discriminator_loss(d_real, d_swap)
-            if o.prior_weight:  # Disc also judges Dec(z,s2); in Algorithm 1 it does not
+            if o.prior_weight:  # Disc also sees Dec(z,s2); in Algorithm 1 it does not
                 loss_d = (loss_d + discriminator_loss(d_real, d_prior)) / 2
             update(opt_d, loss_d)
 

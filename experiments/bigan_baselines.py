@@ -10,10 +10,10 @@
     pixels, untrained        no training: raw pixels; E with its initial weights
 
 Networks and averages are bigan.py's, so are the autoencoders' rates. With a D the rates are those
-released, and there is no penalty. D, of images alone, has the skip of bigan.py, which does not fade
-here: none of fifteen runs collapsed onto one image, and without it two of nine did
-(results/NOTES.md). `--recipe paper` drops it. A new baseline: its name in NAMES, its settings in
-MODELS, its networks in `build`, its step in STEPS.
+released, and there is no penalty. D, of images alone, has the skip of bigan.py. Here it does not
+fade: without it some runs end with one image for all z (results/NOTES.md). `--recipe paper` drops
+it. A new baseline: its name in NAMES, its settings in MODELS, its networks in `build`, its step in
+STEPS.
 """
 
 import copy
