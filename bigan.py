@@ -291,9 +291,10 @@ def settle(nets, data, o):
 
 # ---- Figures -------------------------------------------------------------------------------------
 def figure_reconstructions(nets, test, path, judge, pairs=8):
-    """BiGAN's Figure 2: test images, a class a row, each with G(E(x)) to its right, red where
-    the judge, a classifier, reads another class."""
-    chosen = torch.cat([(test.y == label).nonzero()[:pairs, 0] for label in range(10)])
+    """BiGAN's Figure 2: each row a class; x, then G(E(x)), red where the judge reads another."""
+    rows = [(test.y == label).nonzero()[:, 0] for label in test.y.unique()]
+    pairs = min(pairs, *map(len, rows))
+    chosen = torch.cat([row[:pairs] for row in rows])
     x, y = common.to_float(test.x[chosen]), test.y[chosen]
     again = decode(nets, encode(nets, x))
     wrong = judge.classify(again) != y
@@ -311,10 +312,9 @@ def figure_samples(nets, z, path):
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # What each addition gains is in results/NOTES.md, under "Donahue et al. and Dumoulin et al.".
 # penalty: without it E's codes crowd into the corners of [-1, 1]^50, where the prior has almost no
-# mass. Then most reconstructions show another digit.
-# skip: batch norm removes what a batch has in common. So if G makes one image for all z, D hardly
-# sees it, and some runs end so. The skip adds to the logit a linear map of D's first layer, which
-# has no batch norm. It fades.
+# mass. Then fewer reconstructions keep their digit.
+# skip: batch norm hides what a batch has in common, such as one image for all z. The skip adds to
+# the logit a linear map of D's first layer, which has no batch norm. It fades.
 # average: averaged weights keep more digits than the last ones.
 
 

@@ -157,7 +157,7 @@ Size = Annotated[float, 0, 1e3]
 class RunSettings:
     """Settings that all scripts have; each adds its own."""
 
-    dataset: str = "mnist"  # or sprites, fashion, kmnist, svhn, cifar10; grey, colour: your own
+    dataset: str = "mnist"  # or fashion, kmnist, svhn, cifar10; grey, colour: your own; sprites
     epochs: Count = 50  # passes over the training images
     seed: Whole = 0  # of weights, batches, noise: same seed, same run, bit for bit on one CPU model
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: a GPU where there is one
@@ -338,9 +338,13 @@ class Run:
         speed = self.images / max(self.train_seconds, 1e-9)
         if self.history:  # none where nothing was trained
             run_folder.figure_losses(self.folder / "losses.png", self.history)
-        more = {"epochs": self.epoch, "seconds": round(seconds, 1)}
-        metrics = {**metrics, **more, "images_per_second": round(speed)}
-        write_atomic(self.folder / "metrics.json", json.dumps(metrics, indent=1).encode())
+        more = {
+            "epochs": self.epoch,
+            "seconds": round(seconds, 1),
+            "images_per_second": round(speed),
+        }
+        self.save()  # the networks as scored, before metrics.json says that the run is finished
+        write_atomic(self.folder / "metrics.json", json.dumps(metrics | more, indent=1).encode())
         self.save(finished=True)  # last: without optimisers it could not be resumed
         command_line.print_table(table, metrics)
         say(f"{seconds:.0f} s, {speed:.0f} images/s; all of it is in {self.folder}")

@@ -376,7 +376,7 @@ def evaluate(nets, data, test, o, folder):
         figure_categories(nets, o, folder / "categories.png", order, "Categories (Fig. 2a)")
     for k in range(o.continuous):
         figure_sweep(nets, o, folder / f"continuous-{k + 1}.png", k, order)
-    return found, infogan_scores.table(found, o)
+    return found, infogan_scores.table(found, o, len(data.y.unique()))
 
 
 def main(settings):

@@ -36,7 +36,7 @@ def image_quality(judge, images):
 
     sample_confidence: mean probability of the class it names. sample_classes: exp of the entropy of
     the classes named, 10 when ten digits are equally frequent. sample_quality: its inception score,
-    exp E KL(p(y|x) || p(y)), high when both are, 10 at best."""
+    exp E KL(p(y|x) || p(y)), high when both are; at best the number of classes."""
     p = in_parts(judge, images).cpu().double().softmax(1)
     named = torch.bincount(p.argmax(1), minlength=p.shape[1]) / len(p)
     doubt = entr(p).sum(1).mean()
@@ -114,13 +114,14 @@ def evaluate(settings, data, test, judge, net=None, encode=None, decode=None, dr
         samples = decode(draw(300 if settings.dry_run else 10_000))
     found.update(image_quality(judge, samples), judge_accuracy=scores.judge_accuracy(judge, test))
     chance = scores.chance_error(data.y, test.y).item()
-    return found, table_rows(found, settings, chance)
+    return found, table_rows(found, settings, chance, len(data.y.unique()))
 
 
-def table_rows(found, settings, chance):
+def table_rows(found, settings, chance, classes):
     """Rows of the printed table of one run: words, metric, the paper's value, compare."""
     on_test_set = settings.dataset == "mnist" and not (settings.data or settings.validation)
-    paper = f"{PAPER_TABLE1[settings.model]:.2f}" if settings.model in PAPER_TABLE1 else "-"
+    theirs = settings.model in PAPER_TABLE1 and not hasattr(settings, "product")
+    paper = f"{PAPER_TABLE1[settings.model]:.2f}" if theirs else "-"
     square, prior = found.get("code_square", 0), found.get("code_prior_square", 0)
     unrelated = f"0 would have {prior:.2f}, an unrelated code about {prior + square:.2f}"
     another = f"another x: {found.get('reconstruction_l2_mismatched', 0):.2f}"
@@ -139,8 +140,8 @@ def table_rows(found, settings, chance):
         ("E(G(z)) against z, MSE", "code_mse", "-", unrelated),
         ("mean square of E(x)", "code_square", "-", f"the prior's {prior:.2f}"),
         ("samples: judge's confidence, %", "sample_confidence", "-", ""),
-        ("samples: classes in effect", "sample_classes", "-", "10 at best"),
-        ("samples: inception score of the judge", "sample_quality", "-", "10 at best"),
+        ("samples: classes in effect", "sample_classes", "-", f"{classes} at best"),
+        ("samples: inception score of the judge", "sample_quality", "-", f"{classes} at best"),
         scores.JUDGE_ROW,
     ]
     return [row for row in rows if row[1] in found]

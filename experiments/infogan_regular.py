@@ -90,7 +90,7 @@ def evaluate(nets, data, test, o, folder):
         infogan_scores.figure_information(curves, o.categories, folder / "information.png")
         path, words = folder / "categories.png", "Categories of a regular GAN (Fig. 2b)"
         infogan.figure_categories(nets, o, path, order.sort().values, words)
-    return found, infogan_scores.table(found, o, regular=True)
+    return found, infogan_scores.table(found, o, len(data.y.unique()), regular=True)
 
 
 def main(settings):

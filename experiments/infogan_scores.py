@@ -250,10 +250,11 @@ def evaluate(nets, build, draw_codes, decode, data, test, settings):
     return found, order
 
 
-def table(found, settings, regular=False):
+def table(found, settings, classes=10, regular=False):
     """The rows of which there is a score. The paper's numbers are of MNIST with K = 10. regular:
     of the regular GAN."""
-    papers = settings.dataset == "mnist" and not settings.data and settings.categories == 10
+    on_test_set = settings.dataset == "mnist" and not (settings.data or settings.validation)
+    papers = on_test_set and settings.categories == 10
     told, five = ("2.30", "5") if papers else ("-", "-")
     if regular:
         told, five = "near 0" if papers else "-", "-"
@@ -261,7 +262,7 @@ def table(found, settings, regular=False):
     def beside(words, metric):
         return f"{words} {found.get(metric, math.nan):.4g}"
 
-    most = min(10, settings.categories)
+    most = min(classes, settings.categories)
     rows = [
         ("L_I of the category, nats", "mutual_information", told, beside("log K", "log_k")),
         ("updates until L_I is 2.25", "steps_to_2.25", "-", ""),

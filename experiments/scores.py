@@ -69,7 +69,7 @@ def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, seed=
     code is used, to probe samples of a posterior.
     groups: int64 [N], where the test set has other groups (the characters of sprites).
     A random tenth of the training codes, or of the groups, picks the epoch.
-    Of few codes the epochs are more, for at least 500 steps; but 1, in a dry run, is 1.
+    Of few codes the epochs are more, for at least 400 steps; but 1, in a dry run, is 1.
     """
     check_finite(train)
     rng = torch.Generator().manual_seed(seed)
@@ -106,7 +106,7 @@ def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, seed=
         return sum(F.cross_entropy(part, y[:, k]) for k, part in enumerate(parts))
 
     if epochs > 1:
-        epochs = max(epochs, math.ceil(500 / math.ceil(len(used) / PROBE_BATCH)))
+        epochs = max(epochs, math.ceil(400 / math.ceil(len(used) / PROBE_BATCH)))
     fit(net, loss_of, used.to(train.device), held.to(train.device), epochs, rng)
     with torch.no_grad():
         output = net(sample(test, test_std, slice(None)))

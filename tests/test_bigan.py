@@ -692,6 +692,23 @@ def test_figures_mark_what_changed_its_class(monkeypatch):
     assert torch.allclose(images[1, 0], again[0, 0], atol=1e-6)
     red = torch.allclose(images[1, 1], 0.35 * again[0, 0], atol=1e-6)
     assert red == wrong.item() and " of 80 changed" in title
+    few = torch.cat([(test.y == label).nonzero()[:count, 0] for label, count in ((1, 3), (4, 9))])
+    bigan.figure_reconstructions(nets, test.take(few), "x.png", judge)
+    _, images, columns, title = drawn[1]
+    assert columns == 6 and len(images) == 12 and " of 6 changed" in title
+    assert torch.equal(images[6, 0], common.to_float(test.x[few[3]])[0])  # a new class, a new row
+
+
+def test_the_table_says_what_is_best_for_these_classes_and_compares_like_with_like():
+    found = dict.fromkeys(("nn_error_features", "sample_classes", "sample_quality"), 1.0)
+
+    def rows(o, classes=10):
+        return [row[2:] for row in bigan_scores.table_rows(found, o, 90.0, classes)]
+
+    assert rows(bigan.recipe())[0][0] == "2.61"
+    assert rows(dataclasses.replace(bigan.recipe(), validation=True))[0][0] == "-"
+    assert rows(bigan_product.recipe())[0][0] == "-"  # not the paper's model
+    assert [beside for _, beside in rows(bigan.recipe(), classes=3)[1:]] == ["3 at best"] * 2
 
 
 # ---- The 25 Gaussians ----------------------------------------------------------------------------

@@ -1139,6 +1139,26 @@ def test_an_unfinished_or_absent_run_is_not_loaded():
         run_folder.read_checkpoint("run")
 
 
+def test_a_run_whose_last_write_fails_keeps_the_networks_that_it_scored(monkeypatch):
+    save = common.Run.save
+
+    def full_at_the_end(run, finished=False):
+        if finished:
+            raise common.UserError("cannot write")
+        save(run)
+
+    run = common.Run("toy", Toy(out="run", epochs=0))
+    net = nn.Linear(3, 1)
+    run.track(net=net)
+    run.save()
+    nn.init.ones_(net.weight)  # as `settle` changes networks after the last epoch
+    monkeypatch.setattr(common.Run, "save", full_at_the_end)
+    with pytest.raises(common.UserError, match="cannot write"):
+        run.finish({})
+    saved = run_folder.read_checkpoint("run", finished=True)["states"]
+    assert torch.equal(saved["net"]["weight"], torch.ones(1, 3))
+
+
 def test_ctrl_c_and_mistakes_end_with_one_line_and_their_status(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["toy.py", "--recipe", "large"])
     for error, status, words in (

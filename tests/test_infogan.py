@@ -713,7 +713,7 @@ def test_the_papers_numbers_stand_beside_the_runs_they_belong_to():
 
     assert paper(settings()) == paper(settings("paper")) == ["2.30", "5", "-"]
     assert paper(settings("regular"), regular=True) == ["near 0", "-", "-"]
-    for o in (settings(categories=20), settings(dataset="fashion")):
+    for o in (settings(categories=20), settings(dataset="fashion"), settings(validation=True)):
         assert set(paper(o) + paper(o, regular=True)) == {"-"}
 
 
