@@ -157,7 +157,9 @@ Size = Annotated[float, 0, 1e3]
 class RunSettings:
     """Settings that all scripts have; each adds its own."""
 
-    dataset: str = "mnist"  # or fashion, kmnist, svhn, cifar10; grey, colour (yours); mathieu: sprites
+    dataset: str = (
+        "mnist"  # or fashion, kmnist, svhn, cifar10; grey, colour: yours; mathieu: sprites
+    )
     epochs: Count = 50  # passes over the training images
     seed: Whole = 0  # of weights, batches, noise: same seed, same run, bit for bit on one CPU model
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: a GPU where there is one
