@@ -157,9 +157,7 @@ Size = Annotated[float, 0, 1e3]
 class RunSettings:
     """Settings that all scripts have; each adds its own."""
 
-    dataset: str = (
-        "mnist"  # or fashion, kmnist, svhn, cifar10; grey, colour: yours; mathieu: sprites
-    )
+    dataset: str = "mnist"  # or sprites, fashion, kmnist, svhn, cifar10; grey, colour: your own
     epochs: Count = 50  # passes over the training images
     seed: Whole = 0  # of weights, batches, noise: same seed, same run, bit for bit on one CPU model
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: a GPU where there is one
@@ -336,20 +334,16 @@ class Run:
         """Write metrics.json (name -> number) and the last checkpoint; print the `table`."""
         from experiments import command_line, run_folder
 
-        seconds = self.seconds + time.time() - self.started
-        speed = self.images / max(self.train_seconds, 1e-9)
+        seconds = round(self.seconds + time.time() - self.started, 1)
+        speed = round(self.images / max(self.train_seconds, 1e-9))
         if self.history:  # none where nothing was trained
             run_folder.figure_losses(self.folder / "losses.png", self.history)
-        more = {
-            "epochs": self.epoch,
-            "seconds": round(seconds, 1),
-            "images_per_second": round(speed),
-        }
+        more = {"epochs": self.epoch, "seconds": seconds, "images_per_second": speed}
         self.save()  # the networks as scored, before metrics.json says that the run is finished
         write_atomic(self.folder / "metrics.json", json.dumps(metrics | more, indent=1).encode())
         self.save(finished=True)  # last: without optimisers it could not be resumed
         command_line.print_table(table, metrics)
-        say(f"{seconds:.0f} s, {speed:.0f} images/s; all of it is in {self.folder}")
+        say(f"{seconds:.0f} s, {speed} images/s; all of it is in {self.folder}")
         self.lock.release()
 
 
