@@ -446,12 +446,13 @@ def figure_mixture(nets, path, n=2500):
         column[0].set_title(title, fontsize=9)
         for axes, (place, number), limit in zip(column, points, (6, 4, 6, 4, 6)):
             colour = {"c": number.cpu(), "cmap": "gist_rainbow"}
-            axes.scatter(*place.cpu().t(), s=1, linewidths=0, **colour)
+            axes.scatter(*place.cpu().t(), s=2, linewidths=0, **colour)
             axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
-            axes.tick_params(labelsize=6, length=2)
+            axes.set(xticks=(-4, -2, 0, 2, 4), yticks=(-4, -2, 0, 2, 4))
+            axes.tick_params(labelsize=7, length=2)
     for axes, word in zip(panels[:, 0], words):
         axes.set_ylabel(word, fontsize=8)
-    figure.tight_layout(pad=0.5)
+    figure.tight_layout(pad=0.5, rect=(0, 0.02, 1, 1))  # below: the caption
     common.save_figure(figure, path)
 
 
