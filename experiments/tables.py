@@ -174,8 +174,8 @@ def across_table():
         took = f"{minutes_on(row, 'bf16', 'fp32')} min"
         lines.append([f"{told}: `{command(row)}`, {took}", "", "", ""])
         for words, metric, digits, paper, public in scores:
-            value = f"{ours(row, metric, digits)} ({seeds(row)})".replace(" ", "\u00a0")
-            lines.append([words, paper, public, value])  # spaces that do not break
+            values = paper, public, f"{ours(row, metric, digits)} ({seeds(row)})"
+            lines.append([words, *(value.replace(" ", "\u00a0") for value in values)])  # no breaks
     return table(["score", "paper", "public", "ours (seeds)"], lines)
 
 
