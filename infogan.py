@@ -7,15 +7,15 @@ nets. Chen, Duan, Houthooft, Schulman, Sutskever, Abbeel 2016, arXiv 1606.03657.
 A generator G makes an image of noise z and a code: a category c1, and numbers c2 (the paper's c2
 and c3). A discriminator D tells real images from generated ones. Q reads the code from the image.
 D and Q share a trunk; each adds a head of its own. G, Q and the trunk are rewarded when Q is right.
-So the code can come to say what an image shows: which digit, how slanted, how wide. No label is
-used to train.
+Q can be right only if the image shows the code: as its digit, its slant, its stroke width.
+No label is used to train; labels helped to choose the settings.
 
 Where the paper's things are
     Eq. 6                         train, with a function for each term
     Eq. 4, 5, Lemma 5.1           the comment above category_loss
     Table 1 (appendix C.1)        Trunk, DHead, QHead, Generator
     Figure 2                      figure_categories (a), figure_sweep (c, d)
-    Figure 1                      evaluate; both curves: the next line
+    Figure 1                      evaluate; with the regular GAN's curve: the next line
     Figure 2(b), the regular GAN  python -m experiments.infogan_regular --beside FOLDER_OF_A_RUN
     The 5 % error                 experiments/infogan_scores.py
 
@@ -30,10 +30,10 @@ Differences           paper; released code               here
     G's loss          log(1 - D)                         -log D, as released
     fakes             released: fresh ones for G's step  G's step reuses D's fakes
     leaky ReLU        0.1; released: 0.01                0.1
-    first weights     released: convolutions' truncated  all normal, none truncated
+    first weights     released: D's conv. truncated      all normal, none truncated
     Figure 1          trained without c2                 with c2
 Ours, marked "# ours": warp (with split_loss), far (with far_judged), continuous_start; see "Beyond
-the paper". --recipe paper turns them off. Without them fake is made, Q reads h, and [:n] is all.
+the paper". --recipe paper turns them off; then in train fake = made, read = h, and [:n] is all.
 """
 
 import dataclasses
@@ -68,7 +68,7 @@ class Settings(common.RunSettings):
     continuous_start: Share = 0.4  # ours: share of the run before c2's loss starts (paper: 0)
     warp: Size = 1.0  # ours: size of the warps of the images that Q reads (paper: 0)
     far: Share = 0.5  # ours: extra fakes per real image, c2 in [-2, 2]; needs warp (paper: 0)
-    far_judged: Share = 1.0  # ours: share of these extra fakes that D judges, too (paper: 0)
+    far_judged: Share = 1.0  # ours: share of these extra fakes that D sees, too (paper: 0)
 
 
 OFF = {"warp": 0.0, "far": 0.0, "far_judged": 0.0, "continuous_start": 0.0}  # the additions
@@ -155,7 +155,7 @@ def initialise(net):
 
 # ---- Losses, means over the batch: -log D = softplus(-logit), -log(1 - D) = softplus(logit) ------
 def adversarial_loss(logits):
-    """-log D(fake), G's loss, of logits. Eq. 1 has log(1 - D(fake)) instead; log 2 at chance."""
+    """-log D(fake), G's loss, of logits; log 2 at chance. Eq. 1 has log(1 - D(fake)) instead."""
     return F.softplus(-logits).mean()
 
 
@@ -168,19 +168,20 @@ def discriminator_loss(logits_real, logits_fake):
 #     I(c; x) = H(c) + E_x E_{c' ~ P(c'|x)} log P(c'|x)
 #            >= H(c) + E_x E_{c' ~ P(c'|x)} log Q(c'|x)                                   (eq. 4)
 #             = H(c) + E_{c ~ P(c), x = G(z,c)} log Q(c|x) = L_I(G, Q)        (Lemma 5.1, eq. 5)
-# The gap is KL(P(.|x) || Q(.|x)), a mean over x: 0 where Q is the posterior. The last line
-# needs no posterior: the pair (x, c') has the same distribution as the pair (x, c). So the c to
-# score is the one that made x. H(c) does not depend on G or Q. What is left to minimise is
-# -log Q(c|x). Q takes c1 and c2 as independent given x. So it is -log Q(c1|x) - log Q(c2|x): two
-# losses, each with its lambda.
+# The gap is KL(P(.|x) || Q(.|x)), a mean over x: 0 where Q is the posterior. Line three needs no
+# posterior: the pair (x, c') has the same distribution as the pair (x, c). So the c to score is
+# the one that made x. H(c) does not depend on G or Q. What is left to minimise is -log Q(c|x).
+# Q takes c1 and c2 as independent given x. So it is -log Q(c1|x) - log Q(c2|x): two losses, each
+# with its lambda. Both steps of train minimise them: G and Q are no adversaries here.
 def category_loss(logits, c1):
     """-log Q(c1|x) in nats; log K where Q knows nothing. Logits and one-hot c1, both [B, K]."""
     return -(c1 * logits.log_softmax(1)).sum(1).mean()
 
 
 def continuous_loss(mean, c2):
-    """-log Q(c2|x) in nats, Q = N(mean, 1), a sum over the m numbers of c2; both [B, m]. A number's
-    loss is at least 0.919, its prior's entropy is 0.693. So its L_I <= -0.226, though I >= 0."""
+    """-log Q(c2|x) in nats, Q = N(mean, 1), a sum over the m numbers of c2; both [B, m]. It is half
+    the squared error plus a constant. A number's loss is at least log(2 pi) / 2 = 0.919, its entropy
+    log 2 = 0.693. So its L_I <= -0.226: a valid bound, but loose."""
     return (0.5 * (c2 - mean).square() + 0.5 * math.log(2 * math.pi)).sum(1).mean()
 
 
@@ -233,19 +234,19 @@ def train(run, nets, data):
 
     for _ in run.epochs():
         for index in run.batches(torch.randperm(len(data.x)), o.batch_size):
-            done = (run.step - 1) / len(nets.curve)  # share of the run; len(curve): all updates
+            done = (run.step - 1) / len(nets.curve)  # share of the run; curve: one entry an update
             opt_d.param_groups[0]["lr"] = o.lr_disc * rate(done, o.schedule)
             opt_g.param_groups[0]["lr"] = o.lr * rate(done, o.schedule)
             weight_c2 = o.continuous_weight if done >= o.continuous_start else 0  # ours
 
             # `made` holds n images of codes from the prior, then far images (ours). c1's loss
-            # uses all, c2's loss the first n, D judges `fake`.
+            # uses all, c2's loss the first n. D sees `fake`: by default it is all of `made`.
             x = common.to_float(data.x[index])  # real images [n, 1, 28, 28]
             n = len(x)
             far = round(o.far * n) if o.warp else 0  # ours; without warp, fake = made
             z, c1, c2 = draw_codes(o, n, x.device, far)
             made = gen(z, c1, c2)
-            fake = made[: n + round(o.far_judged * far)]  # ours: far ones
+            fake = made[: n + round(o.far_judged * far)]  # ours: far ones that D sees
 
             # D, Q, trunk minimise  - log D(x) - log(1 - D(G(z,c))) - lambda log Q(c|G(z,c))
             h = trunk(fake.detach())
@@ -294,11 +295,11 @@ def figure_sweep(nets, o, path, which, order, columns=11):
 # images, and c1 must be what a warp leaves alone. The copies' L_I <= I(c; warp(x)) <= I(c; x).
 # split_loss: c2 is read from warped copies, too. Its first number is scored on copies that are not
 # rotated or sheared, so it can be the slant. The others are scored on copies rotated and sheared
-# at random, so they cannot be the slant.
-# continuous_start: c2's loss starts late, or c2 would compete with c1 for the digit.
-# far: Figure 2 goes twice as far as the prior of c2. There the digit would change. So Q must also
+# at random, where a slant is hard to read.
+# continuous_start: c2's loss starts late, or c2 could take the digit from c1.
+# far: Figure 2 goes twice as far as the prior of c2. There the digit can change. So Q must also
 # read c1 from images of such c2. Off where warp is 0.
-# far_judged: a far image that D does not judge can look wrong. So D judges far images, too.
+# far_judged: a far image that D does not see can look wrong. So D sees far images, too.
 # What we tried: results/NOTES.md.
 
 
