@@ -18,7 +18,7 @@ Where the paper's things are
     Figures 6, 7                   --task style
     Table 2, Figure 8              --task semi --labels 100 or 1000, semi-all; train, phase 3
     Table 3, Figure 9              --task cluster --clusters 16 or 30
-    Figures 10, 11                 --task embed --labels 1000, 100 (d: --z-dim 10), embed-clusters
+    Figures 10, 11                 --task embed --labels 100 (d: --z-dim 10), 1000; embed-clusters
     Drawing and scoring            experiments/aae_figures.py, experiments/aae_scores.py
 
 Differences              the paper, from memory          here
@@ -30,9 +30,9 @@ Differences              the paper, from memory          here
     Table 1              deterministic q(z|x)            Gaussian q(z|x), dropout
     Disc's input         z                               z / prior_std; style: the label, too
     priors of Figure 4   pictures, no formulas           petals and a roll of our own sizes
-Additions of ours: warp, neighbours, warp_weight, smooth_weight, smooth_rise, balance_weight,
-code_noise, y_weight. They are off at 0, y_weight at 1. prior-labels turns on warp. Tasks that infer
-y turn on warp, warp_weight, smooth_weight, code_noise, y_weight; clusters balance_weight, too.
+Not the paper's, marked "# ours": warp (on in prior-labels and where y is inferred), warp_weight,
+smooth_weight (virtual adversarial training), code_noise, y_weight (on where y is inferred),
+balance_weight (on in clusters), neighbours, smooth_rise. --recipe paper turns them all off.
 """
 
 import math
@@ -54,6 +54,7 @@ TOLD = "prior-labels", "style"  # tasks in which Disc is told the label
 @dataclass
 class Settings(common.RunSettings):
     task: Literal[tuple(TASKS)] = "prior"  # the paper's experiment; it picks the other settings
+    recipe: Literal["ours", "paper"] = "ours"  # paper: our additions are off, the rest stays
     batch_size: Batch = 200  # images in a step
     hidden: Count = 1000  # units of each of the two hidden layers
     z_dim: Count = 2  # numbers in z
@@ -83,15 +84,14 @@ class Settings(common.RunSettings):
     balance_weight: Weight = None  # ours: weight of balance_loss (paper: 0)
 
 
-WIDE = {"prior_std": 5.0, "noise": 0.0}  # of tasks without y
+WIDE = {"prior_std": 5.0, "noise": 0.0, "lr_disc": 1e-3}
 STEADY = {"warp": 1.0, "neighbours": 0, "warp_weight": 4.0, "code_noise": 0.3}
 STEADY |= {"smooth_weight": 1.0, "smooth_rise": 0.0, "y_weight": 4.0}
-PRIOR = Settings(**WIDE, epochs=8, batch_norm="none", lr_disc=1e-3, lr_encoder=6e-4)
-LABELLED = Settings(
-    **WIDE, epochs=25, prior="mixture", lr=2e-4, lr_disc=1e-3, warp=1.0, labels=10_000
-)
-LIKELIHOOD = Settings(
-    **WIDE, epochs=20, z_dim=8, encoder="gaussian", batch_norm="none", dropout=0.2, lr_encoder=3e-4
+OFF = dict.fromkeys(STEADY, 0.0) | {"neighbours": 0, "y_weight": 1.0, "balance_weight": 0.0}
+PRIOR = Settings(**WIDE, epochs=8, batch_norm="none", lr_encoder=6e-4)
+LABELLED = Settings(**WIDE, epochs=25, prior="mixture", lr=2e-4, warp=1.0, labels=10_000)
+LIKELIHOOD = replace(
+    PRIOR, epochs=20, z_dim=8, encoder="gaussian", dropout=0.2, lr_disc=3e-4, lr_encoder=3e-4
 )
 STYLE = Settings(
     epochs=72, z_dim=15, batch_norm="all", lr=2e-4, lr_disc=4e-3, lr_disc_end=1.0, lr_encoder=4e-4
@@ -103,10 +103,12 @@ EMBED = replace(SEMI, epochs=12, z_dim=2, labels=1000, head_distance=8.0)
 EMBED_CLUSTERS = replace(CLUSTER, z_dim=2, clusters=20, head_distance=8.0)
 
 
-def recipe(task="prior"):
+def recipe(task="prior", recipe="ours"):
     """The settings of a task; `every` has the order of TASKS. The parser refuses other tasks."""
     every = PRIOR, LABELLED, LIKELIHOOD, STYLE, SEMI, SEMI_ALL, CLUSTER, EMBED, EMBED_CLUSTERS
-    return replace(dict(zip(TASKS, every)).get(task, PRIOR), task=task)
+    settings = dict(zip(TASKS, every)).get(task, PRIOR)
+    off = {name: value for name, value in OFF.items() if getattr(settings, name) is not None}
+    return replace(settings, **(off if recipe == "paper" else {}), task=task, recipe=recipe)
 
 
 # ---- Networks: two hidden ReLU layers each -------------------------------------------------------
@@ -210,8 +212,7 @@ def head_distance_loss(heads, threshold):
 
 
 # ---- Priors p(z). A new one goes here: a class, and its name in PRIORS ---------------------------
-# It is called with (z_dim, prior_std). For its scores and figures, experiments/aae_priors.py has
-# log_density, component, outline.
+# Called with (z_dim, prior_std). experiments/aae_priors.py: its log_density, component, outline.
 class Gaussian:
     """N(0, std^2 I), whatever the component."""
 
@@ -301,13 +302,14 @@ def train(run, nets, data, labelled):
                 end = o.lr_disc_end if opt is opt_d else 0.01
                 opt.param_groups[0]["lr"] = opt.defaults["lr"] * rate(run.step, total, end)
             x, label = vary(data.x, i, near, o), known[i]  # x in [0, 1]; ours: vary
-            noisy = add_noise(x, o.noise)  # Enc sees it; again: a second variant of each image
+            noisy = add_noise(x, o.noise)  # Enc sees it; `again` is a second variant of each image
             again = add_noise(vary(data.x, i, near, o), o.noise) if o.warp_weight else None  # ours
 
             # 1. Reconstruction. Enc, Dec minimise  1/2 |x - Dec(y,z)|^2,  or with z alone
             logits, z = enc.sample(noisy)
             y = None if logits is None else logits.softmax(1)  # Enc's, where it infers y
-            y = F.one_hot(label, 10).float() if o.task == "style" else y  # Figure 6: all are seen
+            if o.task == "style":  # Figure 6: all labels are known
+                y = F.one_hot(label, 10).float()
             loss_r = reconstruction = reconstruction_loss(dec(y, z), x)
             if dec.heads is not None:  # Figure 10
                 loss_r = loss_r + head_distance_loss(dec.heads.weight, o.head_distance)
@@ -315,11 +317,11 @@ def train(run, nets, data, labelled):
 
             # 2. Regularisation. Disc maximises  log Disc(z') + log(1 - Disc(z)),  z' = z_prior
             logits, z = enc.sample(noisy)  # once more: phase 1 moved Enc
-            component = torch.randint(0, 10, label.shape, device=label.device)  # a Gaussian has one
+            component = torch.randint(0, 10, label.shape, device=label.device)  # a Gaussian: unused
             if o.task == "prior-labels":  # a known label names its part of p(z)
                 component = torch.where(label < 10, label, component)
             z_prior, z_seen = nets.prior.sample(component) / o.prior_std, z / o.prior_std
-            if o.task in TOLD:  # Figure 3 (in style ours): Disc sees the label, or 10 if unknown
+            if o.task in TOLD:  # Figure 3; in style, ours. Disc sees the label, 10 if unknown
                 one_hot = F.one_hot(label, 11).to(z)
                 z_prior, z_seen = torch.cat([z_prior, one_hot], 1), torch.cat([z_seen, one_hot], 1)
             loss_d = discriminator_loss(disc(z_prior), disc(z_seen.detach()))
@@ -336,7 +338,7 @@ def train(run, nets, data, labelled):
             if logits is not None:
                 loss_e = loss_e + o.y_weight * adversarial_loss(disc_y(y_seen))  # ours: y_weight
             losses = {"reconstruction": reconstruction, "discriminator": loss_d, "encoder": loss_e}
-            if o.clusters:  # ours; with labels, opt_c gets steady_loss, in phase 3
+            if o.clusters:  # ours; with labels steady_loss is in phase 3
                 losses["balance"] = balance_loss(y)
                 steady = steady_loss(enc, x, noisy, again, run, losses)  # logs its parts, too
                 loss_e = loss_e + o.balance_weight * losses["balance"] + steady
@@ -347,7 +349,7 @@ def train(run, nets, data, labelled):
                 j = labelled[torch.randint(0, len(labelled), (o.labelled_batch,), device=i.device)]
                 few = add_noise(vary(data.x, j, near, o), o.noise)  # ours: vary
                 loss_c = losses["classification"] = F.cross_entropy(enc.classify(few), known[j])
-                steady = steady_loss(enc, x, noisy, again, run, losses)  # ours, of all images
+                steady = steady_loss(enc, x, noisy, again, run, losses)  # ours, of batch i
                 update(opt_c, loss_c + steady)
             run.log(**losses)
 
@@ -404,8 +406,8 @@ def invariance_loss(target, logits):
 
 
 def smoothness_loss(classify, x, radius=2.0):
-    """KL(q(y|x) || q(y|x + r)) for the r of length `radius` that (nearly) changes q most: one step
-    of Miyato et al. 2015, arXiv 1507.00677. classify: x [B, ...] -> logits [B, K]."""
+    """KL(q(y|x) || q(y|x + r)) for the r of length `radius` that (nearly) changes q most: virtual
+    adversarial training, one step (arXiv 1507.00677). classify: x [B, ...] -> logits [B, K]."""
     target = classify(x)
     r = F.normalize(torch.randn_like(x).flatten(1), dim=1).requires_grad_()
     change = len(x) * invariance_loss(target, classify(x + r.view_as(x)))
@@ -459,8 +461,7 @@ def load(folder, device="cpu"):
 
 @torch.no_grad()
 def encode(nets, x, sample=False):
-    """Images [N, C, H, W] -> logits of q(y|x) [N, classes], or None, and the mean of q(z|x)
-    [N, z_dim], or a sample."""
+    """Images [N, C, H, W] -> logits of q(y|x) [N, classes] or None; mean of q(z|x), or a sample."""
     call = nets.enc.sample if sample else nets.enc
     logits, z = zip(*(call(part)[:2] for part in common.image_batches(x, nets)))
     return None if logits[0] is None else torch.cat(logits), torch.cat(z)

@@ -180,7 +180,7 @@ def category_loss(logits, c1):
 
 def continuous_loss(mean, c2):
     """-log Q(c2|x) in nats, Q = N(mean, 1), a sum over the m numbers of c2; both [B, m]. It is half
-    the squared error plus a constant. A number's loss is at least log(2 pi) / 2 = 0.919, its entropy
+    the squared error plus a constant: at least log(2 pi) / 2 = 0.919 a number, whose entropy is
     log 2 = 0.693. So its L_I <= -0.226: a valid bound, but loose."""
     return (0.5 * (c2 - mean).square() + 0.5 * math.log(2 * math.pi)).sum(1).mean()
 

@@ -36,6 +36,7 @@ class Settings(aae.Settings):
     regularizer: Literal["kl", "mmd", "wae-gan"] = "kl"  # VAE, WAE-MMD, WAE-GAN
     regularizer_weight: Weight = 1.0  # its lambda
     lr_encoder: common.Rate = None  # Enc has one rate: lr
+    recipe: Literal["ours", "paper"] = None  # it has none of our additions
 
 
 WITHOUT_GAME = {"lr_disc": None, "lr_disc_end": None, "beta1": None}

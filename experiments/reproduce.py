@@ -90,6 +90,11 @@ ROWS = {  # what stands behind `python` in a row's command
     "aae/semi-60000-no-warps": f"aae.py --task semi-all --epochs 25 {MANY} {SLOW}",
     "aae/cluster-16": "aae.py --task cluster --clusters 16",
     "aae/cluster-30": "aae.py --task cluster --clusters 30",
+    "aae/semi-100-paper-terms": "aae.py --task semi --labels 100 --recipe paper",
+    "aae/semi-1000-paper-terms": "aae.py --task semi --labels 1000 --recipe paper",
+    "aae/semi-60000-paper-terms": "aae.py --task semi-all --recipe paper",
+    "aae/cluster-16-paper-terms": "aae.py --task cluster --clusters 16 --recipe paper",
+    "aae/cluster-30-paper-terms": "aae.py --task cluster --clusters 30 --recipe paper",
     "aae/embed-1000": "aae.py --task embed --labels 1000",
     "aae/embed-100": "aae.py --task embed --labels 100",
     "aae/embed-0": "aae.py --task embed-clusters",
@@ -355,7 +360,7 @@ def seeds_of(row):
         return range(2 if row == "bigan/released" else 1)
     slow = row in ("aae/semi-1000-no-warps", "aae/semi-60000-no-warps")
     variant = row.startswith("mathieu/") and row not in ("mathieu/mnist", "mathieu/sprites")
-    return range(3 if slow or variant else 5)
+    return range(3 if slow or variant or row.endswith("paper-terms") else 5)
 
 
 def asked(rows, seeds):

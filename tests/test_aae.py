@@ -670,6 +670,17 @@ def test_a_task_has_the_flags_that_it_reads():
             assert has == (f"--{field.name.replace('_', '-')}" in flags)
 
 
+def test_the_papers_recipe_turns_off_what_is_ours_and_nothing_else():
+    comments = command_line.field_comments(aae.Settings)
+    ours = {name for name, words in comments.items() if words.startswith("ours:")}
+    assert len(ours) == 8
+    for task in aae.TASKS:
+        default, paper = vars(aae.recipe(task)), vars(aae.recipe(task, "paper"))
+        assert {name for name in paper if paper[name] != default[name]} <= ours | {"recipe"}
+        assert {paper[name] for name in ours - {"y_weight"}} <= {0, None}
+        assert paper["y_weight"] in (1, None)
+
+
 def test_recipes_have_the_sizes_that_their_rows_need():
     semi, style, embed = aae.recipe("semi"), aae.recipe("style"), aae.recipe("embed-clusters")
     assert (semi.epochs, semi.labels, semi.labelled_batch, semi.z_dim) == (20, 100, 100, 10)
