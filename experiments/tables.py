@@ -344,6 +344,7 @@ def semi_table():
             ("100 labels", "semi-100", *few),
             (f"100 labels, {alone}", "semi-100", "baseline_error", 2, "25.80 †", DASH),
             ("100 labels, not warped", "semi-100-no-warps", *few),
+            ("100 labels, the paper's terms", "semi-100-paper-terms", *few),
             ("1,000 labels", "semi-1000", *many),
             ("1,000 labels, not warped", "semi-1000-no-warps", *many),
             (f"1,000 labels, {alone}", "semi-1000", "baseline_error", 2, "8.73 †", DASH),
@@ -355,11 +356,13 @@ def semi_table():
 
 
 def cluster_table():
-    used = "clusters in use"
+    used, error = "clusters in use", ("cluster_error", 2, "9.55 ± 2.05", DASH)
     return aae_scores(
         [
-            ("16 clusters, error in %", "cluster-16", "cluster_error", 2, "9.55 ± 2.05", DASH),
+            ("16 clusters, error in %", "cluster-16", *error),
             (used, "cluster-16", "clusters_used", 1, DASH, DASH),
+            ("16, the paper's terms, error in %", "cluster-16-paper-terms", *error),
+            (used, "cluster-16-paper-terms", "clusters_used", 1, DASH, DASH),
             ("30 clusters, error in %", "cluster-30", "cluster_error", 2, "4.10 ± 1.13", DASH),
             (used, "cluster-30", "clusters_used", 1, DASH, DASH),
         ]

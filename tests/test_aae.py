@@ -1296,7 +1296,7 @@ MISTAKES = [
     ("--task semi --clusters 30", "there is no --clusters here"),
     ("--task semi --head-distance 2", "there is no --head-distance here"),
     ("--task style --warp-weight 2", "there is no --warp-weight here"),
-    ("--recipe paper", "there is no --recipe here"),
+    ("--recipe large", "argument --recipe: invalid choice: 'large'"),
 ]
 
 
