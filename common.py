@@ -170,11 +170,11 @@ class RunSettings:
 
 
 def run_main(main, recipe):
-    """Call main(settings). Flags named as parameters of `recipe` are given to it; what it returns
-    are the settings, which the other flags change. A mistake ends with one line."""
-    from experiments import command_line
+    """Call main(settings). `recipe` gets the flags that its parameters name, and returns settings.
+    The other flags change these. A mistake ends with one line."""
+    from experiments.command_line import exit_on_mistake, parse
 
-    command_line.run(main, recipe)
+    exit_on_mistake(lambda: main(parse(recipe, sys.argv[1:])))
 
 
 # ---- A run ---------------------------------------------------------------------------------------

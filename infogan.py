@@ -75,9 +75,8 @@ OFF = {"warp": 0.0, "far": 0.0, "far_judged": 0.0, "continuous_start": 0.0}  # t
 PAPER = Settings(recipe="paper", epochs=11, schedule="constant", continuous_weight=1.0, **OFF)
 
 
-def recipe(dataset="mnist", recipe="ours"):
-    settings = PAPER if recipe == "paper" else Settings()
-    return dataclasses.replace(settings, dataset=dataset)
+def recipe(recipe="ours"):
+    return dataclasses.replace(PAPER if recipe == "paper" else Settings())
 
 
 # ---- Networks (Table 1) --------------------------------------------------------------------------

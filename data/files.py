@@ -1,7 +1,7 @@
 """Reads data sets: MNIST as embedded, torchvision's, the sprites, and images of your own.
 
-Of your own, in a folder `root` (--dataset grey or colour, --data root), one of
-    root/train/CLASS/*.png, root/test/CLASS/*.png    a folder a class; any format that PIL reads
+Your own images stand in a folder `root` (--dataset grey or colour, --data root) as one of
+    root/train/CLASS/*.png, root/test/CLASS/*.png    each class a folder; any format that PIL reads
     root/CLASS/*.png                                 the same; a random sixth is the test set
     root/NAME.npz                                    x_train, y_train, x_test, y_test, as in Keras
 Images in folders are resized to 28 x 28 pixels (grey) or 32 x 32 (colour); in an .npz they have
@@ -14,22 +14,22 @@ import sys
 import zlib
 from pathlib import Path
 
-from common import UserError, say
+from common import GREY, UserError, say
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
 KINDS = {"fashion": "FashionMNIST", "kmnist": "KMNIST", "svhn": "SVHN", "cifar10": "CIFAR10"}
-SHAPES = {name: (1, 28, 28) for name in ("mnist", "fashion", "kmnist", "grey")}
+SHAPES = {name: (1, 28, 28) for name in GREY}
 SHAPES.update({name: (3, 32, 32) for name in ("svhn", "cifar10", "colour")})
 MNIST = 4083391318, 2268429886  # checksums of MNIST's training images and labels
 LEAST = 100, 20  # training and test images that all scores and figures can do with
 
 
 def read(name, root, validation=False):
-    """Two parts of a data set, training and test: (images uint8 [N, C, H, W], labels int64 [N]), of
-    sprites two arrays more.
+    """A data set's training and test part: (images uint8 [N, C, H, W], labels int64 [N]) each.
+    Sprites have two arrays more.
 
     root: the folder of the files. validation: instead of the test set the last 10,000 training
     images, at most a sixth; of the sprites 72 characters. Whatever is not MNIST is shuffled, always
@@ -154,8 +154,8 @@ def own(name, root):
 
 
 def eight_bits(path):
-    """The image in a file, RGB with eight bits a channel, on white where it is transparent, upright
-    as a camera noted."""
+    """The image in a file as RGB, eight bits a channel. What is transparent becomes white. It is
+    turned as the camera noted."""
     with Image.open(path) as file:
         file = ImageOps.exif_transpose(file)
         if file.mode.startswith("I"):  # 16 bits; 257 * 255 = 65,535
@@ -235,11 +235,8 @@ def by_torchvision(name, root):
     for part in ("train", "test"):
         words = {"split": part} if name == "svhn" else {"train": part == "train"}
         try:
-            try:
-                data = getattr(torchvision.datasets, kind)(root, download=False, **words)
-            except RuntimeError:  # not there yet
-                with contextlib.redirect_stdout(sys.stderr):
-                    data = getattr(torchvision.datasets, kind)(root, download=True, **words)
+            with contextlib.redirect_stdout(sys.stderr):  # it downloads only what is not there
+                data = getattr(torchvision.datasets, kind)(root, download=True, **words)
         except Exception as error:  # URLError, RuntimeError, OSError, ...
             places = {"svhn": root, "cifar10": root / "cifar-10-batches-py"}
             folder = places.get(name, root / kind / "raw")

@@ -45,21 +45,13 @@ def sprites(part, images_per_identity=40, seed=0):
     rng = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(math.prod(ATTRIBUTE_SIZES), generator=rng)
     start = {"train": 0, "validation": 500, "test": 572}[part]
-    identities = identity_attributes(chosen[start : start + IDENTITIES[part]])
+    numbers = chosen[start : start + IDENTITIES[part]]
+    identities = torch.stack(torch.unravel_index(numbers, ATTRIBUTE_SIZES), 1)
     y = torch.arange(IDENTITIES[part]).repeat_interleave(images_per_identity)
     attributes = identities[y]
     rng.manual_seed(1_000_003 * (seed + 1) + start)
     pose = torch.rand(len(y), len(POSE), generator=rng) * 2 - 1
     return draw_sprites(attributes, pose), y, attributes, pose
-
-
-def identity_attributes(number):
-    """Attributes int64 [N, 7] of the identities with these numbers, int64 [N], from 0 to 2,015."""
-    columns = []
-    for size in reversed(ATTRIBUTE_SIZES):  # the digits of the number, the last one first
-        columns.append(number % size)
-        number = number // size
-    return torch.stack(columns[::-1], 1)
 
 
 def draw_sprites(attributes, pose):

@@ -96,9 +96,8 @@ def mmd_loss(z, prior, std=1.0, scales=(1.0,)):
     total = 0.0
     for scale in scales:
         c = 2 * d * std**2 * scale
-        inner = 0.0
-        for distance in (within_z, within_prior):
-            inner = inner + ((c / (c + distance)).sum() - n)  # the diagonal, where k = 1, is out
+        # - n: the diagonal, where k = 1, is out
+        inner = sum((c / (c + distance)).sum() - n for distance in (within_z, within_prior))
         total = total + inner / (n * (n - 1)) - 2 * (c / (c + across)).mean()
     return total
 
@@ -162,8 +161,8 @@ def parzen_scores(name, nets, decode, x, held_out, o, parts, sigmas):
 
 
 def likelihood_scores(nets, encode, decode, held_out, test, o):
-    """parzen_10k, the paper's first column, and of the AAE parzen_1m (its second, from memory, has
-    ten million samples; more are a tighter lower bound); _sem: standard error; _sigma: width."""
+    """parzen_10k: the paper's first column. parzen_1m, of the AAE only: its second, of ten million
+    samples (from memory); more give a tighter bound. _sem: standard error; _sigma: width."""
     x, held = to_float(test.x).flatten(1), to_float(held_out.x).flatten(1)
     sigmas = [0.08 * 1.06**k for k in range(24)]
     found = parzen_scores("parzen_10k", nets, decode, x, held, o, 1, sigmas)
@@ -236,8 +235,8 @@ def baseline_error(enc, data, test, labelled, o):
 
 # ---- Table 3 -------------------------------------------------------------------------------------
 def cluster_scores(nets, encode, held_out, test):
-    """cluster_error: every cluster is named after the held-out image it is surest of (the paper's
-    rule); cluster_error_majority: after most of its held-out images. clusters_used: a number."""
+    """cluster_error: a cluster takes the label of the held-out image it is surest of (the paper's
+    rule). cluster_error_majority: the commonest of its held-out images. clusters_used: a number."""
     log_q, log_q_test = (
         F.log_softmax(encode(nets, part.x)[0].cpu().double(), 1) for part in (held_out, test)
     )
@@ -302,29 +301,22 @@ def table(found, o):
     lines = {
         "component_accuracy": ("code in its label's component, %", "about 10 without labels"),
         "code_test": ("codes told from the prior, accuracy in %", "50 at best"),
-        "code_mmd": ("squared MMD of codes and prior", "code_mmd_prior"),
-        "parzen_10k": ("Parzen log-likelihood, 10K samples, nats", "parzen_10k_sem"),
-        "parzen_1m": ("Parzen log-likelihood, 1M samples, nats", "parzen_1m_sem"),
+        "code_mmd": ("squared MMD of codes and prior", "prior and prior {code_mmd_prior:.2g}"),
+        "parzen_10k": ("Parzen log-likelihood, 10K samples, nats", "s.e. {parzen_10k_sem:.1f}"),
+        "parzen_1m": ("Parzen log-likelihood, 1M samples, nats", "s.e. {parzen_1m_sem:.1f}"),
         "style_accuracy": ("image shows the label asked for, z of the prior, %", "100 at best"),
-        "z_error": ("error of a probe on z, %", "chance_error"),
+        "z_error": ("error of a probe on z, %", "commonest label {chance_error:.1f}"),
         "test_error": (f"test error{warped}, %", ""),
         "baseline_error": ("the encoder alone, same labels, no warps, %", ""),
         "cluster_error": ("error, clusters named by their surest image, %", ""),
-        "cluster_error_majority": ("error, clusters named by majority, %", "clusters_used"),
+        "cluster_error_majority": ("error, named by majority, %", "{clusters_used:.0f} in use"),
         "reconstruction_mse": ("reconstruction, mean square", ""),
-    }
-    words_of = {
-        "code_mmd_prior": "prior and prior {:.2g}",
-        "parzen_10k_sem": "standard error {:.1f}",
-        "parzen_1m_sem": "standard error {:.1f}",
-        "chance_error": "commonest label {:.1f}",
-        "clusters_used": "clusters in use {:.0f}",
     }
     rows = []
     for metric, (words, beside) in lines.items():
         if metric not in found:
             continue
-        compare = words_of[beside].format(found[beside]) if beside in words_of else beside
+        compare = beside.format(**found)
         paper = paper_value(metric, o)
         if "?" in paper:
             compare = "; ".join(filter(None, [compare, "?: from memory, not checked"]))

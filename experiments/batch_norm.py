@@ -9,7 +9,7 @@ from torch import nn
 
 
 def image_parts(images, count=20_000, size=500):
-    """The first `count` images as floats, in nearly equal parts of at most `size`: none has a
+    """The first `count` images as floats, in nearly equal parts of at most `size`. None has a
     single image, which batch norm refuses."""
     images = images[:count]
     return [to_float(part) for part in images.tensor_split(math.ceil(len(images) / size))]

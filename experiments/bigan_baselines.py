@@ -49,7 +49,6 @@ class Untrained(common.RunSettings):
 
 @dataclasses.dataclass
 class Autoencoder(Untrained):
-    model: NAMES = "ae-l2"  # see above
     epochs: Count = 30  # passes over the training images (released, of BiGAN: 400)
     batch_size: Batch = 128  # images in a step
     lr: Rate = 5e-4  # Adam's rate for G and E (released, of BiGAN: 2e-4)
@@ -61,7 +60,6 @@ class Autoencoder(Untrained):
 
 @dataclasses.dataclass
 class Gan(Autoencoder):
-    model: NAMES = "gan"  # see above
     lr: Rate = 2e-4  # Adam's rate for G and E (released: 2e-4)
     lr_disc: Rate = 2e-4  # Adam's rate for D (released: 2e-4)
     decay_disc: Weight = 2.5e-5  # weight_decay of D (released: the same, but D's loss is halved)
@@ -70,30 +68,29 @@ class Gan(Autoencoder):
 
 @dataclasses.dataclass
 class JointRegressor(Gan):
-    model: NAMES = "joint-latent-regressor"  # see above
     regressor_weight: Weight = 0.25  # of the regressor's loss; with 1 it degenerates (authors)
 
 
 MODELS = {
-    "gan": Gan(),
-    "latent-regressor": Gan(model="latent-regressor"),
-    "joint-latent-regressor": JointRegressor(),
-    "ae-l2": Autoencoder(),
-    "ae-l1": Autoencoder(model="ae-l1"),
-    "pixels": Untrained(model="pixels"),
-    "untrained": Untrained(),
+    "gan": Gan,
+    "latent-regressor": Gan,
+    "joint-latent-regressor": JointRegressor,
+    "ae-l2": Autoencoder,
+    "ae-l1": Autoencoder,
+    "pixels": Untrained,
+    "untrained": Untrained,
 }
 
 
 def recipe(model="gan", recipe="ours"):
     """The settings of a baseline."""
-    settings = MODELS.get(model, MODELS["gan"])
+    settings = MODELS.get(model, Gan)(model=model, recipe=recipe)  # the parser refuses other names
     if recipe == "paper" and model in STEPS:
         changes = {**bigan.RELEASED, "average": 0.0, "skip": "no"}
         changes["decay_disc"] = changes.pop("weight_decay")  # released: D's loss alone is halved
         read = {k: v for k, v in changes.items() if hasattr(settings, k)}
         settings = dataclasses.replace(settings, **read)
-    return dataclasses.replace(settings, recipe=recipe)
+    return settings
 
 
 # ---- Networks and losses -------------------------------------------------------------------------

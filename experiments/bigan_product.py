@@ -2,9 +2,9 @@
 
     python -m experiments.bigan_product
 
-All else is bigan.py's. D's sum of two linear maps before one layer hides whether a code belongs to
-its image; a product shows it at once (projection discriminator, Miyato and Koyama 2018, arXiv
-1802.05637). G(E(x)) then keeps more digits, and E's hidden layer is worse by nearest neighbours.
+All else is bigan.py's. Its D adds a linear map of the code to one of the image. A sum hides whether
+they belong together; a product shows it at once (projection discriminator, Miyato and Koyama 2018,
+arXiv 1802.05637). G(E(x)) then keeps more digits; E's hidden layer is worse by nearest neighbours.
 """
 
 import dataclasses
@@ -53,5 +53,4 @@ def build(o):
 
 
 if __name__ == "__main__":
-    script = "bigan_product"
-    common.run_main(functools.partial(main, script=script, build=build), recipe)
+    common.run_main(functools.partial(main, script="bigan_product", build=build), recipe)

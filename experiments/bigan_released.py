@@ -3,7 +3,7 @@
     python -m experiments.bigan_released
     python -m experiments.bigan_released --model gan      # a baseline of bigan_baselines.py
 
-Networks, losses and steps are those of bigan.py and bigan_baselines.py, by `--recipe paper`; what
+Networks, losses and steps are those of bigan.py and bigan_baselines.py, with `--recipe paper`. What
 still differs from the released code is in bigan.py's header. The released code has no autoencoders.
 After each 50 epochs the table's error is measured on a copy of the networks. The results are in
 errors.json and among the scores.

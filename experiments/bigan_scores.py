@@ -1,9 +1,10 @@
 """Scores of bigan.py on test images: what features and codes say of the class, what G(E(x)) keeps.
 
 encode: images -> codes. decode: codes -> images float in [0, 1]. Errors and shares are in percent.
-How Table 1 is measured the paper says in part. Here the references are all 60,000 training images
-(the released code: 50,000). The layer is E's last hidden one, with batch norm as in evaluation: the
-released log agrees with that. 1-NN on the code is on E's bounded output (in that log: on logits).
+The paper says only in part how Table 1 is measured. Here the references are all 60,000 training
+images (the released code: 50,000). The layer is E's last hidden one, with batch norm as in
+evaluation: the released log agrees with that. 1-NN on the code is on E's bounded output (in that
+log: on logits).
 """
 
 from common import UserError, figure_grid, say, to_float
@@ -91,9 +92,9 @@ def evaluate(settings, data, test, judge, net=None, encode=None, decode=None, dr
 
     nn_error_features, nn_error_code: of 1-NN by Table 1's layer and by the code. probe_error_code:
     of a linear classifier on the code. code_square: mean square of the code's numbers. code_mse:
-    mean square of E(G(z)) - z over the code's numbers. An answer of 0 would have code_prior_square;
-    a code that has nothing to do with z would have about that and code_square together. Without
-    net, E and G: probe_error_code is of pixels, sample_... of the test images."""
+    mean square of E(G(z)) - z over the code's numbers. Always 0 would have code_prior_square; a
+    code unrelated to z would have about code_prior_square + code_square. Without net, E and G:
+    probe_error_code is of pixels, sample_... of the test images."""
     say("scoring")
     found = {"nn_error_features": layer_error(net, data, test)}
     samples, codes = to_float(test.x), None

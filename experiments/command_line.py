@@ -115,11 +115,6 @@ def parse(recipe, words):
     return dataclasses.replace(settings, **vars(make_parser(settings).parse_args(words)))
 
 
-def run(main, recipe):
-    """Read the flags and call main(settings)."""
-    exit_on_mistake(lambda: main(parse(recipe, sys.argv[1:])))
-
-
 # What torch says of a processor's memory, of an Apple GPU's, and of a GPU's outside its allocator.
 NO_MEMORY = "allocate memory|not enough memory|out of memory|ALLOC_FAILED"
 

@@ -5,8 +5,8 @@
 
 The GAN gets its encoders when it is finished (ALI section 2.2): a learned inverse, and one by ALI's
 game with G held still. ALI's and the GAN's networks are of the released code's kind, the losses are
-bigan.py's. Of the VAE and the two encoders there is no released code, and the paper does not give
-the ranges of its random settings, so these are ours.
+bigan.py's. There is no released code of the VAE and the two encoders. The paper gives no ranges for
+its random settings. All of these are ours.
 
 Differences       the released code          here (--setting paper: as released)
     epochs        200 of the games           84, then 21 of the encoders (or 200, then our 50)
@@ -100,10 +100,8 @@ def recipe(setting="ours", seed=0):
         return PAPER
     if setting != "random":
         return Settings()
-    try:
-        rng = torch.Generator().manual_seed(int(seed))
-    except ValueError:  # no number: the parser will say so
-        rng = torch.Generator()
+    number = int(seed) if str(seed).isdecimal() else 0  # the parser refuses what is no number
+    rng = torch.Generator().manual_seed(number)
     lr, beta1, std = torch.rand(3, generator=rng).tolist()
     lr, beta1, std = 1e-4 * 10**lr, 0.2 + 0.6 * beta1, 0.01 * 10**std
     return RandomSettings(setting="random", lr=lr, lr_disc=lr, beta1=beta1, init_std=std)
@@ -181,8 +179,8 @@ class MaxoutDiscriminator(nn.Module):
 
 
 def build(o):
-    """ali_enc, ali_gen, ali_disc; gan_gen, gan_disc; and but for a random setting inverse_enc,
-    posthoc_enc, posthoc_disc, both for the GAN, and vae_enc, vae_gen."""
+    """ali_enc, ali_gen, ali_disc; gan_gen, gan_disc. Unless the setting is random also inverse_enc,
+    posthoc_enc, posthoc_disc, all for the GAN, and vae_enc, vae_gen."""
     nets = nn.Module()
     nets.ali_enc = NoisyEncoder(o.hidden)
     nets.ali_gen = mlp(2, o.hidden, o.generator_layers, 2)
@@ -280,8 +278,8 @@ def optimisers(nets, o):
 
 
 def train(run, nets, x_train):
-    """ALI, the GAN and the VAE side by side; in the last fifth of the epochs (not of a random
-    setting) the encoders for the GAN, which stays as it is. x_train: [N, 2] on the run's device."""
+    """ALI, the GAN and the VAE side by side. In the last fifth of the epochs only the GAN's two
+    encoders learn; a random setting has none. x_train: [N, 2] on the run's device."""
     o, device = run.settings, run.device
     nets.train()
     opt = optimisers(nets, o)

@@ -13,15 +13,8 @@ import math
 
 import common
 import infogan
-from experiments import infogan_scores, run_folder, scores
-from infogan import (
-    adversarial_loss,
-    category_loss,
-    continuous_loss,
-    discriminator_loss,
-    mutual_information,
-    update,
-)
+from experiments import infogan_scores, scores
+from infogan import update
 
 import torch
 
@@ -34,9 +27,9 @@ class Settings(infogan.Settings):
     beside: str = ""  # a finished run of infogan.py, whose L_I is drawn, too
 
 
-def recipe(dataset="mnist"):
+def recipe():
     """infogan.py's settings without rewards, additions and recipes."""
-    return Settings(dataset=dataset, **dict.fromkeys(NONE))
+    return Settings(**dict.fromkeys(NONE))
 
 
 def train(run, nets, data):
@@ -60,16 +53,17 @@ def train(run, nets, data):
 
             # D minimises  - log D(x) - log(1 - D(G(z,c))).  Q alone:  - log Q(c|G(z,c))
             h = trunk(fake.detach())
-            loss_d = discriminator_loss(d(trunk(x)), d(h))
+            loss_d = infogan.discriminator_loss(d(trunk(x)), d(h))
             logits, mean = q(h.detach())
-            category, continuous = category_loss(logits, c1), continuous_loss(mean, c2)
+            category = infogan.category_loss(logits, c1)
+            continuous = infogan.continuous_loss(mean, c2)
             update(opt_d, loss_d + category + continuous)
 
             # G minimises  - log D(G(z,c))
-            loss_g = adversarial_loss(d(trunk(fake)))
+            loss_g = infogan.adversarial_loss(d(trunk(fake)))
             update(opt_g, loss_g)
 
-            bound = nets.curve[run.step - 1] = mutual_information(logits, c1).detach()
+            bound = nets.curve[run.step - 1] = infogan.mutual_information(logits, c1).detach()
             run.log(disc=loss_d, gen=loss_g, c1=category, c2=continuous, bound=bound)
 
 
@@ -97,8 +91,7 @@ def main(settings):
     data, test = common.load_data(settings)
     scores.judge_of(settings)  # a damaged file should fail now, not after the training
     if settings.beside:  # a wrong folder should fail now
-        infogan.load(settings.beside)
-        other = run_folder.read_settings(settings.beside, infogan.recipe)
+        other = infogan.load(settings.beside).settings
         if (other.dataset, other.categories) != (settings.dataset, settings.categories):
             raise common.UserError(f"'{settings.beside}' has another data set or --categories")
     run = common.Run("infogan_regular", settings)

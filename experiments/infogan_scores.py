@@ -56,11 +56,8 @@ def within_group_r2(code, measure, group):
 
 def within_group_variance(images, group):
     """Variance of images [N, ...] within a group, summed over pixels; the mean over the groups."""
-    groups = group.unique()
-    total = 0.0
-    for k in groups:
-        total += images[group == k].var(0, unbiased=False).sum().item()
-    return total / len(groups)
+    parts = [images[group == k].var(0, unbiased=False).sum().item() for k in group.unique()]
+    return sum(parts) / len(parts)
 
 
 def sweep(codes, which, reach, columns):
@@ -95,10 +92,10 @@ def category_scores(images, group, judge, test):
 def code_scores(draw, decode, judge, test, count=10_000):
     """`category_scores` of `count` images, and what c2 does to them.
 
-    slant_r2, width_r2: how much of the variance of slant and stroke width within a category a
-    straight line in one number of c2 explains, the better one. identity_leak: percent of sweeps of
-    one number of c2 from -2 to 2 in ten values along which the judge's digit changes anywhere;
-    count / 10 sweeps of each number. identity_leak_inside: the same from -1 to 1."""
+    slant_r2, width_r2: share of a category's variance of slant or width that a line in one number
+    of c2 explains, the better number. identity_leak: a sweep takes one number of c2 from -2 to 2 in
+    ten values; percent of sweeps in which the judge's digit changes, count / 10 sweeps of each
+    number. identity_leak_inside: the same from -1 to 1."""
     device = test.x.device
     z, c1, c2 = draw(count, device)
     images, found = decode(z, c1, c2), {}
@@ -124,9 +121,9 @@ def code_scores(draw, decode, judge, test, count=10_000):
 def cluster_scores(logits, test_logits, data, test, tries=5):
     """From Q's logits [N, K] of the training and the test images; names from the training images.
 
-    cluster_error: a digit for each category and a category for each digit, by the matching that is
-    right most often; images in a category left over are errors. cluster_error_majority: each
-    category takes its commonest digit. nmi: normalised mutual information of category and digit.
+    cluster_error: categories and digits are matched one to one, so that most images are right.
+    Images of a category left over are errors. cluster_error_majority: each category takes its
+    commonest digit. nmi: normalised mutual information of category and digit.
     kmeans_*: the same of k-means on the pixels with as many clusters."""
     x, test_x = to_float(data.x).flatten(1), to_float(test.x).flatten(1)
     centres = scores.k_means(x, min(logits.shape[1], len(x)), tries=tries)
@@ -151,8 +148,8 @@ def display_order(logits, y):
 
 # ---- The bound, and linear probes ----------------------------------------------------------------
 def curve_scores(curve, categories):
-    """Of L_I in nats of each update: the mean over the last 100, and log K. Where K is 10 also
-    steps_to_2.25: the first update at which the mean of 20 reaches 2.25 nats; log 10 is 2.30."""
+    """mutual_information: the mean L_I, in nats, of the last 100 updates. log_k: log K.
+    steps_to_2.25, where K is 10: the first update at which the mean of 20 reaches 2.25."""
     found = {"mutual_information": curve[-100:].mean().item(), "log_k": math.log(categories)}
     mean = curve.unfold(0, min(20, len(curve)), 1).mean(1)
     reached = (mean >= 2.25).nonzero()

@@ -24,8 +24,8 @@ def choose_device(name):
 
 
 def choose_precision(name, device):
-    """'fp32' or 'bf16' for `--precision`. auto: bf16 on a CPU that multiplies it, else fp32 (small
-    networks on a GPU wait for launches, of which bf16 has more)."""
+    """'fp32' or 'bf16' for `--precision`. auto: bf16 on a CPU that multiplies it, else fp32. On a
+    GPU small networks wait for launches, and bf16 needs more of them."""
     if name != "auto":
         return name
     features = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
@@ -73,8 +73,7 @@ def hardware(device):
 
 
 def commit():
-    """Short hash of the last commit that changed code or data, '+' behind it where they changed
-    since."""
+    """Short hash of the last commit that changed code or data; a '+' follows where they differ."""
     git, code = ["git", "-C", str(ROOT)], ["--", "*.py", "data"]
     here = {**os.environ, "GIT_CEILING_DIRECTORIES": str(ROOT.parent)}  # not of a folder around it
     try:

@@ -2,9 +2,9 @@
 
     python -m experiments.mathieu_pretrained_s --epochs 4
 
-All else is mathieu.py's. How the paper trains its classifier it does not say; here: five epochs of
-one-vs-all cross-entropy at a rate of 1e-3, each s scaled to mean 0 and deviation 1 (as it comes, it
-drowns z in the decoder's sum).
+All else is mathieu.py's. The paper does not say how it trains its classifier. Here: five epochs of
+one-vs-all cross-entropy at a rate of 1e-3. Each s is scaled to mean 0 and deviation 1. Unscaled, it
+drowns z in the decoder's sum.
 """
 
 import common

@@ -66,8 +66,8 @@ def mean_square(a, b):
 
 
 def reconstruction_scores(codes, decode, test):
-    """Mean square over pixels in [0, 1] of Dec(z, s) against x, with z the posterior mean, and with
-    z ~ q(z|x); KL(q(z|x) || N(0, I)) in nats."""
+    """reconstruction_mse: mean square over pixels in [0, 1] of Dec(z, s) against x, z the posterior
+    mean; _sample: z ~ q(z|x). kl_nats: KL(q(z|x) || N(0, I))."""
     s, mu, sigma = codes
     x = to_float(test.x)
     kl = 0.5 * (mu.square() + sigma.square() - 1 - 2 * sigma.log()).sum(1).mean().item()
@@ -80,8 +80,8 @@ def reconstruction_scores(codes, decode, test):
 
 def probe_scores(train_codes, train, codes, test, epochs=20):
     """Table 1: test error of a two-layer network that reads the label from s, from the mean of
-    q(z|x), from samples of q(z|x). On sprites: the mean over the seven attributes of characters it
-    never saw, and an error an attribute; also R2 of the pose.
+    q(z|x), from samples of q(z|x). On sprites the characters are new to it: the mean error of seven
+    attributes, the error of each, R2 of the pose.
 
     chance_error: always the commonest training label. guess_error: guessing, 1 - 1 / labels, as
     the paper's "random chance" of NORB (5 kinds, 80.0) and YaleB (28 people, 96.4)."""
@@ -175,7 +175,7 @@ def mnist_table(found, real):
 
 
 def sprites_table(found):
-    """The paper's numbers are of its own sprites; if its z is mean or sample it does not say."""
+    """The paper's numbers are of its own sprites. It does not say if z is a mean or a sample."""
     guess = f"{found['guess_error']:.1f} (guessing)"
     ignores = f"{found['swap_mse_ignore_s']:.4f} (a decoder that ignores s)"
     return [

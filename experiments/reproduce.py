@@ -9,8 +9,8 @@
 
 A seed on file is skipped. A run that was cut off goes on where it stopped, unless its code has
 changed since; its folder is runs/results/ROW-seedN. No number of ours in a table is typed by hand.
---again changes nothing in results/; with --keep the run is also filed, in results/again/, apart
-from those whose means the tables show.
+--again only compares. With --keep it also files the run in results/again/, which the tables' means
+leave out.
 """
 
 import importlib
@@ -18,7 +18,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -32,12 +31,10 @@ import common
 from experiments import command_line, run_folder
 from experiments.machine import commit
 
-import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
-CHILDREN = set()  # runs under way
 WRITING = threading.Lock()  # a row's file is read, changed and written by one run at a time
 
 NO_ADVERSARY = "--swap-weight 0 --prior-weight 0 --code-weight 0"
@@ -218,11 +215,11 @@ def collect(row, seed, folder):
 def shrink(path, limit=200_000):
     """Write a figure anew with as many levels a colour as bring it under the limit; a small one
     stays. (A palette of 256 colours is smaller still, and turned green faces grey.)"""
-    image = np.asarray(Image.open(path).convert("RGB")) / 255
+    image = Image.open(path).convert("RGB")
     for levels in (256, 64, 32, 16):
         if path.stat().st_size >= limit:
-            rounded = np.round(image * (levels - 1)) * 255 / (levels - 1)
-            Image.fromarray(rounded.round().astype(np.uint8)).save(path, optimize=True)
+            step = 255 / (levels - 1)
+            image.point(lambda v: round(round(v / step) * step)).save(path, optimize=True)
 
 
 def file_folder(folder):
@@ -241,8 +238,7 @@ def file_folder(folder):
 # ---- Running rows --------------------------------------------------------------------------------
 def changed_since(folder):
     """Whether the code differs from that which began the run in this folder."""
-    config = run_folder.read_config(folder)
-    return config["commit"] != commit()
+    return run_folder.read_config(folder)["commit"] != commit()
 
 
 def words_of(row, seed, folder):
@@ -268,26 +264,18 @@ def train(row, seed, place, threads=None, anew=False):
         return folder
     words = words_of(row, seed, folder)
     if threads is None:
-        status, where = wait_for(words), ""
+        status, where = subprocess.call(words, cwd=ROOT), ""
     else:
         log = folder.with_name(f"{folder.name}.txt")
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         with open(log, "a") as file:
-            status = wait_for(words, stdout=file, stderr=subprocess.STDOUT, env=environment)
+            streams = {"stdout": file, "stderr": subprocess.STDOUT}
+            status = subprocess.call(words, cwd=ROOT, env=environment, **streams)
         where = f", see {log}"
     if status:
         sys.exit(f"{row} seed {seed} did not finish{where}; the same command goes on with it")
     return folder
-
-
-def wait_for(words, **more):
-    """Run a process to its end: its exit status."""
-    with subprocess.Popen(words, cwd=ROOT, **more) as child:
-        CHILDREN.add(child)
-        status = child.wait()
-        CHILDREN.discard(child)
-    return status
 
 
 def reproduce(row, seed, threads=None):
@@ -418,14 +406,6 @@ def run_all(todo, jobs=1, run=reproduce):
             raise
 
 
-def interrupt_children(signal_number, _):
-    """A terminal tells its whole group of Ctrl-C; a `kill` of this process alone must be passed on.
-    The runs end; what they saved is of the last whole epoch."""
-    for child in list(CHILDREN):
-        child.send_signal(signal.SIGINT)
-    sys.exit(128 + signal_number)
-
-
 # ---- Words for entries, here and in tables.py ----------------------------------------------------
 def threads(entry):
     """Of torch on a CPU; 0 on a GPU."""
@@ -480,7 +460,6 @@ def run_asked(o):
     else:
         print("all on file; --again runs it anew and compares")
     if not o.plan:
-        signal.signal(signal.SIGTERM, interrupt_children)
         run_all(todo, o.jobs, partial(again, keep=o.keep) if o.again else reproduce)
 
 

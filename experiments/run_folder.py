@@ -88,7 +88,7 @@ def make(out, stem, again=False):
 
 
 def lock(folder):
-    """A run folder belongs to one process at a time: until what is returned is gone."""
+    """Locks a run folder for this process, as long as what it returns exists."""
     held, owner = filelock.FileLock(folder / "lock"), folder / "owner"
     try:
         held.acquire(blocking=False)

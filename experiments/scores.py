@@ -161,8 +161,8 @@ def hold_out_a_tenth(count, groups, rng):
 
 
 def balanced(y, count, seed=0):
-    """Indices of `count` examples, as many of each class of y [N] as of the others, drawn by the
-    seed; of all where there are no more, and of all of a class that has too few."""
+    """Indices of `count` examples drawn by the seed, equally many of each class of y [N]. A class
+    with too few gives all it has. All are taken where there are no more than `count`."""
     if count >= len(y):
         return torch.arange(len(y), device=y.device)
     rng, classes = torch.Generator().manual_seed(seed), y.unique().tolist()
@@ -265,8 +265,8 @@ def count_votes(scores, y):
 
 
 def k_means(x, k, seed=0, tries=5):
-    """Centres [k, d] of k-means on x [N, d]: the best of several tries by k-means++, each until it
-    is at rest or for 300 rounds.
+    """Centres [k, d] of k-means on x [N, d]: the best of several tries by k-means++. A try ends
+    when no centre moves, or after 300 rounds.
 
     Several threads add up in any order, so the last digits may differ from run to run.
     """

@@ -275,7 +275,7 @@ def ablation_table():
 
 
 # ---- results/aae.md ------------------------------------------------------------------------------
-def aae_scores(scores):
+def aae_scores(*scores):
     """A table of scores (words, row's name, metric, digits, paper, public), and its commands."""
     lines, rows = [], {}
     for words, name, metric, digits, *published in scores:
@@ -290,16 +290,14 @@ def prior_table():
     told, component = "codes told from the prior, % (50 at best)", "code in its label's part, %"
     placed = "component_accuracy", 1, "figure", DASH
     return aae_scores(
-        [
-            (f"Fig. 2: {told}", "prior-gaussian", "code_test", 1, "figure", DASH),
-            ("a VAE's codes", "prior-gaussian-kl", "code_test", 1, "figure", DASH),
-            ("a WAE-MMD's codes", "prior-gaussian-mmd", "code_test", 1, DASH, DASH),
-            ("squared error", "prior-gaussian", "reconstruction_mse", 4, DASH, DASH),
-            ("of the VAE", "prior-gaussian-kl", "reconstruction_mse", 4, DASH, DASH),
-            ("of the WAE-MMD", "prior-gaussian-mmd", "reconstruction_mse", 4, DASH, DASH),
-            (f"Fig. 4a, mixture: {component}", "prior-mixture-10000", *placed),
-            (f"Fig. 4c, swiss roll: {component}", "prior-swiss-roll-10000", *placed),
-        ]
+        (f"Fig. 2: {told}", "prior-gaussian", "code_test", 1, "figure", DASH),
+        ("a VAE's codes", "prior-gaussian-kl", "code_test", 1, "figure", DASH),
+        ("a WAE-MMD's codes", "prior-gaussian-mmd", "code_test", 1, DASH, DASH),
+        ("squared error", "prior-gaussian", "reconstruction_mse", 4, DASH, DASH),
+        ("of the VAE", "prior-gaussian-kl", "reconstruction_mse", 4, DASH, DASH),
+        ("of the WAE-MMD", "prior-gaussian-mmd", "reconstruction_mse", 4, DASH, DASH),
+        (f"Fig. 4a, mixture: {component}", "prior-mixture-10000", *placed),
+        (f"Fig. 4c, swiss roll: {component}", "prior-swiss-roll-10000", *placed),
     )
 
 
@@ -307,19 +305,17 @@ def likelihood_table():
     few = "parzen_10k", 1, "340 ± 2", "378 ± 4"
     many = "parzen_1m", 1, "427 † (ten million)", "412 (500,000)"
     return aae_scores(
-        [
-            ("20 epochs: 10,000 samples", "likelihood", *few),
-            ("20 epochs: a million", "likelihood", *many),
-            ("50 epochs: 10,000", "likelihood-50-epochs", *few),
-            ("50 epochs: a million", "likelihood-50-epochs", *many),
-            ("noise, 100 epochs: 10,000", "likelihood-noise", *few),
-            ("noise, 100 epochs: a million", "likelihood-noise", *many),
-            ("z of 6, 50 epochs: 10,000", "likelihood-6d", *few),
-            ("z of 6, 50 epochs: a million", "likelihood-6d", *many),
-            ("VAE, 20 epochs: 10,000", "likelihood-kl", "parzen_10k", 1, DASH, DASH),
-            ("WAE-GAN, 20 epochs: 10,000", "likelihood-wae-gan", "parzen_10k", 1, DASH, DASH),
-            ("WAE-MMD, 20 epochs: 10,000", "likelihood-mmd", "parzen_10k", 1, DASH, DASH),
-        ]
+        ("20 epochs: 10,000 samples", "likelihood", *few),
+        ("20 epochs: a million", "likelihood", *many),
+        ("50 epochs: 10,000", "likelihood-50-epochs", *few),
+        ("50 epochs: a million", "likelihood-50-epochs", *many),
+        ("noise, 100 epochs: 10,000", "likelihood-noise", *few),
+        ("noise, 100 epochs: a million", "likelihood-noise", *many),
+        ("z of 6, 50 epochs: 10,000", "likelihood-6d", *few),
+        ("z of 6, 50 epochs: a million", "likelihood-6d", *many),
+        ("VAE, 20 epochs: 10,000", "likelihood-kl", "parzen_10k", 1, DASH, DASH),
+        ("WAE-GAN, 20 epochs: 10,000", "likelihood-wae-gan", "parzen_10k", 1, DASH, DASH),
+        ("WAE-MMD, 20 epochs: 10,000", "likelihood-mmd", "parzen_10k", 1, DASH, DASH),
     )
 
 
@@ -327,11 +323,9 @@ def style_table():
     shown = "image shows the label asked for, %"
     probe = "probe on z, error in %"
     return aae_scores(
-        [
-            (shown, "style", "style_accuracy", 2, "figure", DASH),
-            (probe, "style", "z_error", 1, DASH, DASH),
-            ("(always the commonest label, %)", "style", "chance_error", 1, DASH, DASH),
-        ]
+        (shown, "style", "style_accuracy", 2, "figure", DASH),
+        (probe, "style", "z_error", 1, DASH, DASH),
+        ("(always the commonest label, %)", "style", "chance_error", 1, DASH, DASH),
     )
 
 
@@ -340,42 +334,36 @@ def semi_table():
     many = "test_error", 2, "1.60 ± 0.08 †", "5 to 6"
     every = "test_error", 2, "0.85", DASH
     return aae_scores(
-        [
-            ("100 labels", "semi-100", *few),
-            (f"100 labels, {alone}", "semi-100", "baseline_error", 2, "25.80 †", DASH),
-            ("100 labels, not warped", "semi-100-no-warps", *few),
-            ("100 labels, the paper's terms", "semi-100-paper-terms", *few),
-            ("1,000 labels", "semi-1000", *many),
-            ("1,000 labels, not warped", "semi-1000-no-warps", *many),
-            (f"1,000 labels, {alone}", "semi-1000", "baseline_error", 2, "8.73 †", DASH),
-            ("all labels", "semi-60000", *every),
-            ("all labels, not warped", "semi-60000-no-warps", *every),
-            (f"all labels, {alone}", "semi-60000", "baseline_error", 2, "1.25 †", DASH),
-        ]
+        ("100 labels", "semi-100", *few),
+        (f"100 labels, {alone}", "semi-100", "baseline_error", 2, "25.80 †", DASH),
+        ("100 labels, not warped", "semi-100-no-warps", *few),
+        ("100 labels, the paper's terms", "semi-100-paper-terms", *few),
+        ("1,000 labels", "semi-1000", *many),
+        ("1,000 labels, not warped", "semi-1000-no-warps", *many),
+        (f"1,000 labels, {alone}", "semi-1000", "baseline_error", 2, "8.73 †", DASH),
+        ("all labels", "semi-60000", *every),
+        ("all labels, not warped", "semi-60000-no-warps", *every),
+        (f"all labels, {alone}", "semi-60000", "baseline_error", 2, "1.25 †", DASH),
     )
 
 
 def cluster_table():
     used, error = "clusters in use", ("cluster_error", 2, "9.55 ± 2.05", DASH)
     return aae_scores(
-        [
-            ("16 clusters, error in %", "cluster-16", *error),
-            (used, "cluster-16", "clusters_used", 1, DASH, DASH),
-            ("16, the paper's terms, error in %", "cluster-16-paper-terms", *error),
-            (used, "cluster-16-paper-terms", "clusters_used", 1, DASH, DASH),
-            ("30 clusters, error in %", "cluster-30", "cluster_error", 2, "4.10 ± 1.13", DASH),
-            (used, "cluster-30", "clusters_used", 1, DASH, DASH),
-        ]
+        ("16 clusters, error in %", "cluster-16", *error),
+        (used, "cluster-16", "clusters_used", 1, DASH, DASH),
+        ("16, the paper's terms, error in %", "cluster-16-paper-terms", *error),
+        (used, "cluster-16-paper-terms", "clusters_used", 1, DASH, DASH),
+        ("30 clusters, error in %", "cluster-30", "cluster_error", 2, "4.10 ± 1.13", DASH),
+        (used, "cluster-30", "clusters_used", 1, DASH, DASH),
     )
 
 
 def embed_table():
     return aae_scores(
-        [
-            ("1,000 labels, error in %", "embed-1000", "test_error", 2, "4.20 †", DASH),
-            ("100 labels", "embed-100", "test_error", 2, "6.08 †", DASH),
-            ("no labels, 20 clusters", "embed-0", "cluster_error", 2, "13.46 †", DASH),
-        ]
+        ("1,000 labels, error in %", "embed-1000", "test_error", 2, "4.20 †", DASH),
+        ("100 labels", "embed-100", "test_error", 2, "6.08 †", DASH),
+        ("no labels, 20 clusters", "embed-0", "cluster_error", 2, "13.46 †", DASH),
     )
 
 

@@ -447,7 +447,10 @@ class Child:
     def __exit__(self, *_):
         pass
 
-    def wait(self):
+    def kill(self):
+        pass
+
+    def wait(self, timeout=None):
         if Child.both:
             Child.both.wait()  # nobody gets on alone
             time.sleep(0.3 * ((self.row, self.seed) not in Child.failing))
@@ -515,7 +518,10 @@ def test_a_run_of_mathieu_goes_on_by_its_folder_alone(pretended, monkeypatch):
 
 
 def test_an_interrupt_begins_no_further_run(pretended, monkeypatch):
-    monkeypatch.setattr(Child, "wait", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    def wait(child, timeout=None):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Child, "wait", wait)
     for jobs in (1, 2):
         monkeypatch.setattr(Child, "seen", [])
         with pytest.raises(KeyboardInterrupt):
