@@ -813,7 +813,7 @@ def test_a_kill_in_any_write_of_a_run_can_be_mended(monkeypatch):
         found["states"].pop("optimiser", None)  # of a run that died in its very last write
         assert same(truth, found), number
         number += 1
-    assert number == 1 + 2 * 3 + 4  # config; log, checkpoint; losses, checkpoint, metrics, checkpoint
+    assert number == 1 + 2 * 3 + 4  # config; log, checkpoint; losses, three of the end
 
 
 def test_a_run_cut_off_before_its_first_checkpoint_may_be_begun_again_in_its_folder():
