@@ -19,10 +19,10 @@ Where the paper's things are
     Table 2, Figure 8              --task semi --labels 100 or 1000, semi-all; train, phase 3
     Table 3, Figure 9              --task cluster --clusters 16 or 30
     Figures 10, 11                 --task embed --labels 100 (d: --z-dim 10), 1000; embed-clusters
-    Drawing and scoring            experiments/aae_figures.py, experiments/aae_scores.py
+    Drawing, scoring               experiments/aae_figures.py, experiments/aae_scores.py
 
 Differences              the paper, from memory          here
-    optimiser            SGD, batch 100, to 5000 epochs  Adam, batch 200, 8 to 72 epochs
+    optimiser            SGD, batch 100, to 5000 epochs  Adam, batch 200, 8 to 72; rates: `rate`
     hidden units         clusters: 3000                  1000
     Enc's loss           min max                         -log Disc
     batch norm in Enc    clusters, SVHN alone: all       hidden layers, or none; style: outputs, too
@@ -30,9 +30,9 @@ Differences              the paper, from memory          here
     Table 1              deterministic q(z|x)            Gaussian q(z|x), dropout
     Disc's input         z                               z / prior_std; style: the label, too
     priors of Figure 4   pictures, no formulas           petals and a roll of our own sizes
-Not the paper's, marked "# ours": warp (on in prior-labels and where y is inferred), warp_weight,
-smooth_weight (virtual adversarial training), code_noise, y_weight (on where y is inferred),
-balance_weight (on in clusters), neighbours, smooth_rise. --recipe paper turns them all off.
+Ours, marked "# ours" and off by --recipe paper: warp; where y is inferred also warp_weight,
+smooth_weight (virtual adversarial training), code_noise, y_weight; in clusters balance_weight; on
+demand neighbours, smooth_rise. Left out: TFD, SVHN, the universal posterior z = f(x, noise).
 """
 
 import math
