@@ -88,7 +88,8 @@ ROWS = {  # what stands behind `python` in a row's command
     "aae/cluster-16": "aae.py --task cluster --clusters 16",
     "aae/cluster-30": "aae.py --task cluster --clusters 30",
     "aae/semi-100-paper-terms": "aae.py --task semi --labels 100 --recipe paper",
-    "aae/cluster-16-paper-terms": "aae.py --task cluster --clusters 16 --recipe paper",
+    "aae/cluster-16-paper-terms": "aae.py --task cluster --clusters 16 --recipe paper"
+    " --batch-norm all",
     "aae/embed-1000": "aae.py --task embed --labels 1000",
     "aae/embed-100": "aae.py --task embed --labels 100",
     "aae/embed-0": "aae.py --task embed-clusters",
