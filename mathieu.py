@@ -6,8 +6,8 @@ Mathieu, Zhao, Sprechmann, Ramesh, LeCun 2016, arXiv 1611.03383.
 
 An encoder Enc splits an image x into two codes: s tells its class, z tells the rest. A decoder Dec
 makes an image from a z and an s. It must rebuild x from x's z and the s of another image of its
-class: so s helps only with what the class shares. But Dec could ignore s. So Disc, a discriminator
-that is told s's class, sees swaps (x's z, any s) and samples (random z, any s). Dec must fool it.
+class: so s helps only with what the class shares. But Dec could ignore s. So Disc, told s's class,
+must tell real images from swaps (x's z, any s) and samples (random z, any s). Dec must fool Disc.
 
 Where the paper's things are
     Eq. 5, Algorithm 1, Figure 1    train, with a function for each term
@@ -21,12 +21,12 @@ Differences           the paper (released: its code)       here
     channels          not given                            16, 32, 64 in all three networks
     weights           lambda, not given; the others 1      one for each term, in Settings
     weight of KL      constant                             grows for 60 % of the run
-    to fool Disc      log(1 - Disc)                        -log Disc (released: target 0.95)
+    to fool Disc      log(1 - Disc)                        -log Disc (released: 0.95 for 1)
     Disc's fakes      swaps of a fresh pair                this step's swaps and prior samples
-    prior samples     in Algorithm 1; 4.2: unstable        stable here
+    prior samples     in Algorithm 1; 4.2: unstable        stable; Disc sees them, too
     x2                Figure 1: any class; 4.3: another    any class: the x1 of another pair
     sprites           672 characters, discrete poses       672 others, continuous poses
-Three additions are ours, marked "# ours": prior_std, dead_zone, CodeDiscriminator (opt_c, hide).
+In no version of theirs, marked "# ours": prior_std, dead_zone, CodeDiscriminator (opt_c, hide).
 "Beyond the paper" has them. --recipe paper turns off these three alone. Left out: NORB, YaleB.
 """
 
@@ -44,7 +44,7 @@ from torch import nn
 
 # ---- Settings: each field is a flag, its comment the help. In Python start from recipe() ---------
 # "released": the authors' code. Its squared errors are means over pixels in [-1, 1], ours sums over
-# [0, 1]: on MNIST 784 / 4 times as large. So its swaps' 0.01 is 1.96, its KL's 0.1 * 6 / 784 0.15.
+# [0, 1]: on MNIST 784 / 4 times as large. Its swaps' 0.01 is 1.96, its KL's 0.1 * 6 / 784 is 0.15.
 @dataclasses.dataclass
 class Settings(common.RunSettings):
     recipe: Literal["ours", "paper"] = "ours"  # paper: the three additions are off
@@ -61,7 +61,7 @@ class Settings(common.RunSettings):
     swap_weight: Weight = 6.5  # lambda of eq. 5 for Dec(z1,s2) (released, MNIST: 1.96)
     prior_weight: Weight = 6.5  # lambda of eq. 5 for Dec(z,s2), z from the prior (released: 0)
     prior_std: Size = 2.0  # ours: standard deviation of z in prior samples (paper: 1)
-    dead_zone: Size = 0.5  # ours: means of z move this far towards 0, at most to 0 (paper: 0)
+    dead_zone: Size = 0.5  # ours: means of z move this far towards 0 and stop there (paper: 0)
     code_weight: Weight = 15.0  # ours: weight of Enc's loss against CodeDiscriminator (paper: 0)
 
 
@@ -96,7 +96,7 @@ def down(inputs, outputs):
 
 
 def up(inputs, outputs, side):
-    """BN, ReLU, transposed convolution: from side / 2 pixels a side, rounded up, to `side`."""
+    """BN, ReLU, transposed convolution: from ceil(side / 2) pixels a side to `side`."""
     extra = 1 - side % 2  # an even side needs one more row and column
     conv = nn.ConvTranspose2d(inputs, outputs, 5, stride=2, padding=2, output_padding=extra)
     return nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU(), conv)
@@ -147,8 +147,8 @@ class Decoder(nn.Module):
 class Discriminator(nn.Module):
     """The logit [B] of Disc(x, id): is x [B, C, H, W] a real image that has the label id?
 
-    id [B, labels], float, is one-hot, or for several attributes their one-hots side by side. At
-    three resolutions a table gives 4 x 4 maps for id, which are resized and added to features."""
+    id [B, labels], float, is one-hot, or for several attributes their one-hots side by side. Each
+    of three layers has a table of 4 x 4 maps for each label; id's are resized and added."""
 
     def __init__(self, channels=1, size=28, labels=10):
         super().__init__()
@@ -197,8 +197,8 @@ def discriminator_loss(logits_real, logits_fake):
 
 # ---- Training ------------------------------------------------------------------------------------
 def update(optimiser, loss, keep=False):
-    """A step on `loss`. Its gradient reaches this optimiser's parameters and nothing else. keep:
-    the graph stays for a second loss, whose gradient needs none of the weights that moved."""
+    """A step on `loss`. The gradient passes other networks, but only this optimiser's weights get
+    one. keep: the graph stays for a second loss, whose gradient needs no weight that moved."""
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
     loss.backward(inputs=parameters, retain_graph=keep)
     optimiser.step()
@@ -206,7 +206,7 @@ def update(optimiser, loss, keep=False):
 
 
 def rate(progress):
-    """Factor of the rates: rises over the first 2 % of the run, is 1 until half, falls to 0.02."""
+    """Factor of the rates (released: 1): rises in 2 % of the run, 1 until half, falls to 0.02."""
     return min(progress / 0.02, 1, max(2 - 2 * progress, 0.02))
 
 
@@ -229,8 +229,8 @@ def train(run, nets, data):
             opt_c.param_groups[0]["lr"] = o.lr * max(rate(run.progress), 0.3)  # ours
             weight_kl = o.kl_start + (o.kl_weight - o.kl_start) * min(run.progress / 0.6, 1)
 
-            # x1 and x1p (the paper's x1') [B, C, H, W] share a class: id1 [B, labels] names it. x2
-            # and id2 are the pair before's. s1, s1p, s2 are [B, s_dim], z1 and z [B, z_dim].
+            # x1 and x1p (the paper's x1') [B, C, H, W] share a class: id1 [B, labels] names it. x2,
+            # id2, s2 are the x1, id1, s1 of the row before. s [B, s_dim], z [B, z_dim].
             x1, x1p = common.to_float(data.x[pair[:, 0]]), common.to_float(data.x[pair[:, 1]])
             id1 = ids[pair[:, 0]]
             s1, mu1, logvar1 = enc(x1)
@@ -239,7 +239,7 @@ def train(run, nets, data):
             z1 = reparametrise(mu1, logvar1)
             z = o.prior_std * torch.randn_like(z1)  # ours: prior_std (paper: 1)
 
-            # One call decodes all four batches: so batch norm scales them alike, as in eval mode.
+            # One call decodes all four batches, so batch norm uses one mean and variance for all.
             z_all, s_all = torch.cat([z1, z1, z1, z]), torch.cat([s1, s1p, s2, s2])
             x_own, x_same, x_swap, x_prior = dec(z_all, s_all).chunk(4)
             # Disc sees each batch alone, as released. loss_g and loss_d share its logits.
@@ -252,7 +252,7 @@ def train(run, nets, data):
             own, same = reconstruction_loss(x_own, x1), reconstruction_loss(x_same, x1)
             kl = kl_loss(mu1, logvar1)
             swap, prior = adversarial_loss(d_swap), adversarial_loss(d_prior)
-            hide = nets.code_disc.loss(mu1, id2, id1)  # ours: ids exchanged: Enc misleads code_disc
+            hide = nets.code_disc.loss(mu1, id2, id1)  # ours: Enc wants yes to id2, no to id1
             loss_g = o.own_weight * own + o.same_weight * same + weight_kl * kl
             loss_g = loss_g + o.swap_weight * swap + o.prior_weight * prior
             loss_g = loss_g + o.code_weight * hide  # ours
@@ -260,7 +260,7 @@ def train(run, nets, data):
 
             # Disc maximises  log Disc(x2, id2) + log(1 - Disc(Dec(z1,s2), id2))
             loss_d = discriminator_loss(d_real, d_swap)
-            if o.prior_weight:  # Disc also sees Dec(z,s2); in Algorithm 1 it does not
+            if o.prior_weight:  # both fakes, half each (Algorithm 1: swaps only)
                 loss_d = (loss_d + discriminator_loss(d_real, d_prior)) / 2
             update(opt_d, loss_d)
 
@@ -284,8 +284,8 @@ def figure_swap(nets, test, path):
 
 
 def figure_interpolation(nets, test, path, steps=10):
-    """Figures 2(b), 3(b): two test images in the corners (on MNIST a 1 and an 8), and the straight
-    lines between their codes: s along a row, z along a column."""
+    """Figures 2(b), 3(b): two test images in the corners (on MNIST a 1 and an 8). Their codes move
+    on straight lines: s along a row, z along a column."""
     x = examples(test)
     x = x[[1, 8]] if len(x) == 10 else x[[0, -1]]
     s, mu, _ = encode(nets, x)
@@ -311,14 +311,14 @@ def figure_generation(nets, test, path, count=10):
 # prior_std: a z far from 0 sometimes decodes to the wrong class. Such z are rare under N(0, I), so
 # Dec seldom learns from them. On MNIST we train on z of deviation 2, and score on N(0, I).
 # dead_zone: where Dec ignores one of z's numbers, Enc still gives it a tiny mean, and a classifier
-# reads the class there. Means shrink by dead_zone; smaller ones become 0 and get no gradient.
+# reads the class there. Means move by dead_zone towards 0; within it they are 0, with no gradient.
 # CodeDiscriminator: z can hold traces of the class that Dec ignores; the losses above hardly stop
 # that. So a network learns to read the label from the mean of z, and Enc learns to mislead it.
 
 
 class CodeDiscriminator(nn.Module):
-    """M(mu, id): the probability that mu's image has the label id. Half of the ids it sees are of
-    other images, so M is 1/2 where mu tells nothing. mu [B, z_dim]."""
+    """M(mu, id): the probability that id is the label of mu's image, not of another. Half of the
+    ids are of other images, so M is 1/2 where mu tells nothing. mu [B, z_dim]."""
 
     def __init__(self, z_dim=16, labels=10, hidden=256):
         super().__init__()
@@ -387,8 +387,8 @@ def main(settings):
     from experiments import mathieu_scores
 
     data, test = common.load_data(settings)
-    common.pair_same_class(data.y)  # a class with one image should fail now
-    mathieu_scores.load_judge(settings)  # it scores; its file should fail now, if damaged
+    common.pair_same_class(data.y)  # fails now where a class has one image
+    mathieu_scores.load_judge(settings)  # it scores later; fails now if its file is bad
     run = common.Run("mathieu", settings)
     nets = build(settings).to(run.device)
     with run.autocast():  # bf16, where the processor has it
