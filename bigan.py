@@ -1,14 +1,14 @@
 """Adversarial feature learning. Donahue, Krähenbühl, Darrell 2016, arXiv 1605.09782: BiGAN.
-Adversarially learned inference. Dumoulin et al. 2016, arXiv 1606.00704: ALI, with a random E(x).
+Adversarially learned inference. Dumoulin et al. 2016, arXiv 1606.00704: ALI; E(x) is a sample.
 ALICE. Li et al. 2017, arXiv 1709.01215: ALI with cycle terms.
 
     python bigan.py                      # BiGAN on MNIST
     python bigan.py --model ali          # or alice
 
 A generator G makes an image from a code z. An encoder E finds a code for a real image x. One
-discriminator D sees pairs, (x, E(x)) or (G(z), z); E and G learn to mislead it. When the best D
-cannot tell the pairs apart, BiGAN's E and G are inverses of each other. Yet no loss compares x
-with G(E(x)), so reconstructions are often of another digit; ALICE adds that comparison.
+discriminator D sees pairs, (x, E(x)) or (G(z), z); E and G learn to mislead it. If even the best D
+cannot tell the pairs apart, BiGAN's E and G are inverses of each other. Training stops short of
+that, and G(E(x)) is often another digit. ALICE also compares x with G(E(x)).
 
 Where the papers' things are
     BiGAN section 4, networks           Encoder, Generator, Discriminator
@@ -23,16 +23,16 @@ Where the papers' things are
 Differences        the papers, released code            here
     epochs         400 (BiGAN, released)                30
     rates          2e-4, exponential fall (ALI: 1e-4)   5e-4, short rise, linear fall
-    losses         halved (BiGAN, released)             whole, so --recipe paper doubles the decay
+    losses         halved (BiGAN, released)             whole (--recipe paper doubles the decay)
     batch norm     epsilon 1e-8 (BiGAN), 1e-4 (ALI)     epsilon 1e-5
     ALI's data     natural images, convolutions         MNIST, BiGAN's networks, codes of 50
     ALI's D        both kinds of pairs in one batch     a batch of each kind, as in BiGAN
     ALI's E        mu and sigma without bounds          batch norm on mu, sigma below 1
-    ALICE          several kinds of cycle terms         summed squared errors, one lambda
+    ALICE          several kinds of cycle terms         squared errors; of x's sample, of z's mean
     ALI's figures  G(E(x)) of a sample of q(z|x)        of its mean
 Left out: ImageNet, PASCAL VOC; ALI's semi-supervised and conditional models.
 Three additions are ours, marked "# ours", with a flag each: penalty, skip_fade, average.
---recipe paper turns them off, and takes BiGAN's epochs, rates, decay, for ALI too. The rest stays.
+--recipe paper turns them off, and takes BiGAN's epochs, rates and decay, for ALI, too.
 """
 
 import copy
@@ -53,14 +53,14 @@ from torch import nn
 @dataclasses.dataclass
 class Settings(common.RunSettings):
     model: Literal["bigan", "ali", "alice"] = "bigan"  # ali: E draws samples; alice: ali and cycles
-    recipe: Literal["ours", "paper"] = "ours"  # paper: as released, nearly; no additions
+    recipe: Literal["ours", "paper"] = "ours"  # paper: nearly BiGAN's released one; no additions
     epochs: Count = 30  # passes over the training images (released: 400)
     batch_size: Batch = 128  # images in a step, and as many codes
     lr: Rate = 5e-4  # Adam's rate for G and E (released: 2e-4)
     lr_disc: Rate = 5e-4  # Adam's rate for D (released: 2e-4)
     schedule: Literal["linear", "exponential"] = "linear"  # of all rates (released: exponential)
     beta1: Beta = 0.5  # Adam's beta1
-    weight_decay: Weight = 2.5e-5  # gradient += this * weight (released, for whole losses: 5e-5)
+    weight_decay: Weight = 2.5e-5  # gradient += this * weight (released: so, for halved losses)
     z_dim: Count = 50  # numbers in a code
     hidden: Count = 1024  # units of a hidden layer
     cycle_weight: Weight = 0.0  # lambda of ALICE's cycle terms
@@ -120,8 +120,8 @@ class Encoder(Network):
 class GaussianEncoder(Encoder):
     """ALI's E: a sample [B, z_dim] of q(z|x) = N(mu, sigma^2) (eq. 2), or its mean mu.
 
-    Without a bound, sigma grows until training breaks, as D's batch norm hides the scale of z.
-    So mu has variance 1, and sigma is below 1. z has variance 1 + sigma^2; the prior's is 1."""
+    Ours: mu has variance 1, sigma is below 1. Without bounds sigma grew until training broke, as
+    D's batch norm hides a large z's scale. z has variance 1 + sigma^2; the prior's is 1."""
 
     def __init__(self, shape=(1, 28, 28), z_dim=50, hidden=1024):
         super().__init__(shape, 2 * z_dim, hidden)
@@ -204,8 +204,8 @@ def squared_error(a, b):
 
 # ---- Training ------------------------------------------------------------------------------------
 def update(optimiser, loss, keep=False):
-    """A step on `loss`. Its gradient reaches this optimiser's parameters and nothing else. keep:
-    the graph stays for a second loss, whose gradient needs none of the weights that moved."""
+    """A step on `loss`. The gradient passes other networks, but only this optimiser's weights get
+    one. keep: the graph stays for a second loss, whose gradient needs no weight that moved."""
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
     loss.backward(inputs=parameters, retain_graph=keep)
     optimiser.step()
@@ -263,7 +263,7 @@ def train(run, nets, data):
             update(opt_ge, swapped + o.cycle_weight * cycle, keep=True)
 
             # D minimises  - log D(x, E(x)) - log(1 - D(G(z), z))
-            # The logits are older than the step of E and G: all three move as if at once.
+            # The logits are from before E and G moved: all three step as if at once.
             loss_d = discriminator_loss(logits_real, logits_made)
             slope = 0.0
             if o.penalty and run.step % 4 == 1:  # ours: on every fourth step, so times 4 below
@@ -277,7 +277,7 @@ def train(run, nets, data):
 @torch.no_grad()
 def settle(nets, data, o):
     """New statistics for batch norm, with the final weights, from up to 20,000 training images;
-    then eval mode. D's come from (x, E(x)) alone; its averages of training are of both kinds."""
+    then eval mode. D's come from (x, E(x)) alone; its running ones mix both kinds."""
     from experiments import batch_norm
 
     parts = batch_norm.image_parts(data.x)
@@ -313,14 +313,14 @@ def figure_samples(nets, z, path):
 # What each addition gains is in results/NOTES.md, under "Donahue et al. and Dumoulin et al.".
 # penalty: without it E's codes crowd into the corners of [-1, 1]^50, where the prior has almost no
 # mass. Then fewer reconstructions keep their digit.
-# skip: batch norm hides what a batch has in common, such as one image for all z. The skip adds to
-# the logit a linear map of D's first layer, which has no batch norm. It fades.
+# skip: each kind of pair has its own batch norm, which hides one image for all z. The skip adds to
+# the logit a linear map of D's first layer, before batch norm. It fades.
 # average: averaged weights keep more digits than the last ones.
 
 
 def slope_penalty(disc, x, z):
     """|d(sum of logits) / d(x, z)|^2, a mean over the pairs. Only D learns from it.
-    Without D's batch norm: R1 on real pairs, R2 on made ones (Mescheder et al., 1801.04406)."""
+    If D had no batch norm: R1 on real pairs, R2 on made ones (Mescheder et al., 1801.04406)."""
     pair = x.detach().requires_grad_(), z.detach().requires_grad_()
     slopes = torch.autograd.grad(disc(*pair).sum(), pair, create_graph=True)
     return sum(slope.flatten(1).square().sum(1) for slope in slopes).mean()
