@@ -265,7 +265,7 @@ PRIORS = {"gaussian": Gaussian, "mixture": Mixture, "swiss-roll": SwissRoll}
 
 # ---- Training ------------------------------------------------------------------------------------
 def update(optimiser, loss):
-    """A step on `loss`. The gradient passes other networks; only these weights alone get one."""
+    """A step on `loss`. Its gradient passes all networks; only this optimiser's weights move."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     loss.backward(inputs=[p for p in parameters if p.requires_grad])  # some may be frozen
     optimiser.step()

@@ -207,7 +207,7 @@ def draw_codes(o, count, device, far=0):
 
 
 def update(optimiser, loss):
-    """A step on `loss`. The gradient passes other networks; only these weights alone get one."""
+    """A step on `loss`. Its gradient passes all networks; only this optimiser's weights move."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     loss.backward(inputs=parameters)
     optimiser.step()
