@@ -133,6 +133,11 @@ ACROSS = [  # method and what it is told, row, scores: words, metric, digits, th
         ("test error, %", "test_error", 2, "1.90", "about 4"),
     ),
     (
+        "**AAE**, 100 labels, the paper's terms",
+        "aae/semi-100-paper-terms",
+        ("test error, %", "test_error", 2, "1.90", "about 4"),
+    ),
+    (
         "**AAE**, no labels, 30 clusters, images warped",
         "aae/cluster-30",
         ("test error, %", "cluster_error", 2, "4.10 ± 1.13", DASH),
