@@ -84,7 +84,7 @@ class Settings(common.RunSettings):
     balance_weight: Weight = None  # ours: weight of balance_loss (paper: 0)
 
 
-WIDE = {"prior_std": 5.0, "noise": 0.0, "lr_disc": 1e-3}
+WIDE = {"prior_std": 5.0, "noise": 0.0, "lr_disc": 1e-3}  # Figures 2 to 4, Table 1
 STEADY = {"warp": 1.0, "neighbours": 0, "warp_weight": 4.0, "code_noise": 0.3}
 STEADY |= {"smooth_weight": 1.0, "smooth_rise": 0.0, "y_weight": 4.0}
 OFF = dict.fromkeys(STEADY, 0.0) | {"neighbours": 0, "y_weight": 1.0, "balance_weight": 0.0}

@@ -28,7 +28,7 @@ Differences        the papers, released code            here
     ALI's data     natural images, convolutions         MNIST, BiGAN's networks, codes of 50
     ALI's D        both kinds of pairs in one batch     a batch of each kind, as in BiGAN
     ALI's E        mu and sigma without bounds          batch norm on mu, sigma below 1
-    ALICE          several kinds of cycle terms         squared errors; of x's sample, of z's mean
+    ALICE          several kinds of cycle terms         summed squared errors, in x and in z
     ALI's figures  G(E(x)) of a sample of q(z|x)        of its mean
 Left out: ImageNet, PASCAL VOC; ALI's semi-supervised and conditional models.
 Three additions are ours, marked "# ours", with a flag each: penalty, skip_fade, average.
@@ -60,7 +60,7 @@ class Settings(common.RunSettings):
     lr_disc: Rate = 5e-4  # Adam's rate for D (released: 2e-4)
     schedule: Literal["linear", "exponential"] = "linear"  # of all rates (released: exponential)
     beta1: Beta = 0.5  # Adam's beta1
-    weight_decay: Weight = 2.5e-5  # gradient += this * weight (released: so, for halved losses)
+    weight_decay: Weight = 2.5e-5  # gradient += this * weight (released: same, losses halved)
     z_dim: Count = 50  # numbers in a code
     hidden: Count = 1024  # units of a hidden layer
     cycle_weight: Weight = 0.0  # lambda of ALICE's cycle terms
@@ -120,7 +120,7 @@ class Encoder(Network):
 class GaussianEncoder(Encoder):
     """ALI's E: a sample [B, z_dim] of q(z|x) = N(mu, sigma^2) (eq. 2), or its mean mu.
 
-    Ours: mu has variance 1, sigma is below 1. Without bounds sigma grew until training broke, as
+    Ours: mu has variance 1, sigma is below 1. Without bounds sigma grows until training breaks, as
     D's batch norm hides a large z's scale. z has variance 1 + sigma^2; the prior's is 1."""
 
     def __init__(self, shape=(1, 28, 28), z_dim=50, hidden=1024):
