@@ -1,5 +1,5 @@
 """Adversarial feature learning. Donahue, Krähenbühl, Darrell 2016, arXiv 1605.09782: BiGAN.
-Adversarially learned inference. Dumoulin et al. 2016, arXiv 1606.00704: ALI; E(x) is a sample.
+Adversarially learned inference. Dumoulin et al. 2016, arXiv 1606.00704: ALI; its E(x) is random.
 ALICE. Li et al. 2017, arXiv 1709.01215: ALI with cycle terms.
 
     python bigan.py                      # BiGAN on MNIST
@@ -23,7 +23,7 @@ Where the papers' things are
 Differences        the papers, released code            here
     epochs         400 (BiGAN, released)                30
     rates          2e-4, exponential fall (ALI: 1e-4)   5e-4, short rise, linear fall
-    losses         halved (BiGAN, released)             whole (--recipe paper doubles the decay)
+    losses         halved (BiGAN, released)             whole (so --recipe paper doubles the decay)
     batch norm     epsilon 1e-8 (BiGAN), 1e-4 (ALI)     epsilon 1e-5
     ALI's data     natural images, convolutions         MNIST, BiGAN's networks, codes of 50
     ALI's D        both kinds of pairs in one batch     a batch of each kind, as in BiGAN
@@ -63,7 +63,7 @@ class Settings(common.RunSettings):
     weight_decay: Weight = 2.5e-5  # gradient += this * weight (released: same, losses halved)
     z_dim: Count = 50  # numbers in a code
     hidden: Count = 1024  # units of a hidden layer
-    cycle_weight: Weight = 0.0  # lambda of ALICE's cycle terms
+    cycle_weight: Weight = 0.0  # lambda of ALICE's cycle terms; alice's 0.05 is ours
     penalty: Weight = 0.5  # ours: gamma of the penalty on D's slope (paper: 0)
     skip_fade: Share = 0.5  # ours: share of the run in which D's skip fades (paper: 0, no skip)
     average: Share = 0.999  # ours: decay of the average of the weights (paper: 0, the last weights)
@@ -71,7 +71,7 @@ class Settings(common.RunSettings):
 
 MODELS = {
     "bigan": Settings(),
-    "ali": Settings(model="ali", skip_fade=0.0),  # trains without the skip
+    "ali": Settings(model="ali", skip_fade=0.0),  # needs no skip
     "alice": Settings(model="alice", skip_fade=0.0, cycle_weight=0.05),
 }
 RELEASED = dict(epochs=400, lr=2e-4, lr_disc=2e-4, schedule="exponential", weight_decay=2 * 2.5e-5)
@@ -120,8 +120,8 @@ class Encoder(Network):
 class GaussianEncoder(Encoder):
     """ALI's E: a sample [B, z_dim] of q(z|x) = N(mu, sigma^2) (eq. 2), or its mean mu.
 
-    Ours: mu has variance 1, sigma is below 1. Without bounds sigma grows until training breaks, as
-    D's batch norm hides a large z's scale. z has variance 1 + sigma^2; the prior's is 1."""
+    Unlike ALI's: mu has variance 1, sigma is below 1. Without bounds sigma grows until training
+    breaks, as D's batch norm hides a large z's scale. So z fits the prior only at sigma near 0."""
 
     def __init__(self, shape=(1, 28, 28), z_dim=50, hidden=1024):
         super().__init__(shape, 2 * z_dim, hidden)
@@ -170,7 +170,7 @@ class Discriminator(Network):
         self.register_buffer("skip_share", torch.ones(()) if skip else None)  # ours
 
     def initialise(self):
-        """As the others, but the logit starts at 0: the first losses are those of chance."""
+        """As the others, but the logit starts at 0, as released: the first losses are at chance."""
         super().initialise()
         nn.init.zeros_(self.out.weight)
         if self.skip is not None:
@@ -205,7 +205,7 @@ def squared_error(a, b):
 # ---- Training ------------------------------------------------------------------------------------
 def update(optimiser, loss, keep=False):
     """A step on `loss`. The gradient passes other networks, but only this optimiser's weights get
-    one. keep: the graph stays for a second loss, whose gradient needs no weight that moved."""
+    one. keep: the graph stays for a second loss. Its gradient needs no weight that moved."""
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
     loss.backward(inputs=parameters, retain_graph=keep)
     optimiser.step()
@@ -254,7 +254,7 @@ def train(run, nets, data):
             z_x, x_z = enc(x), gen(z)
             logits_real, logits_made = disc(x, z_x), disc(x_z, z)  # a batch of each kind of pair
 
-            # E and G minimise  - log(1 - D(x, E(x))) - log D(G(z), z)
+            # E and G minimise  - log(1 - D(x, E(x))) - log D(G(z), z):  a term each
             # ALICE             + lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2);  E(G(z)): the mean
             swapped = swapped_loss(logits_real, logits_made)
             cycle = x.new_zeros(())
@@ -268,7 +268,7 @@ def train(run, nets, data):
             slope = 0.0
             if o.penalty and run.step % 4 == 1:  # ours: on every fourth step, so times 4 below
                 slope = slope_penalty(disc, x, z_x) + slope_penalty(disc, x_z, z)
-            update(opt_d, loss_d + 4 * (o.penalty / 2) * slope)  # ours: 4 * (gamma / 2)
+            update(opt_d, loss_d + 4 * (o.penalty / 2) * slope)  # ours: the second term
             move_average(average, nets, run.step, o.average)  # ours
             run.log(discriminator=loss_d, swapped=swapped, cycle=cycle)
     move_average(nets, average, step=1, decay=0.0)  # ours: copies average into nets
@@ -276,8 +276,8 @@ def train(run, nets, data):
 
 @torch.no_grad()
 def settle(nets, data, o):
-    """New statistics for batch norm, with the final weights, from up to 20,000 training images;
-    then eval mode. D's come from (x, E(x)) alone; its running ones mix both kinds."""
+    """New statistics for batch norm, with the final weights; then eval mode. E's and D's are of up
+    to 20,000 training images, G's of as many codes. D's running ones mix both kinds of pairs."""
     from experiments import batch_norm
 
     parts = batch_norm.image_parts(data.x)
@@ -291,7 +291,7 @@ def settle(nets, data, o):
 
 # ---- Figures -------------------------------------------------------------------------------------
 def figure_reconstructions(nets, test, path, judge, pairs=8):
-    """BiGAN's Figure 2: each row a class; x, then G(E(x)), red where the judge reads another."""
+    """BiGAN's Figure 2, less G(z): x beside G(E(x)), a class a row; red: the judge errs on it."""
     rows = [(test.y == label).nonzero()[:, 0] for label in test.y.unique()]
     pairs = min(pairs, *map(len, rows))
     chosen = torch.cat([row[:pairs] for row in rows])
@@ -311,10 +311,10 @@ def figure_samples(nets, z, path):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # What each addition gains is in results/NOTES.md, under "Donahue et al. and Dumoulin et al.".
-# penalty: without it E's codes crowd into the corners of [-1, 1]^50, where the prior has almost no
-# mass. Then fewer reconstructions keep their digit.
-# skip: each kind of pair has its own batch norm, which hides one image for all z. The skip adds to
-# the logit a linear map of D's first layer, before batch norm. It fades.
+# penalty: without it BiGAN's codes crowd into the corners of [-1, 1]^50, where the prior has almost
+# no mass. Then fewer reconstructions keep their digit.
+# skip: each kind of pair has its own batch norm. It hides from D that G makes one image for all z.
+# The skip adds to the logit a linear map of D's first layer, before batch norm. It fades.
 # average: averaged weights keep more digits than the last ones.
 
 

@@ -6,11 +6,11 @@ Mathieu, Zhao, Sprechmann, Ramesh, LeCun 2016, arXiv 1611.03383.
 
 An encoder Enc splits an image x into two codes: s tells its class, z tells the rest. A decoder Dec
 makes an image from a z and an s. It must rebuild x from x's z and the s of another image of its
-class: so s helps only with what the class shares. But Dec could ignore s. So Disc, told s's class,
-must tell real images from swaps (x's z, any s) and samples (random z, any s). Dec must fool Disc.
+class: so s helps only with what the class shares. But Dec could ignore s. So Disc, told a class,
+must tell its real images from swaps (any z) and samples (random z). Enc and Dec must fool Disc.
 
 Where the paper's things are
-    Eq. 5, Algorithm 1, Figure 1    train, with a function for each term
+    Eq. 5, Algorithm 1, Figure 1    train, and the losses above it
     Supplement, networks            Encoder, Decoder, Discriminator
     Figures 2, 3, 5                 figure_swap, figure_interpolation, figure_generation
     Table 1, Figure 4               experiments/mathieu_scores.py
@@ -21,13 +21,13 @@ Differences           the paper (released: its code)       here
     channels          not given                            16, 32, 64 in all three networks
     weights           lambda, not given; the others 1      one for each term, in Settings
     weight of KL      constant                             grows for 60 % of the run
-    to fool Disc      log(1 - Disc)                        -log Disc (released: 0.95 for 1)
+    to fool Disc      log(1 - Disc)                        -log Disc (released: labels 0.95, not 1)
     Disc's fakes      swaps of a fresh pair                this step's swaps and prior samples
     prior samples     in Algorithm 1; 4.2: unstable        stable; Disc sees them, too
     x2                Figure 1: any class; 4.3: another    any class: the x1 of another pair
     sprites           672 characters, discrete poses       672 others, continuous poses
-In no version of theirs, marked "# ours": prior_std, dead_zone, CodeDiscriminator (opt_c, hide).
-"Beyond the paper" has them. --recipe paper turns off these three alone. Left out: NORB, YaleB.
+Three additions of ours, marked "# ours": prior_std, dead_zone, CodeDiscriminator (opt_c, hide).
+"Beyond the paper" explains them. --recipe paper turns off these three alone. Left out: NORB, YaleB.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ from torch import nn
 
 # ---- Settings: each field is a flag, its comment the help. In Python start from recipe() ---------
 # "released": the authors' code. Its squared errors are means over pixels in [-1, 1], ours sums over
-# [0, 1]: on MNIST 784 / 4 times as large. Its swaps' 0.01 is 1.96, its KL's 0.1 * 6 / 784 is 0.15.
+# [0, 1]: on MNIST 196 times as large. So 0.01 for swaps is 1.96 here, 0.1 * 6 / 784 for KL is 0.15.
 @dataclasses.dataclass
 class Settings(common.RunSettings):
     recipe: Literal["ours", "paper"] = "ours"  # paper: the three additions are off
@@ -61,7 +61,7 @@ class Settings(common.RunSettings):
     swap_weight: Weight = 6.5  # lambda of eq. 5 for Dec(z1,s2) (released, MNIST: 1.96)
     prior_weight: Weight = 6.5  # lambda of eq. 5 for Dec(z,s2), z from the prior (released: 0)
     prior_std: Size = 2.0  # ours: standard deviation of z in prior samples (paper: 1)
-    dead_zone: Size = 0.5  # ours: means of z move this far towards 0 and stop there (paper: 0)
+    dead_zone: Size = 0.5  # ours: means of z move this far towards 0, not past it (paper: 0)
     code_weight: Weight = 15.0  # ours: weight of Enc's loss against CodeDiscriminator (paper: 0)
 
 
@@ -148,7 +148,7 @@ class Discriminator(nn.Module):
     """The logit [B] of Disc(x, id): is x [B, C, H, W] a real image that has the label id?
 
     id [B, labels], float, is one-hot, or for several attributes their one-hots side by side. Each
-    of three layers has a table of 4 x 4 maps for each label; id's are resized and added."""
+    of three layers has 4 x 4 maps for each label. Those of id are resized and added."""
 
     def __init__(self, channels=1, size=28, labels=10):
         super().__init__()
@@ -162,7 +162,7 @@ class Discriminator(nn.Module):
     def forward(self, x, id):
         for conv, norm, table in zip(self.convs, self.norms, self.tables):
             x = conv(x)
-            maps = torch.einsum("bl,lchw->bchw", id, table)  # added up (released: side by side)
+            maps = torch.einsum("bl,lchw->bchw", id, table)  # attributes added (released: joined)
             x = x + F.interpolate(maps, x.shape[2:])
             x = F.leaky_relu(norm(x), 0.2)
         return self.out(x.flatten(1)).float().squeeze(1)
@@ -198,7 +198,7 @@ def discriminator_loss(logits_real, logits_fake):
 # ---- Training ------------------------------------------------------------------------------------
 def update(optimiser, loss, keep=False):
     """A step on `loss`. The gradient passes other networks, but only this optimiser's weights get
-    one. keep: the graph stays for a second loss, whose gradient needs no weight that moved."""
+    one. keep: the graph stays for a second loss. Its gradient needs no weight that moved."""
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
     loss.backward(inputs=parameters, retain_graph=keep)
     optimiser.step()
@@ -226,11 +226,11 @@ def train(run, nets, data):
         for pair in run.batches(common.pair_same_class(data.y), o.batch_size):
             opt_g.param_groups[0]["lr"] = o.lr * rate(run.progress)
             opt_d.param_groups[0]["lr"] = o.lr_disc * rate(run.progress)
-            opt_c.param_groups[0]["lr"] = o.lr * max(rate(run.progress), 0.3)  # ours
+            opt_c.param_groups[0]["lr"] = o.lr * max(rate(run.progress), 0.3)  # ours: falls less
             weight_kl = o.kl_start + (o.kl_weight - o.kl_start) * min(run.progress / 0.6, 1)
 
             # x1 and x1p (the paper's x1') [B, C, H, W] share a class: id1 [B, labels] names it. x2,
-            # id2, s2 are the x1, id1, s1 of the row before. s [B, s_dim], z [B, z_dim].
+            # id2, s2 are those of another pair, the row before. s [B, s_dim], z [B, z_dim].
             x1, x1p = common.to_float(data.x[pair[:, 0]]), common.to_float(data.x[pair[:, 1]])
             id1 = ids[pair[:, 0]]
             s1, mu1, logvar1 = enc(x1)
@@ -248,7 +248,7 @@ def train(run, nets, data):
             # Enc and Dec minimise, each term with its weight,
             #     |x1 - Dec(z1,s1)|^2 + |x1 - Dec(z1,s1')|^2 + KL(q(z|x1) || N(0,I))
             #     - log Disc(Dec(z1,s2), id2) - log Disc(Dec(z,s2), id2)
-            # (nothing is detached: Enc learns from the last two, as well)
+            # (Enc learns from the last two, as well: through z1 and s2)
             own, same = reconstruction_loss(x_own, x1), reconstruction_loss(x_same, x1)
             kl = kl_loss(mu1, logvar1)
             swap, prior = adversarial_loss(d_swap), adversarial_loss(d_prior)
@@ -312,12 +312,12 @@ def figure_generation(nets, test, path, count=10):
 # Dec seldom learns from them. On MNIST we train on z of deviation 2, and score on N(0, I).
 # dead_zone: where Dec ignores one of z's numbers, Enc still gives it a tiny mean, and a classifier
 # reads the class there. Means move by dead_zone towards 0; within it they are 0, with no gradient.
-# CodeDiscriminator: z can hold traces of the class that Dec ignores; the losses above hardly stop
+# CodeDiscriminator: z can hold traces of the class, which Dec ignores. The losses above hardly stop
 # that. So a network learns to read the label from the mean of z, and Enc learns to mislead it.
 
 
 class CodeDiscriminator(nn.Module):
-    """M(mu, id): the probability that id is the label of mu's image, not of another. Half of the
+    """M(mu, id) = sigmoid(net(mu) . id): is id the label of mu's image, not of another? Half of the
     ids are of other images, so M is 1/2 where mu tells nothing. mu [B, z_dim]."""
 
     def __init__(self, z_dim=16, labels=10, hidden=256):
