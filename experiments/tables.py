@@ -6,7 +6,6 @@ the seeds on file, ± the sample standard deviation. A dash: no entry has that s
 """
 
 import importlib
-import json
 import re
 import statistics
 
@@ -548,9 +547,7 @@ def share(entry):
 
 def speed_table():
     """What tests/benchmark.py wrote, of every machine on file."""
-    path = reproduce.RESULTS / "benchmark.json"
-    entries = json.loads(path.read_text()) if path.exists() else []
-    found = {(machine(entry), entry["step"]): entry for entry in entries}
+    found = {(machine(entry), entry["step"]): entry for entry in reproduce.read("benchmark")}
     lines = []
     for name in dict.fromkeys(name for name, _ in found):
         for step in "mathieu aae aae-semi aae-small bigan infogan".split():
