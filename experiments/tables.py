@@ -37,17 +37,14 @@ def counted(row):
     return f"{seeds(row)} seed{'' if seeds(row) == 1 else 's'}"
 
 
-def kind_of(entry):
-    """'GPU', 'bf16' or 'fp32': what a time depends on most."""
-    return entry["precision"] if threads(entry) else "GPU"
-
-
 def fastest(row, *kinds):
-    """(minutes, machine, threads) of the fastest machine that ran a row, or None. Minutes are the
-    median of its runs, since some stood still for a while. Repeats count, too."""
+    """(minutes, machine, threads) of the fastest machine that ran a row, or None. kinds: "GPU",
+    "bf16", "fp32". Minutes are the median of its runs, since some stood still for a while. Repeats
+    count, too."""
     took = {}
     for e in reproduce.read(row) + reproduce.read(f"again/{row}"):
-        if kind_of(e) in kinds:
+        kind = e["precision"] if threads(e) else "GPU"
+        if kind in kinds:
             took.setdefault((machine(e), threads(e)), []).append(e["seconds"] / 60)
     median = {key: statistics.median(values) for key, values in took.items()}
     best = min(median, key=median.get, default=None)
@@ -324,11 +321,9 @@ def likelihood_table():
 
 
 def style_table():
-    shown = "image shows the label asked for, %"
-    probe = "probe on z, error in %"
     return aae_scores(
-        (shown, "style", "style_accuracy", 2, "figure", DASH),
-        (probe, "style", "z_error", 1, DASH, DASH),
+        ("image shows the label asked for, %", "style", "style_accuracy", 2, "figure", DASH),
+        ("probe on z, error in %", "style", "z_error", 1, DASH, DASH),
         ("(always the commonest label, %)", "style", "chance_error", 1, DASH, DASH),
     )
 
@@ -540,11 +535,6 @@ def slow_rows():
     return f"A processor's minutes are in fp32 for {words}; else in bf16."
 
 
-def share(entry):
-    """Of the machine's matmul rate."""
-    return f"{entry['ratio']:.2f}" if entry["ratio"] >= 0.1 else f"{entry['ratio']:.1g}"
-
-
 def speed_table():
     """What tests/benchmark.py wrote, of every machine on file."""
     found = {(machine(entry), entry["step"]): entry for entry in reproduce.read("benchmark")}
@@ -553,8 +543,9 @@ def speed_table():
         for step in "mathieu aae aae-semi aae-small bigan infogan".split():
             entry = found.get((name, step))
             if entry:
-                words = step.replace("-", ", ")
-                lines.append([name, words, f"{entry['images_per_second']:,.0f}", share(entry)])
+                words, ratio = step.replace("-", ", "), entry["ratio"]
+                share = f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.1g}"
+                lines.append([name, words, f"{entry['images_per_second']:,.0f}", share])
     return table(["machine", "step", "images/s", "share"], lines)
 
 
