@@ -8,6 +8,7 @@ the seeds on file, ± the sample standard deviation. A dash: no entry has that s
 import importlib
 import re
 import statistics
+from collections import Counter
 
 from experiments import reproduce
 from experiments.reproduce import ROWS, command, compare, machine, table, threads
@@ -511,13 +512,10 @@ def leak_table():
 def hardware():
     """Machines, precisions and versions behind the tables, with the number of runs."""
     entries = [entry for row in ROWS for entry in reproduce.read(row)]
-    machines = {}
-    for entry in entries:
-        machines.setdefault(machine(entry), []).append(entry)
     lines = []
-    for name, mine in sorted(machines.items(), key=lambda item: -len(item[1])):
-        counts = sorted({threads(entry) for entry in mine} - {0})
-        lines.append([name, len(mine), " or ".join(map(str, counts)) or DASH])
+    for name, runs in Counter(map(machine, entries)).most_common():
+        counts = sorted({threads(entry) for entry in entries if machine(entry) == name} - {0})
+        lines.append([name, runs, " or ".join(map(str, counts)) or DASH])
     versions = sorted({entry["versions"]["torch"] for entry in entries})
     words = f"{len(entries)} runs in all, by torch {', '.join(versions)}."
     return f"{table(['machine, precision', 'runs', 'threads'], lines)}\n\n{words}"
