@@ -58,13 +58,11 @@ def split(data, o):
 def labelled(y, count, seed=0):
     """Indices of the images whose label may be seen, as many of each class, drawn by the seed.
     `UserError` where a class has too few."""
-    classes = y.unique()
-    smallest = int(torch.bincount(y)[classes].min())
-    if count < len(y) and (count % len(classes) or count > len(classes) * smallest):
-        raise UserError(
-            f"--labels {count}: say a multiple of {len(classes)} up to {len(classes) * smallest}, "
-            f"or {len(y)} for all"
-        )
+    _, sizes = y.unique(return_counts=True)
+    most = len(sizes) * int(sizes.min())
+    if count < len(y) and (count % len(sizes) or count > most):
+        words = f"say a multiple of {len(sizes)} up to {most}, or {len(y)} for all"
+        raise UserError(f"--labels {count}: {words}")
     return scores.balanced(y, count, seed)
 
 
