@@ -121,18 +121,14 @@ def evaluate(settings, data, test, judge, net=None, encode=None, decode=None, dr
 def table_rows(found, settings, chance, classes):
     """Rows of the printed table of one run: words, metric, the paper's value, compare."""
     on_test_set = settings.dataset == "mnist" and not (settings.data or settings.validation)
-    theirs = settings.model in PAPER_TABLE1 and not hasattr(settings, "product")
+    theirs = on_test_set and settings.model in PAPER_TABLE1 and not hasattr(settings, "product")
     paper = f"{PAPER_TABLE1[settings.model]:.2f}" if theirs else "-"
+    pixels = "pixels 3.09" if on_test_set and not settings.dry_run else ""
     square, prior = found.get("code_square", 0), found.get("code_prior_square", 0)
     unrelated = f"0 would have {prior:.2f}, an unrelated code about {prior + square:.2f}"
     another = f"another x: {found.get('reconstruction_l2_mismatched', 0):.2f}"
     rows = [
-        (
-            "error of 1-NN, last hidden layer, %",
-            "nn_error_features",
-            paper if on_test_set else "-",
-            "pixels 3.09" if on_test_set and not settings.dry_run else "",
-        ),
+        ("error of 1-NN, last hidden layer, %", "nn_error_features", paper, pixels),
         ("error of 1-NN, code, %", "nn_error_code", "-", ""),
         ("linear probe, code, %", "probe_error_code", "-", f"commonest label {chance:.1f}"),
         ("reconstruction MSE", "reconstruction_mse", "-", ""),
