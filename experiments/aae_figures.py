@@ -36,7 +36,6 @@ def walk(prior):
 
 def figure_manifold(nets, decode, path):
     z, columns, words = walk(nets.prior)
-    z = z.to(next(nets.parameters()).device)
     figure_grid(path, decode(nets, None, z), columns, words)
 
 
