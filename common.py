@@ -355,20 +355,18 @@ def load(folder, recipe, build, device="cpu"):
 
 
 # ---- Figures -------------------------------------------------------------------------------------
-def tile(images, columns, left=None, top=None):
+def tile(images, columns, left=(), top=()):
     """Images [N, C, H, W], C 1 or 3, row by row as one picture float [height, width, 3] on white.
 
     left, top: one more image before each row, above each column, set apart by a wider gap."""
     h, w = images.shape[2:]
-    x0, y0 = 0 if left is None else w + 5, 0 if top is None else h + 5
+    x0, y0 = w + 5 if len(left) else 0, h + 5 if len(top) else 0
     rows = math.ceil(len(images) / columns)
     picture = torch.ones(y0 + rows * (h + 1) - 1, x0 + columns * (w + 1) - 1, 3)
     places = [(y0 + n // columns * (h + 1), x0 + n % columns * (w + 1)) for n in range(len(images))]
     cells = list(zip(images, places))
-    for n, image in enumerate(left if left is not None else ()):
-        cells.append((image, (y0 + n * (h + 1), 0)))
-    for n, image in enumerate(top if top is not None else ()):
-        cells.append((image, (0, x0 + n * (w + 1))))
+    cells += [(image, (y0 + n * (h + 1), 0)) for n, image in enumerate(left)]
+    cells += [(image, (0, x0 + n * (w + 1))) for n, image in enumerate(top)]
     for image, (y, x) in cells:
         image = to_float(image.detach()).cpu().clamp(0, 1)
         picture[y : y + h, x : x + w] = image.permute(1, 2, 0)
