@@ -390,13 +390,11 @@ def save_judge(judge, path):
 
 
 def read_judge(path, device="cpu"):
-    """The `Judge` in a file, in eval mode. A missing file is the caller's business."""
+    """The `Judge` in a file, in eval mode."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         judge = Judge(state["channels"], state["classes"])
         judge.load_state_dict(state["net"])
-    except (FileNotFoundError, NotADirectoryError):
-        raise
     except OSError as error:
         raise UserError(f"cannot read '{path}' ({error.strerror})")
     except Exception as error:  # zip, pickle and shape errors of a damaged file
@@ -422,7 +420,7 @@ def load_judge(name, root=None, device="cpu", quick=False):
         return read_judge(committed, device)
     checksum = zlib.crc32(train.y.numpy(), zlib.crc32(train.x.contiguous().numpy()))
     path = cache_folder() / f"judge-{checksum:08x}.pt"
-    with contextlib.suppress(FileNotFoundError):
+    if path.exists():
         return read_judge(path, device)
     if quick:
         return new_judge(train).to(device).eval()
