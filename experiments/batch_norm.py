@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 
-def image_parts(images, count=20_000, size=500):
-    """The first `count` images as floats, in nearly equal parts of at most `size`. None has a
-    single image, which batch norm refuses."""
-    images = images[:count]
+def image_parts(images, size=500):
+    """The first 20,000 images as floats, in nearly equal parts of at most `size`. None has a single
+    image, which batch norm refuses."""
+    images = images[:20_000]
     return [to_float(part) for part in images.tensor_split(math.ceil(len(images) / size))]
 
 

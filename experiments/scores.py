@@ -55,7 +55,7 @@ def as_array(codes):
 PROBE_BATCH = 500
 
 
-def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, seed=0, groups=None):
+def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, groups=None):
     """Test error in percent of a small network that reads labels from codes: a tensor [A].
 
     Two layers and early stopping are as in Mathieu et al.'s Table 1; it does not tell the rest.
@@ -72,7 +72,7 @@ def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, seed=
     Of few codes the epochs are more, for at least 400 steps; but 1, in a dry run, is 1.
     """
     check_finite(train)
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(0)
     used, held = hold_out_a_tenth(len(train), groups, rng)
     std, test_std = (None, None) if noise is None else noise
     mean, variance = train.mean(0), train.var(0)
@@ -96,7 +96,7 @@ def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, seed=
         train_y = (train_y - center) / spread
     else:
         sizes = (train_y.amax(0) + 1).tolist()
-    net = probe_network(train.shape[1], hidden, sum(sizes), seed).to(train.device)
+    net = probe_network(train.shape[1], hidden, sum(sizes)).to(train.device)
 
     def loss_of(index):
         output, y = net(sample(train, std, index)), train_y[index]
@@ -116,10 +116,10 @@ def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, seed=
     return percent_wrong([part.argmax(1) for part in output.split(sizes, 1)], test_y)
 
 
-def probe_network(inputs, hidden, outputs, seed):
-    """One hidden ReLU layer, or none: [N, inputs] -> [N, outputs]. Its weights are of this seed."""
+def probe_network(inputs, hidden, outputs):
+    """One hidden ReLU layer, or none: [N, inputs] -> [N, outputs]. The same weights every time."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         if not hidden:
             return nn.Sequential(nn.Linear(inputs, outputs))
         return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
@@ -345,20 +345,19 @@ class Judge(nn.Module):
         return in_parts(self, images).argmax(1)
 
 
-def train_judge(train, epochs=8, batch_size=250, seed=0):
+def train_judge(train):
     """A `Judge` of a `Split`, in eval mode. Its images are shifted by up to 2 pixels.
 
-    Of few images the batches are smaller and the epochs more: at least 500 steps. About a minute on
-    two cores. Weights and dropout come from torch's global generator.
+    Eight epochs; of few images the batches are smaller and the epochs more: at least 500 steps.
+    About a minute on two cores. Weights and dropout come from torch's global generator.
     """
     judge = new_judge(train).to(train.x.device)
     optimiser = torch.optim.AdamW(judge.parameters(), weight_decay=1e-2)
-    batch_size = max(10, min(batch_size, len(train.y) // 8))
+    batch_size = max(10, min(250, len(train.y) // 8))
     per_epoch = math.ceil(len(train.y) / batch_size)
-    epochs = max(epochs, math.ceil(500 / per_epoch))
-    steps = epochs * per_epoch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=5e-3, total_steps=steps)
-    rng = torch.Generator().manual_seed(seed)
+    epochs = max(8, math.ceil(500 / per_epoch))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, epochs * per_epoch)
+    rng = torch.Generator().manual_seed(0)
     h, w = train.x.shape[2:]
     judge.train()
     for _ in tqdm(range(epochs), desc="judge", disable=None):
