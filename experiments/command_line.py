@@ -101,18 +101,16 @@ def parse(recipe, words):
         first.add_argument(f"--{name.replace('_', '-')}")
     chosen = {k: v for k, v in vars(first.parse_known_args(words)[0]).items() if v is not None}
     folder = chosen.pop("resume", None)
-    if folder is None:
-        settings = recipe(**chosen)
-        settings = dataclasses.replace(settings, **vars(make_parser(settings).parse_args(words)))
-        settings.epochs = min(settings.epochs, 2) if settings.dry_run else settings.epochs
-        return settings
-    if not folder:
+    if folder == "":
         raise UserError("--resume needs a run folder, not an empty word")
-    given = [word.split("=")[0] for word in words if word.startswith("--")]
-    if set(given) - {"--resume", "--device"}:
+    given = {word.split("=")[0] for word in words if word.startswith("--")}
+    if folder and given - {"--resume", "--device"}:
         raise UserError("beside --resume only --device may stand: the folder has the settings")
-    settings = read_settings(folder, recipe)
-    return dataclasses.replace(settings, **vars(make_parser(settings).parse_args(words)))
+    settings = read_settings(folder, recipe) if folder else recipe(**chosen)
+    settings = dataclasses.replace(settings, **vars(make_parser(settings).parse_args(words)))
+    if settings.dry_run and not folder:
+        settings.epochs = min(settings.epochs, 2)
+    return settings
 
 
 # What torch says of a processor's memory, of an Apple GPU's, and of a GPU's outside its allocator.
