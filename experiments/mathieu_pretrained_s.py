@@ -10,7 +10,7 @@ drowns z in the decoder's sum.
 import common
 import mathieu
 from experiments import mathieu_scores
-from mathieu import evaluate, recipe  # experiments.score asks this module for both  # noqa: F401
+from mathieu import evaluate, recipe, update  # experiments.score asks for the first two
 
 import torch
 import torch.nn.functional as F
@@ -46,9 +46,7 @@ def pretrain(encoder, data, settings, epochs=5):
         for index in order.split(2 * settings.batch_size):
             s, _, _ = encoder(common.to_float(data.x[index]))
             logits = head(F.layer_norm(s, s.shape[1:])).float()
-            optimiser.zero_grad()
-            F.binary_cross_entropy_with_logits(logits, ids[index]).backward()
-            optimiser.step()
+            update(optimiser, F.binary_cross_entropy_with_logits(logits, ids[index]))
     return encoder.requires_grad_(False)
 
 

@@ -730,11 +730,11 @@ def test_pretraining_teaches_s_the_class_and_freezes_it():
 
 
 def test_the_classifier_stays_as_it_was_and_the_rest_learns():
-    o = settings(epochs=1, batch_size=8, dead_zone=0.0)
+    o, data = settings(epochs=1, batch_size=8, dead_zone=0.0), zeros_and_ones(48)
     nets = mathieu_pretrained_s.build(o)
-    nets.enc.classifier.requires_grad_(False)
+    mathieu_pretrained_s.pretrain(nets.enc.classifier, data, o, epochs=1)
     before = copy.deepcopy(nets.state_dict())
-    mathieu.train(common.Run("mathieu_pretrained_s", o), nets, zeros_and_ones(48))
+    mathieu.train(common.Run("mathieu_pretrained_s", o), nets, data)
     moved = {k for k, v in nets.state_dict().items() if not torch.equal(v, before[k])}
     assert not any("classifier" in name for name in moved)  # neither weights nor batch norm
     names = {name for name, _ in nets.named_parameters() if "classifier" not in name}
