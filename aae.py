@@ -25,12 +25,12 @@ Differences              the paper, from memory          here
     optimiser            SGD, batch 100, to 5000 epochs  Adam, batch 200, 8 to 72; rates: `rate`
     hidden units         clusters: 3000                  1000
     Enc's loss           min max                         -log Disc
-    batch norm in Enc    clusters, SVHN alone: all       hidden layers, or none; style: outputs, too
+    batch norm in Enc    only clusters, SVHN: all        hidden layers, or none; style: outputs, too
     noise on the input   semi: 0.3; clusters: dropout    0.1, or none
     Table 1              deterministic q(z|x)            Gaussian q(z|x), dropout
     Disc's input         z                               z / prior_std; style: the label, too
     priors of Figure 4   pictures, no formulas           petals and a roll of our own sizes
-Ours, marked "# ours" and off by --recipe paper: warp; where y is inferred also warp_weight,
+Ours, marked "# ours"; --recipe paper turns them off: warp; where y is inferred also warp_weight,
 smooth_weight (virtual adversarial training), code_noise, y_weight; in clusters balance_weight; on
 demand neighbours, smooth_rise. Left out: TFD, SVHN, the universal posterior z = f(x, noise).
 """
@@ -54,12 +54,12 @@ TOLD = "prior-labels", "style"  # tasks in which Disc is told the label
 @dataclass
 class Settings(common.RunSettings):
     task: Literal[tuple(TASKS)] = "prior"  # the paper's experiment; it picks the other settings
-    recipe: Literal["ours", "paper"] = "ours"  # paper: our additions are off, the rest stays
+    recipe: Literal["ours", "paper"] = "ours"  # paper: our additions are off; the Differences stay
     batch_size: Batch = 200  # images in a step
     hidden: Count = 1000  # units of each of the two hidden layers
     z_dim: Count = 2  # numbers in z
     prior: str = "gaussian"  # p(z): gaussian; for a z of two numbers also mixture, swiss-roll
-    prior_std: Size = 1.0  # deviation of the Gaussian; Disc sees z divided by it
+    prior_std: Size = 1.0  # the Gaussian's deviation; for any prior Disc sees z / this
     encoder: Literal["deterministic", "gaussian"] = "deterministic"  # q(z|x) (section 2)
     batch_norm: Literal["none", "hidden", "all"] = "hidden"  # where in Enc; all: outputs, too
     dropout: Share = 0.0  # of the hidden units of Enc and Dec
@@ -143,7 +143,7 @@ class Encoder(nn.Module):
     def sample(self, x):
         """The logits, and a sample of q(z|x) [B, z_dim]."""
         logits, mu, logvar = self(x)
-        return logits, mu if logvar is None else mu + torch.randn_like(mu) * (logvar / 2).exp()
+        return logits, (mu if logvar is None else mu + torch.randn_like(mu) * (logvar / 2).exp())
 
     def classify(self, x):
         return self(x)[0]
@@ -151,7 +151,7 @@ class Encoder(nn.Module):
 
 class Decoder(nn.Module):
     """Dec(y, z): image [B, *shape] in [0, 1]. y [B, classes], probabilities, or None; z [B, z_dim].
-    Concatenated they are code_dim numbers (Figures 6, 8); or heads add them (Figure 10)."""
+    Its first layer sees code_dim numbers: [y, z] (Figures 6, 8), z, or heads(y, z) (Figure 10)."""
 
     def __init__(self, code_dim=8, shape=(1, 28, 28), hidden=1000, dropout=0.0):
         super().__init__()
@@ -265,7 +265,7 @@ PRIORS = {"gaussian": Gaussian, "mixture": Mixture, "swiss-roll": SwissRoll}
 
 # ---- Training ------------------------------------------------------------------------------------
 def update(optimiser, loss):
-    """A step on `loss`. Its gradient passes all networks; only this optimiser's weights move."""
+    """A step on `loss`. Its gradient may pass other networks; only the optimiser's weights move."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     loss.backward(inputs=[p for p in parameters if p.requires_grad])  # some may be frozen
     optimiser.step()
@@ -302,7 +302,7 @@ def train(run, nets, data, labelled):
                 end = o.lr_disc_end if opt is opt_d else 0.01
                 opt.param_groups[0]["lr"] = opt.defaults["lr"] * rate(run.step, total, end)
             x, label = vary(data.x, i, near, o), known[i]  # x in [0, 1]; ours: vary
-            noisy = add_noise(x, o.noise)  # Enc sees it; `again` is a second variant of each image
+            noisy = add_noise(x, o.noise)  # Enc's input; `again`: of a second variant of each image
             again = add_noise(vary(data.x, i, near, o), o.noise) if o.warp_weight else None  # ours
 
             # 1. Reconstruction. Enc, Dec minimise  1/2 |x - Dec(y,z)|^2,  or with z alone
@@ -317,11 +317,11 @@ def train(run, nets, data, labelled):
 
             # 2. Regularisation. Disc maximises  log Disc(z') + log(1 - Disc(z)),  z' = z_prior
             logits, z = enc.sample(noisy)  # once more: phase 1 moved Enc
-            component = torch.randint(0, 10, label.shape, device=label.device)  # a Gaussian: unused
+            component = torch.randint(0, 10, label.shape, device=label.device)  # Gaussian: ignored
             if o.task == "prior-labels":  # a known label names its part of p(z)
                 component = torch.where(label < 10, label, component)
             z_prior, z_seen = nets.prior.sample(component) / o.prior_std, z / o.prior_std
-            if o.task in TOLD:  # Figure 3; in style, ours. Disc sees the label, 10 if unknown
+            if o.task in TOLD:  # Figure 3, and style. Disc sees the label, 10 if unknown
                 one_hot = F.one_hot(label, 11).to(z)
                 z_prior, z_seen = torch.cat([z_prior, one_hot], 1), torch.cat([z_seen, one_hot], 1)
             loss_d = discriminator_loss(disc(z_prior), disc(z_seen.detach()))
@@ -356,7 +356,7 @@ def train(run, nets, data, labelled):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # With few labels, or none, q(y|x) can settle on wrong classes. Small changes of x must not change q
-# (smooth_weight). This loss also keeps early errors, so its weight may rise from 0 (smooth_rise).
+# (smooth_weight). This weight also keeps early errors, so it may rise from 0 (smooth_rise).
 # Two variants of an image must get the same answer (warp_weight). A variant is warped (warp), moved
 # towards a near image (neighbours), or both. Without labels q(y|x) must use all classes
 # (balance_weight). Disc_y tells one-hots from probabilities too easily: both get noise

@@ -7,19 +7,19 @@ nets. Chen, Duan, Houthooft, Schulman, Sutskever, Abbeel 2016, arXiv 1606.03657.
 A generator G makes an image of noise z and a code: a category c1, and numbers c2 (the paper's c2
 and c3). A discriminator D tells real images from generated ones. Q reads the code from the image.
 D and Q share a trunk; each adds a head of its own. G, Q and the trunk are rewarded when Q is right.
-Q can be right only if the image shows the code: as its digit, its slant, its stroke width.
+Q can be right only if the image shows the code, say as its digit, slant or stroke width.
 No label is used to train; labels helped to choose the settings.
 
 Where the paper's things are
-    Eq. 6                         train, with a function for each term
+    Eq. 6; eq. 1                  train, and the losses above it
     Eq. 4, 5, Lemma 5.1           the comment above category_loss
     Table 1 (appendix C.1)        Trunk, DHead, QHead, Generator
     Figure 2                      figure_categories (a), figure_sweep (c, d)
-    Figure 1                      evaluate; with the regular GAN's curve: the next line
-    Figure 2(b), the regular GAN  python -m experiments.infogan_regular --beside FOLDER_OF_A_RUN
+    Figure 1                      evaluate
+    Figures 1, 2(b), regular GAN  python -m experiments.infogan_regular --beside FOLDER_OF_A_RUN
     The 5 % error                 experiments/infogan_scores.py
 
-K = 10, the number of c1's values, enters in draw_codes (all equally likely), in the sizes of G's
+K = 10, the number of c1's values, enters in draw_codes (uniform over them), in the sizes of G's
 input and Q's output, and as log K in the logged L_I. K is the number of digits: a hint from labels.
 
 Differences           paper; released code               here
@@ -33,7 +33,7 @@ Differences           paper; released code               here
     first weights     released: D's conv. truncated      all normal, none truncated
     Figure 1          trained without c2                 with c2
 Ours, marked "# ours": warp (with split_loss), far (with far_judged), continuous_start; see "Beyond
-the paper". --recipe paper turns them off; then in train fake = made, read = h, and [:n] is all.
+the paper". --recipe paper turns them off; then in train far = 0, fake = made, read = h.
 """
 
 import dataclasses
@@ -58,11 +58,11 @@ class Settings(common.RunSettings):
     batch_size: Batch = 128  # real images in a step (released: 128)
     lr: Rate = 1e-3  # Adam's rate for G (paper: 1e-3)
     lr_disc: Rate = 2e-4  # Adam's rate for D and Q (paper, for D: 2e-4)
-    schedule: Literal["linear", "constant"] = "linear"  # linear: rates fall in the second half
+    schedule: Literal["linear", "constant"] = "linear"  # linear: they fall (released: constant)
     beta1: Beta = 0.5  # Adam's beta1 (released: 0.5)
     z_dim: Whole = 62  # numbers in z (paper: 62), uniform in [-1, 1] (released: the same)
     categories: Whole = 10  # K, the number of values of c1; 0: no c1 (paper: 10)
-    continuous: Whole = 2  # numbers in c2, uniform in [-1, 1] (paper: 2)
+    continuous: Whole = 2  # m, how many numbers c2 has, uniform in [-1, 1] (paper: 2)
     category_weight: Weight = 1.0  # lambda of eq. 6 for c1 (paper: 1)
     continuous_weight: Weight = 2.0  # lambda of eq. 6 for c2 (released: 1)
     continuous_start: Share = 0.4  # ours: share of the run before c2's loss starts (paper: 0)
@@ -154,7 +154,7 @@ def initialise(net):
 
 # ---- Losses, means over the batch: -log D = softplus(-logit), -log(1 - D) = softplus(logit) ------
 def adversarial_loss(logits):
-    """-log D(fake), G's loss, of logits; log 2 at chance. Eq. 1 has log(1 - D(fake)) instead."""
+    """-log D(fake), of logits, for G; log 2 at chance. Eq. 1 has log(1 - D(fake)) instead."""
     return F.softplus(-logits).mean()
 
 
@@ -167,20 +167,20 @@ def discriminator_loss(logits_real, logits_fake):
 #     I(c; x) = H(c) + E_x E_{c' ~ P(c'|x)} log P(c'|x)
 #            >= H(c) + E_x E_{c' ~ P(c'|x)} log Q(c'|x)                                   (eq. 4)
 #             = H(c) + E_{c ~ P(c), x = G(z,c)} log Q(c|x) = L_I(G, Q)        (Lemma 5.1, eq. 5)
-# The gap is KL(P(.|x) || Q(.|x)), a mean over x: 0 where Q is the posterior. Line three needs no
+# The gap is KL(P(.|x) || Q(.|x)), a mean over x: 0 where Q is the posterior. Eq. 5 needs no
 # posterior: the pair (x, c') has the same distribution as the pair (x, c). So the c to score is
-# the one that made x. H(c) does not depend on G or Q. What is left to minimise is -log Q(c|x).
-# Q takes c1 and c2 as independent given x. So it is -log Q(c1|x) - log Q(c2|x): two losses, each
-# with its lambda. Both steps of train minimise them: G and Q are no adversaries here.
+# the one that made x. H(c) does not depend on G or Q. So to maximise L_I is to minimise
+# -log Q(c|x). Q takes c1 and c2 as independent given x. So this is -log Q(c1|x) - log Q(c2|x): two
+# losses, each with its lambda. Both steps of train minimise them: G and Q are no adversaries here.
 def category_loss(logits, c1):
-    """-log Q(c1|x) in nats; log K where Q knows nothing. Logits and one-hot c1, both [B, K]."""
+    """-log Q(c1|x) in nats; log K where Q is uniform. Logits and one-hot c1, both [B, K]."""
     return -(c1 * logits.log_softmax(1)).sum(1).mean()
 
 
 def continuous_loss(mean, c2):
-    """-log Q(c2|x) in nats, Q = N(mean, 1), a sum over the m numbers of c2; both [B, m]. It is half
-    the squared error plus a constant: at least log(2 pi) / 2 = 0.919 a number, whose entropy is
-    log 2 = 0.693. So its L_I <= -0.226: a valid bound, but loose."""
+    """-log Q(c2|x) in nats, Q = N(mean, 1), a sum over the m numbers of c2; both [B, m]. For each
+    number: half the squared error plus log(2 pi) / 2 = 0.919. The entropy of a number is log 2 =
+    0.693. So L_I of a number is at most -0.226: a valid bound, but loose."""
     return (0.5 * (c2 - mean).square() + 0.5 * math.log(2 * math.pi)).sum(1).mean()
 
 
@@ -207,7 +207,7 @@ def draw_codes(o, count, device, far=0):
 
 
 def update(optimiser, loss):
-    """A step on `loss`. Its gradient passes all networks; only this optimiser's weights move."""
+    """A step on `loss`. Its gradient may pass other networks; only the optimiser's weights move."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     loss.backward(inputs=parameters)
     optimiser.step()
@@ -233,7 +233,7 @@ def train(run, nets, data):
 
     for _ in run.epochs():
         for index in run.batches(torch.randperm(len(data.x)), o.batch_size):
-            done = (run.step - 1) / len(nets.curve)  # share of the run; curve: one entry an update
+            done = (run.step - 1) / len(nets.curve)  # share of the run; len(curve): all updates
             opt_d.param_groups[0]["lr"] = o.lr_disc * rate(done, o.schedule)
             opt_g.param_groups[0]["lr"] = o.lr * rate(done, o.schedule)
             weight_c2 = o.continuous_weight if done >= o.continuous_start else 0  # ours
@@ -247,15 +247,16 @@ def train(run, nets, data):
             made = gen(z, c1, c2)
             fake = made[: n + round(o.far_judged * far)]  # ours: far ones that D sees
 
-            # D, Q, trunk minimise  - log D(x) - log(1 - D(G(z,c))) - lambda log Q(c|G(z,c))
+            # D and Q minimise  - log D(x) - log(1 - D(G(z,c))) - lambda log Q(c|G(z,c))
             h = trunk(fake.detach())
             loss_d = discriminator_loss(d(trunk(x)), d(h))
             read = trunk(warp(made.detach(), o.warp)) if o.warp else h  # ours: warped
             logits, mean = q(read)
             category = category_loss(logits, c1)
             continuous = loss_c2(mean[:n], c2[:n])
+            loss_c = o.category_weight * category + weight_c2 * continuous
             bound = mutual_information(q(h)[0][:n], c1[:n]).detach()  # Figure 1; not warped
-            update(opt_d, loss_d + o.category_weight * category + weight_c2 * continuous)
+            update(opt_d, loss_d + loss_c)
 
             # G minimises  - log D(G(z,c)) - lambda log Q(c|G(z,c))
             h = trunk(fake)
@@ -324,7 +325,7 @@ def warp(x, amount=1.0):
 
 def split_loss(mean, c2):
     """`continuous_loss` of warped images: c2's first number on images 0, 2, ..., not rotated or
-    sheared by `warp`, the rest on images 1, 3, ..."""
+    sheared by `warp`, its others on images 1, 3, ..."""
     slant = continuous_loss(mean[0::2, :1], c2[0::2, :1])
     return slant + continuous_loss(mean[1::2, 1:], c2[1::2, 1:])
 
