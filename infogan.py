@@ -25,7 +25,7 @@ input and Q's output, and as log K in the logged L_I. K is the number of digits:
 Differences           paper; released code               here
     length            released: 5,000 updates,           1,876 updates, rates fall in the second
                       constant rates                     half (--recipe paper: 5,159, constant)
-    lambda of c2      1, or smaller; released: 1         2 (--recipe paper: 1)
+    lambda of c2      1, or smaller; released: 1         4 (--recipe paper: 1)
     Q(c2|x)           a Gaussian of learned deviation    of deviation 1, as released
     G's loss          log(1 - D)                         -log D, as released
     fakes             released: fresh ones for G's step  G's step reuses D's fakes
@@ -64,7 +64,7 @@ class Settings(common.RunSettings):
     categories: Whole = 10  # K, the number of values of c1; 0: no c1 (paper: 10)
     continuous: Whole = 2  # m, how many numbers c2 has, uniform in [-1, 1] (paper: 2)
     category_weight: Weight = 1.0  # lambda of eq. 6 for c1 (paper: 1)
-    continuous_weight: Weight = 2.0  # lambda of eq. 6 for c2 (released: 1)
+    continuous_weight: Weight = 4.0  # lambda of eq. 6 for c2 (released: 1)
     continuous_start: Share = 0.4  # ours: share of the run before c2's loss starts (paper: 0)
     warp: Size = 1.0  # ours: size of the warps of the images that Q reads (paper: 0)
     far: Share = 0.5  # ours: extra fakes per real image, c2 in [-2, 2]; needs warp (paper: 0)

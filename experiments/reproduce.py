@@ -38,7 +38,6 @@ RESULTS = ROOT / "results"
 WRITING = threading.Lock()  # a row's file is read, changed and written by one run at a time
 
 NO_ADVERSARY = "--swap-weight 0 --prior-weight 0 --code-weight 0"
-WEIGHT4 = "--continuous-weight 4"  # infogan.py
 # aae.py without warps: few labels or many, slow rates, late smoothness.
 FEW = "--warp 0 --neighbours 3 --smooth-weight 6 --smooth-rise 0.8 --y-weight 1"
 MANY = "--warp 0 --warp-weight 0 --y-weight 1"
@@ -112,16 +111,13 @@ ROWS = {  # what stands behind `python` in a row's command
     "bigan/grid": "-m experiments.gaussians",
     "bigan/grid-random": "-m experiments.gaussians --setting random",
     "infogan/mnist": "infogan.py",
-    "infogan/weight-4": f"infogan.py {WEIGHT4}",
-    "infogan/long": f"infogan.py --epochs 8 --far 1 --far-judged 0 {WEIGHT4}",
+    "infogan/weight-2": "infogan.py --continuous-weight 2",
+    "infogan/long": "infogan.py --epochs 8 --far 1 --far-judged 0",
     "infogan/baseline": "-m experiments.infogan_regular",
     "infogan/paper": "infogan.py --recipe paper",
-    "infogan/k0": f"infogan.py --categories 0 --warp 0 --continuous-start 0 {WEIGHT4}",
-    "infogan/k10": f"infogan.py --far-judged 0 {WEIGHT4}",
-    **{
-        f"infogan/k{k}": f"infogan.py --categories {k} --far-judged 0 {WEIGHT4}"
-        for k in (2, 5, 20, 30, 50)
-    },
+    "infogan/k0": "infogan.py --categories 0 --warp 0 --continuous-start 0",
+    "infogan/k10": "infogan.py --far-judged 0",
+    **{f"infogan/k{k}": f"infogan.py --categories {k} --far-judged 0" for k in (2, 5, 20, 30, 50)},
 }
 FIGURES = {
     "mathieu/mnist": ("swap", "interpolation", "generation", "retrieval", "losses"),

@@ -447,8 +447,8 @@ def grid_table():
 def infogan_table():
     first = {"infogan/mnist": "ours", "infogan/baseline": "regular GAN"}
     first |= {"infogan/paper": "released recipe, nearly"}
-    second = {"infogan/weight-4": "lambda 4", "infogan/k10": "and far images unjudged"}
-    second |= {"infogan/long": "and longer"}
+    second = {"infogan/weight-2": "lambda 2", "infogan/k10": "far images unjudged"}
+    second |= {"infogan/long": "unjudged, longer"}
     scores = [
         ("L_I of the category, nats (log 10 = 2.303)", "mutual_information", 3, "2.30"),
         ("updates until it is 2.25", "steps_to_2.25", 0, DASH),
