@@ -12,6 +12,7 @@ import gc
 import io
 import json
 import math
+import re
 import runpy
 import shutil
 import sys
@@ -331,10 +332,14 @@ def test_a_step_is_algorithm_1(monkeypatch, variant):
     assert [lr for _, lr, _ in order] == pytest.approx([0.0015, 0.001, 0.0015])  # of step 1 of 100
     assert [betas for _, _, betas in order] == [(0.4, 0.999)] * 3
     assert logged == pytest.approx({name: loss.item() for name, loss in losses.items()}, rel=1e-4)
+    # A bias before batch norm has no gradient but for rounding.
+    rounding = re.compile(r"disc.convs.\d.bias|enc.features.\d.0.bias|dec.to_image.[12].2.bias")
     for name, gradient in got.items():
-        # A bias before batch norm has no gradient but for rounding.
-        scale = max(truth[name].abs().max().item(), 0.02)
-        assert torch.allclose(gradient, truth[name], atol=2e-3 * scale), name
+        scale = truth[name].abs().max().item()
+        if rounding.fullmatch(name):
+            assert max(gradient.abs().max(), scale) < 1e-3, name
+        else:
+            assert torch.allclose(gradient, truth[name], atol=2e-3 * scale), name
 
 
 def test_an_update_moves_its_player_and_nobody_else(monkeypatch):
