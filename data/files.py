@@ -122,7 +122,8 @@ def npz(path):
         name = str(error).split()[0].strip("\"'")
         raise UserError(f"'{path}' lacks the array {name}")
     except Exception as error:  # zipfile, zlib, numpy and torch each raise their own kinds
-        raise UserError(f"'{path}' cannot be read ({type(error).__name__})")
+        words = " ".join(f"{type(error).__name__} {error}".split())
+        raise UserError(f"'{path}' cannot be read ({words})")
     parts = []
     for x, y in (arrays[:2], arrays[2:]):
         y = y.flatten() if y.dim() == 2 and y.shape[1] == 1 else y  # Keras has such of CIFAR-10
@@ -136,7 +137,7 @@ def npz(path):
 
 def own(name, root):
     """Images of the user, in one of the layouts above."""
-    if root.resolve() == Path(__file__).resolve().parent:
+    if root.resolve() == Path(__file__).resolve().parent or root.is_file():
         raise UserError(f"--dataset {name} takes your own images: name their folder with --data")
     archives = sorted(path for path in root.glob("*.npz") if path.name[0] != ".")
     if len(archives) > 1:
@@ -198,6 +199,9 @@ def folders(name, root):
                 raise UserError(f"'{place}' {words}: the layout is {folder}/CLASS/*.png")
             if deeper:
                 say(f"{place}: {len(deeper)} images in folders below are left out")
+            others = [p for p in place.iterdir() if p.is_file() and shown(p) and not is_image(p)]
+            if others:
+                say(f"{place}: {len(others)} files of another kind are left out: {others[0].name}")
             for path in sorted(files, key=lambda path: path.name):
                 try:
                     image = eight_bits(path)

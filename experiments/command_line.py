@@ -130,6 +130,8 @@ def exit_on_mistake(call):
     143: stopped; 1: the table could not be printed."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # None where the shell closed it
     sys.stderr = sys.stderr or open(os.devnull, "w")
+    if hasattr(sys.stdout, "reconfigure"):  # some code pages lack the ä of --help
+        sys.stdout.reconfigure(errors="replace")
     if threading.current_thread() is threading.main_thread():  # others may not
         signal.signal(signal.SIGTERM, terminate)
     matplotlib.rcdefaults()  # figures look alike everywhere, whatever the user's matplotlibrc says

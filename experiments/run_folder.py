@@ -31,9 +31,12 @@ def create(run, name):
     stem = Path("runs", run.script, name)
     folder = make(stem if again else settings["out"], stem, again)
     held = lock(folder)
-    for file in folder.iterdir() if again else ():
-        if file.is_file() and file.name not in ("lock", "owner"):
-            file.unlink()
+    try:
+        for file in folder.iterdir() if again else ():
+            if file.is_file() and file.name not in ("lock", "owner"):
+                file.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to '{folder}' ({error.strerror})")
     for key in ("resume", "out", "device"):  # of this process, not of the run
         del settings[key]
     for key in ("data", "beside"):  # found from any folder when the run is resumed
@@ -83,7 +86,9 @@ def make(out, stem, again=False):
     # read_config refuses a damaged one.
     names = {name for name in names if name not in ("lock", "owner") and name[0] != "."}
     if names and not again and (names != {"config.json"} or not read_config(folder)):
-        raise UserError(f"'{folder}' is not empty: choose another --out, or --resume {folder}")
+        unfinished = "config.json" in names and "metrics.json" not in names
+        words = f", or --resume {shlex.quote(str(folder))}" if unfinished else ""
+        raise UserError(f"'{folder}' is not empty: choose another --out{words}")
     return folder
 
 
@@ -166,11 +171,12 @@ def load(folder, recipe, build, device="cpu"):
 
 def caption(folder):
     """What a figure says of its run: 'mnist, 50 epochs, seed 0'; '' outside of a run folder."""
-    if not (folder / "config.json").exists():
+    try:
+        o = read_config(folder)["settings"]
+        words = f"{o['dataset']}, {o['epochs']} epochs, seed {o['seed']}"
+        return f"DRY RUN, means nothing: {words}" if o["dry_run"] else words
+    except (UserError, KeyError):
         return ""
-    o = read_config(folder)["settings"]
-    words = f"{o['dataset']}, {o['epochs']} epochs, seed {o['seed']}"
-    return f"DRY RUN, means nothing: {words}" if o["dry_run"] else words
 
 
 def figure_losses(path, history):

@@ -155,14 +155,14 @@ def hold_out_a_tenth(count, groups, rng):
         held_out = max(1, count // 10)
         return order[held_out:], order[:held_out]
     names = groups.unique()
-    chosen = torch.randperm(len(names), generator=rng)[: len(names) // 10]
+    chosen = torch.randperm(len(names), generator=rng)[: max(1, len(names) // 10)]
     held = torch.isin(groups, names[chosen.to(names.device)])
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
 
 def balanced(y, count, seed=0):
-    """Indices of `count` examples drawn by the seed, equally many of each class of y [N]. A class
-    with too few gives all it has. All are taken where there are no more than `count`."""
+    """Indices of at most `count` examples drawn by the seed, equally many of each class of y [N]. A
+    class with too few gives all it has. All are taken where there are no more than `count`."""
     if count >= len(y):
         return torch.arange(len(y), device=y.device)
     rng, classes = torch.Generator().manual_seed(seed), y.unique().tolist()

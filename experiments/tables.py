@@ -10,6 +10,7 @@ import re
 import statistics
 from collections import Counter
 
+from common import write_atomic
 from experiments import reproduce
 from experiments.reproduce import ROWS, command, compare, machine, table, threads
 
@@ -601,4 +602,4 @@ def rendered(text):
 def write_pages():
     for page in PAGES:
         path = reproduce.ROOT / page
-        path.write_text(rendered(path.read_text("utf-8")), "utf-8")
+        write_atomic(path, rendered(path.read_text("utf-8")).encode())

@@ -332,6 +332,7 @@ FAULTS = [
     ({"x_train": BYTES[:50], "y_train": np.arange(50) % 10}, "has 50 training images: at least"),
     ({"x_test": BYTES[:8], "y_test": np.arange(8)}, "has 8 test images: at least"),
     ({"y_test": None}, "lacks the array y_test"),
+    ({"y_train": np.array(["cat", "dog"] * 100)}, "can't convert np.ndarray of type numpy.str_"),
     ({"x_train": BYTES // 9}, "pixels go from 0 to 1, but bytes from 0 to 255"),
     (
         {"y_train": np.zeros(200, int), "y_test": np.zeros(50, int)},
@@ -388,7 +389,10 @@ def test_faults_of_folders_are_one_line(tmp_path, capsys):
     (tmp_path / "mine/a/latest").symlink_to(".")
     (tmp_path / "mine/a/features.h5").write_bytes(b"no image")
     assert len(common.load_dataset("grey", tmp_path / "mine")[0].y) == 100
-    assert "a: 60 images in folders below are left out" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "a: 60 images in folders below are left out" in said
+    assert "a: 2 files of another kind are left out: " in said
+    assert "name their folder with --data" in complaint(tmp_path / "mine/b/2.png")
     picture = (tmp_path / "mine/b/2.png").read_bytes()
     floats = io.BytesIO()
     Image.new("F", (5, 5)).save(floats, "TIFF")
@@ -844,7 +848,7 @@ def test_a_finished_run_is_neither_overwritten_nor_resumed():
     before = {file.name: file.read_bytes() for file in Path("run").iterdir()}
     with pytest.raises(common.UserError, match="already finished: run"):
         resume("run")
-    with pytest.raises(common.UserError, match="'run' is not empty: choose another --out"):
+    with pytest.raises(common.UserError, match="'run' is not empty: choose another --out$"):
         toy(Toy(out="run"))
     assert before == {file.name: file.read_bytes() for file in Path("run").iterdir()}
 
@@ -901,11 +905,15 @@ def test_a_figure_says_of_which_run_it_is(drawn):
     folder = common.Run("toy", Toy(epochs=7, seed=4)).folder
     for path in (folder / "x.png", "x.png"):
         common.figure_grid(path, torch.rand(6, 1, 4, 4), 3, "title")
-    assert [figure.texts[-1].get_text() for figure in drawn] == ["mnist, 7 epochs, seed 4", ""]
+    Path("config.json").write_text("of another program")
+    common.figure_grid("x.png", torch.rand(6, 1, 4, 4), 3, "title")
+    assert [figure.texts[-1].get_text() for figure in drawn] == ["mnist, 7 epochs, seed 4", "", ""]
 
 
 def test_a_run_of_another_script_is_not_resumed():
     interrupted(Toy(out="run"), stop_at=7)
+    with pytest.raises(common.UserError, match="another --out, or --resume run$"):
+        common.Run("other", Toy(out="run"))
     before = {file.name: file.read_bytes() for file in Path("run").iterdir()}
     with pytest.raises(common.UserError, match="toy"):
         common.Run("other", parse("--resume", "run"))
