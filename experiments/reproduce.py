@@ -345,7 +345,7 @@ def seeds_of(row):
         return range(10)  # as many as the paper's
     if row.startswith("bigan/released"):  # hours each
         return range(2 if row == "bigan/released" else 1)
-    slow = row in ("aae/semi-1000-no-warps", "aae/semi-60000-no-warps")
+    slow = row in ("aae/semi-1000-no-warps", "aae/semi-60000-no-warps", "infogan/weight-2")
     variant = row.startswith("mathieu/") and row not in ("mathieu/mnist", "mathieu/sprites")
     return range(3 if slow or variant or row.endswith("paper-terms") else 5)
 
