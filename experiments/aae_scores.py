@@ -2,7 +2,7 @@
 
 encode: images -> logits of q(y|x), or None, and z; decode: (y, z) -> images in [0, 1]. A score is
 in percent unless its text says otherwise. What is drawn comes from torch's generator, as the
-training left it.
+training left it; Parzen samples come from the run's seed.
 """
 
 import math

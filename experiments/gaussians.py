@@ -474,7 +474,8 @@ def main(settings):
     nets = build(settings)
     x_train, _ = draw_points(2000 if settings.dry_run else 100_000)  # the same for every device
     nets.to(run.device)
-    train(run, nets, x_train.to(run.device))
+    with run.autocast():  # which frees the folder after an error
+        train(run, nets, x_train.to(run.device))
     run.finish(*evaluate(nets, None, None, settings, run.folder))
 
 

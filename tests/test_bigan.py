@@ -985,6 +985,18 @@ def test_a_resumed_training_ends_as_the_undisturbed_one(script, monkeypatch):
     assert same(whole, train(dataclasses.replace(o, resume="cut")))
 
 
+def test_a_broken_training_of_gaussians_frees_its_folder(monkeypatch):
+    def train(run, nets, x_train):
+        raise common.UserError("broken")
+
+    monkeypatch.setattr(gaussians, "train", train)
+    o = dataclasses.replace(gaussians.recipe(), dry_run=True, out="run", device="cpu")
+    with pytest.raises(common.UserError, match="broken") as caught:
+        gaussians.main(o)
+    again = common.Run("gaussians", dataclasses.replace(o, resume="run"))
+    assert again.folder.exists() and caught.tb  # the traceback still holds the first Run
+
+
 MISTAKES = [
     (bigan, ["--model", "lr"], "invalid choice"),
     (bigan, ["--dataset", "sprites"], "choose another --dataset"),
