@@ -158,6 +158,11 @@ ACROSS = [  # method and what it is told, row, scores: words, metric, digits, th
         ("G(E(x)) that show x's digit, %", "reconstruction_digit", 1, "figure", DASH),
     ),
     (
+        "**BiGAN**, the authors' recipe, 400 epochs",
+        "bigan/released",
+        ("the same error, %", "nn_error_features", 2, "2.61", DASH),
+    ),
+    (
         "**ALICE**: ALI with cycle terms, no labels",
         "bigan/alice",
         ("G(E(x)) that show x's digit, %", "reconstruction_digit", 1, DASH, DASH),
