@@ -58,7 +58,7 @@ class Settings(common.RunSettings):
     batch_size: Batch = 128  # real images in a step (released: 128)
     lr: Rate = 1e-3  # Adam's rate for G (paper: 1e-3)
     lr_disc: Rate = 2e-4  # Adam's rate for D and Q (paper, for D: 2e-4)
-    schedule: Literal["linear", "constant"] = "linear"  # linear: they fall (released: constant)
+    schedule: Literal["linear", "constant"] = "linear"  # linear: rates fall (released: constant)
     beta1: Beta = 0.5  # Adam's beta1 (released: 0.5)
     z_dim: Whole = 62  # numbers in z (paper: 62), uniform in [-1, 1] (released: the same)
     categories: Whole = 10  # K, the number of values of c1; 0: no c1 (paper: 10)
