@@ -218,6 +218,7 @@ class Run:
         from experiments import machine, run_folder
 
         self.script, self.settings, self.machine = script, settings, machine
+        machine.keep_memory()
         self.device = machine.choose_device(settings.device)
         self.precision = machine.choose_precision(settings.precision, self.device)
         self.epoch, self.step, self.images, self.seconds, self.train_seconds = 0, 0, 0, 0.0, 0.0

@@ -1,9 +1,11 @@
 """The machine: its device and precision, and what config.json says of both."""
 
 import contextlib
+import ctypes
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 from common import UserError
@@ -30,6 +32,16 @@ def choose_precision(name, device):
         return name
     features = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     return "bf16" if features.get("avx512_bf16") or features.get("amx_tile") else "fp32"
+
+
+def keep_memory():
+    """Let the process keep the memory that it frees. Linux takes large blocks back and hands them
+    out again as empty pages in each step, which costs bigan.py a fifth of its time."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # a C library other than glibc has no mallopt
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing goes back
+            mallopt(-4, 0)  # M_MMAP_MAX: no block gets pages of its own
 
 
 def get_rng(device):

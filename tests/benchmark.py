@@ -209,6 +209,7 @@ def compare(names, other, rounds=3):
 
 
 def main(names):
+    machine.keep_memory()  # as in a run
     device = machine.choose_device("auto")
     bf16 = device.type == "cuda" or machine.choose_precision("auto", device) == "bf16"
     rows = []

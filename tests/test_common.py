@@ -1225,6 +1225,27 @@ def test_precision_follows_the_hardware(monkeypatch):
     assert machine.choose_precision("fp32", cpu) == "fp32"
 
 
+NEW_PAGES = """
+import dataclasses, resource, aae, common
+common.Run("aae", dataclasses.replace(aae.recipe(), out="run"))
+for size in (2**24, 2**27):  # glibc may map the first on its own, and always maps the second
+    bytearray(size)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(size)
+    new = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    print(new * resource.getpagesize() / size)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library of Linux is asked")
+def test_a_run_keeps_the_memory_that_it_frees(tmp_path):
+    words = [sys.executable, "-c", NEW_PAGES]
+    path = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=tmp_path, env=path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(float(share) < 0.1 for share in done.stdout.split())
+
+
 def test_products_have_the_precision_of_the_run():
     layer = nn.Linear(2, 2)
     for precision, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
