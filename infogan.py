@@ -34,6 +34,7 @@ Differences           paper; released code               here
     Figure 1          trained without c2                 with c2
 Ours, marked "# ours": warp (with split_loss), far (with far_judged), continuous_start; see "Beyond
 the paper". --recipe paper turns them off; then in train far = 0, fake = made, read = h.
+Left out: faces, chairs, SVHN, CelebA (Figures 3 to 6).
 """
 
 import dataclasses

@@ -54,14 +54,15 @@ def fastest(row, *kinds):
 
 
 def minutes_on(row, *kinds):
-    """'9', '17*' (on one core, beside another run) or, on a GPU, '2.2'; a dash where none ran."""
+    """'9' (at least 1), '17*' (on one core, beside another run) or, on a GPU, '2.2'; a dash where
+    none ran."""
     found = fastest(row, *kinds)
     if not found:
         return DASH
     took, _, count = found
     if not count:
         return f"{took:.1f}"
-    return f"{took:.0f}{'*' if count == 1 else ''}"
+    return f"{max(took, 1):.0f}{'*' if count == 1 else ''}"
 
 
 def minutes(row):
@@ -141,7 +142,7 @@ ACROSS = [  # method and what it is told, row, scores: words, metric, digits, th
         ("test error, %", "cluster_error", 2, "4.10 ± 1.13", DASH),
     ),
     (
-        "**AAE**, all labels",
+        "**AAE**, style, told the label",
         "aae/style",
         ("images that show the digit asked for, %", "style_accuracy", 1, "figure", DASH),
     ),
