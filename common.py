@@ -42,8 +42,8 @@ class Split(NamedTuple):
     """Part of a data set. Only sprites have attributes, a pose, and more than ten classes."""
 
     x: torch.Tensor  # images, uint8 [N, C, H, W]
-    y: torch.Tensor  # class of each image, int64 [N]; of sprites the number of the character
-    attributes: Optional[torch.Tensor] = None  # int64 [N, 7]
+    y: torch.Tensor  # class of each image, int64 [N], 0 to 9; of sprites the character's number
+    attributes: Optional[torch.Tensor] = None  # int64 [N, 7], data.sprites.ATTRIBUTES
     pose: Optional[torch.Tensor] = None  # float32 [N, 6] in [-1, 1]
 
     def to(self, device):
@@ -357,7 +357,8 @@ def load(folder, recipe, build, device="cpu"):
 
 # ---- Figures -------------------------------------------------------------------------------------
 def tile(images, columns, left=(), top=()):
-    """Images [N, C, H, W], C 1 or 3, row by row as one picture float [height, width, 3] on white.
+    """Images [N, C, H, W], bytes or floats, cut to [0, 1], C 1 or 3, row by row as one picture on
+    white, float [height, width, 3].
 
     left, top: one more image before each row, above each column, set apart by a wider gap."""
     h, w = images.shape[2:]

@@ -32,9 +32,9 @@ def read(name, root, validation=False):
     Sprites have two arrays more.
 
     root: the folder of the files. validation: instead of the test set the last 10,000 training
-    images, at most a sixth; of the sprites 72 characters. Whatever is not MNIST is shuffled, always
-    in the same way. So the first images are a sample, and the last ones, too. `UserError` for what
-    is missing, damaged, or too little.
+    images, at most a sixth; of the sprites 72 characters. Files other than
+    MNIST's are shuffled, always in the same way: so their first images are a sample, and the last
+    ones, too. `UserError` for what is missing, damaged, or too little.
     """
     if name not in (*SHAPES, "sprites"):
         raise UserError(f"unknown data set '{name}': choose one of {', '.join(SHAPES)}, sprites")
@@ -77,8 +77,8 @@ def is_mnist(x, y):
 
 
 def shuffled(x, y):
-    """Images and labels in the order of the images' checksums. It looks random, hardly depends
-    on the order given, and images that are added later leave it as it is."""
+    """Images and labels in the order of the images' checksums. It looks random, and
+    hardly depends on the order given. New images do not change the order of the old ones."""
     copies, keys = collections.Counter(), []
     for image in x.contiguous().numpy():
         checksum = zlib.crc32(image)
@@ -89,7 +89,7 @@ def shuffled(x, y):
 
 
 def check(x, y, shape, where):
-    """`UserError` unless there is an image of this shape, in bytes, for each label from 0 to 9."""
+    """`UserError` unless the images have this shape, in bytes, and a label from 0 to 9 each."""
     if x.dtype != torch.uint8 or x.shape[1:] != shape:
         words = f"images must be uint8 [N, {', '.join(map(str, shape))}]"
         kind = str(x.dtype).removeprefix("torch.")

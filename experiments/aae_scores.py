@@ -159,8 +159,8 @@ def parzen_scores(name, nets, decode, x, held_out, o, parts, sigmas):
 
 
 def likelihood_scores(nets, encode, decode, held_out, test, o):
-    """parzen_10k: the paper's first column. parzen_1m, of the AAE only: its second, of ten million
-    samples (from memory); more give a tighter bound. _sem: standard error; _sigma: width."""
+    """parzen_10k: the paper's first column. parzen_1m, of the AAE only: a million, where its
+    second column has ten (from memory). _sem: standard error; _sigma: width."""
     x, held = to_float(test.x).flatten(1), to_float(held_out.x).flatten(1)
     sigmas = [0.08 * 1.06**k for k in range(24)]
     found = parzen_scores("parzen_10k", nets, decode, x, held, o, 1, sigmas)

@@ -1,4 +1,4 @@
-"""Batch norm's averages anew, once the training is over: those of the training lag behind."""
+"""Batch norm's averages anew, once the training is over."""
 
 import math
 

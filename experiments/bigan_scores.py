@@ -92,8 +92,8 @@ def evaluate(settings, data, test, judge, net=None, encode=None, decode=None, dr
 
     nn_error_features, nn_error_code: of 1-NN by Table 1's layer and by the code. probe_error_code:
     of a linear classifier on the code. code_square: mean square of the code's numbers. code_mse:
-    mean square of E(G(z)) - z over the code's numbers. Always 0 would have code_prior_square; a
-    code unrelated to z would have about code_prior_square + code_square. Without net, E and G:
+    mean square of E(G(z)) - z over the code's numbers. An E that always says 0 has
+    code_prior_square. A code unrelated to z has about that + code_square. Without net, E and G:
     probe_error_code is of pixels, sample_... of the test images."""
     say("scoring")
     found = {"nn_error_features": layer_error(net, data, test)}

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 from common import RunSettings, UserError
+from experiments import machine
 from experiments.run_folder import read_settings
 
 import matplotlib
-import torch
 
 
 @functools.cache
@@ -113,10 +113,6 @@ def parse(recipe, words):
     return settings
 
 
-# What torch says of a processor's memory, of an Apple GPU's, and of a GPU's outside its allocator.
-NO_MEMORY = "allocate memory|not enough memory|out of memory|ALLOC_FAILED"
-
-
 class Terminated(KeyboardInterrupt):
     """SIGTERM: it ends a run as Ctrl-C does, with another status."""
 
@@ -140,11 +136,10 @@ def exit_on_mistake(call):
     except UserError as error:
         words, status = error, 2
     except KeyboardInterrupt as error:
-        words = "stopped; --resume RUN goes on from the last whole epoch"
+        words = "stopped; a training goes on with --resume RUN, from its last whole epoch"
         status = 143 if isinstance(error, Terminated) else 130
     except (MemoryError, RuntimeError) as error:
-        kinds = MemoryError, torch.OutOfMemoryError
-        if not isinstance(error, kinds) and not re.search(NO_MEMORY, str(error)):
+        if not machine.no_memory(error):
             raise
         words, status = "no memory is left: choose smaller settings, batches or networks", 2
     except OSError as error:

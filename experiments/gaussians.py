@@ -204,8 +204,8 @@ def build(o):
 
 # ---- Steps: each returns its losses --------------------------------------------------------------
 def slope(disc, weight, *kinds):
-    """weight times |dD / dx|^2, a mean over the rows of each kind, summed; no gradient goes back.
-    As bigan.slope_penalty."""
+    """weight times |dD / dx|^2, a mean over the rows of each kind, summed. Only D learns
+    from it. As bigan.slope_penalty."""
     total = 0.0
     for x in kinds if weight else ():
         x = x.detach().requires_grad_()

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,12 +27,19 @@ def choose_device(name):
 
 
 def choose_precision(name, device):
-    """'fp32' or 'bf16' for `--precision`. auto: bf16 on a CPU that multiplies it, else fp32. On a
-    GPU small networks wait for launches, and bf16 needs more of them."""
+    """'fp32' or 'bf16' for `--precision`. auto: bf16 on an x86 CPU that multiplies it, else fp32.
+    A GPU takes fp32: these small networks wait for its launches, and bf16 needs more launches."""
     if name != "auto":
         return name
     features = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     return "bf16" if features.get("avx512_bf16") or features.get("amx_tile") else "fp32"
+
+
+def no_memory(error):
+    """Whether an exception says that no memory is left, a processor's or a GPU's."""
+    words = "allocate memory|not enough memory|out of memory|ALLOC_FAILED"
+    kinds = MemoryError, torch.OutOfMemoryError
+    return isinstance(error, kinds) or bool(re.search(words, str(error)))
 
 
 def keep_memory():

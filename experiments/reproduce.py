@@ -8,9 +8,9 @@
     python -m experiments.reproduce --pages       # the tables of all pages anew from results/
 
 A seed on file is skipped. A run that was cut off goes on where it stopped, unless its code has
-changed since; its folder is runs/results/ROW-seedN. No number of ours in a table is typed by hand.
---again only compares. With --keep it also files the run in results/again/, which the tables' means
-leave out.
+changed since; its folder is runs/results/ROW-seedN. No number of ours in a page's table is typed
+by hand. --again only compares. With --keep it also files the run in results/again/, which the
+tables' means leave out.
 """
 
 import importlib
@@ -31,6 +31,7 @@ import common
 from experiments import command_line, run_folder
 from experiments.machine import commit
 
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -378,7 +379,7 @@ def run_all(todo, jobs=1, run=reproduce):
     What fails or is interrupted ends it all; runs beside come to their end first, unless they are
     interrupted too."""
     guess = [expected(row) for row, _ in todo]  # before new runs move the means
-    cores = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+    cores = max(1, torch.get_num_threads() // jobs) if jobs > 1 else None
     start, ended, stop = time.monotonic(), [], threading.Event()
 
     def one(k):
@@ -441,7 +442,7 @@ def make_parser():
     cli.add_argument("--plan", action="store_true", help=words)
     words = "run nothing, file finished runs, in folders named ROW-seedN"
     cli.add_argument("--file", nargs="+", metavar="FOLDER", help=words)
-    words = "run what is asked for, on file or not, and compare; results/ stays as it is"
+    words = "run what is asked for, on file or not, and compare; nothing is filed"
     cli.add_argument("--again", action="store_true", help=words)
     words = "with --again: file the run in results/again/, for the table of repeats"
     cli.add_argument("--keep", action="store_true", help=words)

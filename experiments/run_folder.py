@@ -24,7 +24,7 @@ PART = r"\.\d+\.part$"  # ends the name of a file that a process, by its number,
 
 def create(run, name):
     """The folder of a new `common.Run`, with config.json in it, and its lock. Dry runs of a script
-    have one folder, again and again."""
+    share one folder, which is emptied."""
     settings = dataclasses.asdict(run.settings)
     again = settings["dry_run"] and not settings["out"]
     name = "dry-run" if settings["dry_run"] else f"{name}-seed{settings['seed']}"
@@ -66,7 +66,7 @@ def open_again(run):
 
 def make(out, stem, again=False):
     """Makes the folder `out`, or the first free of stem, stem-2, stem-3, ..., and returns it.
-    again: it may hold what it likes."""
+    again: whether it may hold something already."""
     folder, number = Path(out or stem), 1
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -148,9 +148,9 @@ def read_checkpoint(folder, device="cpu", finished=False):
         return {key: saved[key] for key in ("states", "rng", *common.Run.COUNTERS)}
     except (FileNotFoundError, PermissionError) as error:
         raise UserError(f"cannot read '{path}' ({error.strerror})")
-    except torch.OutOfMemoryError:
-        raise UserError(f"no memory is left on {device} for '{path}'")
     except Exception as error:  # zip and pickle fail in many ways
+        if machine.no_memory(error):
+            raise UserError(f"no memory is left on {device} for '{path}'")
         words = f"'{path}' is damaged ({type(error).__name__})"
         raise UserError(f"{words}: start again in a new folder")
 

@@ -10,6 +10,7 @@ import copy
 import io
 import math
 import os
+import sys
 import tempfile
 import zlib
 from pathlib import Path
@@ -130,7 +131,7 @@ def fit(net, loss_of, used, held, epochs, rng):
 
     loss_of: from an index of rows to the network's loss on them.
     """
-    optimiser = torch.optim.Adam(net.parameters(), lr=2e-3, fused=used.device.type != "mps")
+    optimiser = torch.optim.Adam(net.parameters(), lr=2e-3, fused=True)
     least, best = math.inf, None
     for _ in range(epochs):
         order = torch.randperm(len(used), generator=rng).to(used.device)
@@ -200,8 +201,8 @@ def percent_wrong(answers, y):
 def nearest(queries, references, k=1, exclude_self=False):
     """Index int64 [N, k] of the k nearest rows of `references` [M, d] to each query [N, d].
 
-    The distance is Euclidean, and the nearest comes first. With k = 1 it is the first of several
-    that are equally near, else any. exclude_self: the queries are the references, and no row is
+    The distance is Euclidean, and the nearest comes first. Of several that are equally near, k = 1
+    takes the first, a larger k any. exclude_self: the queries are the references, and no row is
     its own neighbour.
     """
     neighbours = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(as_array(references))
@@ -461,7 +462,9 @@ def judge_accuracy(judge, test):
 JUDGE_ROW = ("the judge on the real test images, %", "judge_accuracy", "-", "")
 
 
-def main():
+def main(*words):
+    if words:
+        raise UserError("this makes the judge anew; python -m experiments.score RUN scores a run")
     torch.manual_seed(0)
     train, test = load_dataset("mnist")
     judge = train_judge(train)
@@ -472,4 +475,4 @@ def main():
 if __name__ == "__main__":
     from experiments import command_line
 
-    command_line.exit_on_mistake(main)
+    command_line.exit_on_mistake(lambda: main(*sys.argv[1:]))

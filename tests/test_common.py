@@ -1048,7 +1048,7 @@ def test_sigterm_ends_with_a_line_and_its_status(capsys):
             command_line.exit_on_mistake(lambda: signal.raise_signal(signal.SIGTERM))
     finally:
         signal.signal(signal.SIGTERM, kept)
-    assert stop.value.code == 143 and "stopped; --resume RUN" in capsys.readouterr().err
+    assert stop.value.code == 143 and "goes on with --resume RUN" in capsys.readouterr().err
 
 
 def write_often(letter, ready):
@@ -1135,6 +1135,17 @@ def test_a_damaged_checkpoint_is_one_line():
         run.track(absent=nn.Linear(3, 1))
 
 
+def test_a_lack_of_memory_is_no_damage(monkeypatch):
+    interrupted(Toy(out="run"), stop_at=7)
+
+    def fails(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    monkeypatch.setattr(torch, "load", fails)
+    with pytest.raises(common.UserError, match="no memory is left on cpu"):
+        resume("run")
+
+
 def test_an_unfinished_or_absent_run_is_not_loaded():
     interrupted(Toy(out="run"), stop_at=7)
     with pytest.raises(common.UserError, match="'run' is not finished: go on with --resume run"):
@@ -1170,7 +1181,7 @@ def test_a_run_whose_last_write_fails_keeps_the_networks_that_it_scored(monkeypa
 def test_ctrl_c_and_mistakes_end_with_one_line_and_their_status(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["toy.py", "--recipe", "large"])
     for error, status, words in (
-        (KeyboardInterrupt(), 130, "toy.py: stopped; --resume RUN goes on from the last"),
+        (KeyboardInterrupt(), 130, "toy.py: stopped; a training goes on with --resume RUN"),
         (common.UserError("no such thing"), 2, "toy.py: no such thing\n"),
         (MemoryError(), 2, "toy.py: no memory is left: choose smaller settings"),
         (torch.OutOfMemoryError("CUDA"), 2, "toy.py: no memory is left: choose smaller settings"),

@@ -472,7 +472,7 @@ def pretended(tmp_path, monkeypatch):
     for name in ("RESULTS", "ROOT"):
         monkeypatch.setattr(reproduce, name, tmp_path)
     monkeypatch.setattr(reproduce, "FIGURES", {})
-    monkeypatch.setattr(reproduce.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(reproduce.subprocess, "Popen", Child)
     monkeypatch.setattr(reproduce, "changed_since", lambda folder: False)
     monkeypatch.setattr(Child, "failing", ())

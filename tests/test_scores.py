@@ -438,6 +438,11 @@ def test_whoever_trains_the_judge_goes_on_with_the_same_random_numbers(few_image
     assert after[0] == after[1] and len(kept(tmp_path)) == 1
 
 
+def test_a_run_is_not_mistaken_for_a_wish_for_a_new_judge():
+    with pytest.raises(common.UserError, match="experiments.score RUN scores a run"):
+        scores.main("runs/mathieu/mnist-seed0")
+
+
 def test_a_judge_belongs_to_the_images_not_to_their_name(few_images, tmp_path):
     judges = [scores.load_judge(name, tmp_path) for name in ("mnist", "fashion", "grey")]
     assert len(kept(tmp_path)) == 1 and all(judge.net[-1].out_features == 4 for judge in judges)
