@@ -240,8 +240,9 @@ def file_folder(folder):
 
 # ---- Running rows --------------------------------------------------------------------------------
 def changed_since(folder):
-    """Whether the code differs from that which began the run in this folder."""
-    return run_folder.read_config(folder)["commit"] != commit()
+    """Whether the code may differ from that which began the run in this folder."""
+    begun = run_folder.read_config(folder)["commit"]
+    return begun != commit() or begun.endswith("+")  # uncommitted changes, then or now
 
 
 def words_of(row, seed, folder):
@@ -451,8 +452,22 @@ def make_parser():
     return cli
 
 
+def obey(o):
+    """Do what the flags ask for."""
+    try:
+        for folder in o.file or ():
+            file_folder(folder)
+        if not (o.file or o.pages):
+            run_asked(o)
+    finally:  # the tables and what is on file agree, whatever happened
+        if not o.plan:
+            from experiments import tables  # which imports this module
+
+            tables.write_pages()
+
+
 def run_asked(o):
-    """Run what the flags ask for."""
+    """Run the rows that the flags ask for."""
     todo = (asked if o.again else plan)(o.only, o.seeds)
     if o.plan:
         for row, seed in todo:
@@ -472,17 +487,9 @@ def main(words=None):
     if o.keep and not o.again:
         cli.error("--keep goes with --again")
     try:
-        for folder in o.file or ():
-            file_folder(folder)
-        if not (o.file or o.pages):
-            run_asked(o)
+        obey(o)
     except common.UserError as error:
         cli.error(str(error))
-    finally:  # the tables and what is on file agree, whatever happened
-        if not o.plan:
-            from experiments import tables  # which imports this module
-
-            tables.write_pages()
 
 
 if __name__ == "__main__":

@@ -666,12 +666,15 @@ def test_the_commit_is_the_last_one_of_code_or_data(tmp_path, monkeypatch):
 
 
 def test_changed_since_compares_the_commit(tmp_path, monkeypatch):
-    config = {"script": "aae", "settings": {}, "commit": "abc+"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(reproduce, "commit", lambda: "abc+")
-    assert not reproduce.changed_since(tmp_path)
-    monkeypatch.setattr(reproduce, "commit", lambda: "abd")
-    assert reproduce.changed_since(tmp_path)
+    for begun, now, changed in (
+        ("abc", "abc", False),
+        ("abc", "abd", True),
+        ("abc+", "abc+", True),  # what was not committed may have changed again
+    ):
+        config = {"script": "aae", "settings": {}, "commit": begun}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        monkeypatch.setattr(reproduce, "commit", lambda: now)
+        assert reproduce.changed_since(tmp_path) == changed
 
 
 def test_minutes_are_of_the_fastest_machine(monkeypatch):
