@@ -24,15 +24,15 @@ Where the paper's things are
 Differences              the paper, from memory          here
     optimiser            SGD, batch 100, to 5000 epochs  Adam, batch 200, 8 to 72; rates: `rate`
     hidden units         clusters: 3000                  1000
-    Enc's loss           min max                         -log Disc
-    batch norm in Enc    only clusters, SVHN: all        hidden layers, or none; style: outputs, too
+    Enc's loss           printed: min max                -log Disc
+    batch norm in Enc    clusters, SVHN: outputs, too    hidden layers, or none; style: outputs, too
     noise on the input   semi: 0.3; clusters: dropout    0.1, or none
     Table 1              deterministic q(z|x)            Gaussian q(z|x), dropout
     Disc's input         z                               z / prior_std; style: the label, too
     priors of Figure 4   pictures, no formulas           petals and a roll of our own sizes
-Ours, marked "# ours"; --recipe paper turns them off: warp; where y is inferred also warp_weight,
-smooth_weight (virtual adversarial training), code_noise, y_weight; in clusters balance_weight; on
-demand neighbours, smooth_rise. Left out: TFD, SVHN, the universal posterior z = f(x, noise).
+Ours, marked "# ours"; --recipe paper turns them off. prior-labels: warp. Where Enc infers y: warp,
+warp_weight, smooth_weight (virtual adversarial training), code_noise, y_weight. cluster tasks also:
+balance_weight. If asked: neighbours, smooth_rise. Left out: TFD, SVHN, universal posterior.
 """
 
 import math
@@ -75,7 +75,7 @@ class Settings(common.RunSettings):
     lr_labels: Rate = None  # Adam's rate in phase 3, of Enc
     clusters: Count = None  # number of clusters: values of an unlabelled y
     head_distance: Size = None  # cluster heads nearer than this are pushed apart
-    y_weight: Weight = None  # ours: weight of fooling the discriminator of y (paper: 1)
+    y_weight: Weight = None  # ours: weight of fooling Disc_y (paper: 1; None: no Disc_y)
     neighbours: Whole = None  # ours: images move towards one of this many near ones (paper: 0)
     code_noise: Weight = None  # ours: deviation of the noise on what Disc_y sees (paper: 0)
     smooth_weight: Weight = None  # ours: weight of smoothness_loss (paper: 0)
@@ -282,8 +282,8 @@ def add_noise(x, std):
 
 
 def train(run, nets, data, labelled):
-    """The phases in turn, at every step. labelled: int64, indices of images whose label is seen.
-    run: a `common.Run`: settings, track, epochs, batches, step, progress, log."""
+    """The phases in turn, at every step. labelled: int64, indices of images whose label is seen, in
+    style all. run: a `common.Run`: settings, track, epochs, batches, step, progress, log."""
     o, enc, dec, disc, disc_y = run.settings, nets.enc, nets.dec, nets.disc, nets.disc_y
     adam = {"betas": (o.beta1, 0.999), "fused": True}  # in phase 2; elsewhere Adam's defaults
     opt_r = torch.optim.Adam([*enc.parameters(), *dec.parameters()], o.lr, fused=True)
@@ -302,12 +302,12 @@ def train(run, nets, data, labelled):
                 end = o.lr_disc_end if opt is opt_d else 0.01
                 opt.param_groups[0]["lr"] = opt.defaults["lr"] * rate(run.step, total, end)
             x, label = vary(data.x, i, near, o), known[i]  # x in [0, 1]; ours: vary
-            noisy = add_noise(x, o.noise)  # Enc's input; `again`: of a second variant of each image
+            noisy = add_noise(x, o.noise)  # what Enc sees; `again`: a second variant of it
             again = add_noise(vary(data.x, i, near, o), o.noise) if o.warp_weight else None  # ours
 
             # 1. Reconstruction. Enc, Dec minimise  1/2 |x - Dec(y,z)|^2,  or with z alone
             logits, z = enc.sample(noisy)
-            y = None if logits is None else logits.softmax(1)  # Enc's, where it infers y
+            y = None if logits is None else logits.softmax(1)  # q(y|x), where Enc infers y
             if o.task == "style":  # Figure 6: all labels are known
                 y = F.one_hot(label, 10).float()
             loss_r = reconstruction = reconstruction_loss(dec(y, z), x)
@@ -338,7 +338,7 @@ def train(run, nets, data, labelled):
             if logits is not None:
                 loss_e = loss_e + o.y_weight * adversarial_loss(disc_y(y_seen))  # ours: y_weight
             losses = {"reconstruction": reconstruction, "discriminator": loss_d, "encoder": loss_e}
-            if o.clusters:  # ours; with labels steady_loss is in phase 3
+            if o.clusters:  # ours; with labels, phase 3 adds steady_loss
                 losses["balance"] = balance_loss(y)
                 steady = steady_loss(enc, x, noisy, again, run, losses)  # logs its parts, too
                 loss_e = loss_e + o.balance_weight * losses["balance"] + steady
@@ -356,11 +356,11 @@ def train(run, nets, data, labelled):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # With few labels, or none, q(y|x) can settle on wrong classes. Small changes of x must not change q
-# (smooth_weight). This weight also keeps early errors, so it may rise from 0 (smooth_rise).
+# (smooth_weight). This also preserves early errors. So the weight may rise from 0 (smooth_rise).
 # Two variants of an image must get the same answer (warp_weight). A variant is warped (warp), moved
 # towards a near image (neighbours), or both. Without labels q(y|x) must use all classes
 # (balance_weight). Disc_y tells one-hots from probabilities too easily: both get noise
-# (code_noise), and fooling it weighs more (y_weight).
+# (code_noise). y_weight favours y in the layers that y and z share.
 def vary(images, i, near, o):
     """The images of index i [B] as floats [B, C, H, W] in [0, 1], warped. With near [N, K] each
     then moves a random part of the way to one of its K near images. Both may be off."""

@@ -6,8 +6,8 @@ ALICE. Li et al. 2017, arXiv 1709.01215: ALI with cycle terms.
     python bigan.py --model ali          # or alice
 
 A generator G makes an image from a code z. An encoder E finds a code for a real image x. One
-discriminator D sees pairs, (x, E(x)) or (G(z), z); E and G learn to mislead it. If even the best D
-cannot tell the pairs apart, BiGAN's E and G are inverses of each other. Training stops short of
+discriminator D sees pairs, (x, E(x)) or (G(z), z); E and G learn to mislead it. If both kinds of
+pairs have one distribution, BiGAN's E and G are inverses of each other. Training stops short of
 that, and G(E(x)) is often another digit. ALICE also compares x with G(E(x)).
 
 Where the papers' things are
@@ -23,7 +23,7 @@ Where the papers' things are
 Differences        the papers, released code            here
     epochs         400 (BiGAN, released)                30
     rates          2e-4, exponential fall (ALI: 1e-4)   5e-4, short rise, linear fall
-    losses         halved (BiGAN, released)             whole (so --recipe paper doubles the decay)
+    losses         halved (BiGAN, released)             whole: half the decay, in effect
     batch norm     epsilon 1e-8 (BiGAN), 1e-4 (ALI)     epsilon 1e-5
     ALI's data     natural images, convolutions         MNIST, BiGAN's networks, codes of 50
     ALI's D        both kinds of pairs in one batch     a batch of each kind, as in BiGAN
@@ -60,7 +60,7 @@ class Settings(common.RunSettings):
     lr_disc: Rate = 5e-4  # Adam's rate for D (released: 2e-4)
     schedule: Literal["linear", "exponential"] = "linear"  # of all rates (released: exponential)
     beta1: Beta = 0.5  # Adam's beta1
-    weight_decay: Weight = 2.5e-5  # gradient += this * weight (released: same, losses halved)
+    weight_decay: Weight = 2.5e-5  # gradient += this * weight (released: in effect 5e-5)
     z_dim: Count = 50  # numbers in a code
     hidden: Count = 1024  # units of a hidden layer
     cycle_weight: Weight = 0.0  # lambda of ALICE's cycle terms; alice's 0.05 is ours
@@ -120,8 +120,8 @@ class Encoder(Network):
 class GaussianEncoder(Encoder):
     """ALI's E: a sample [B, z_dim] of q(z|x) = N(mu, sigma^2) (eq. 2), or its mean mu.
 
-    Unlike ALI's: mu has variance 1, sigma is below 1. Without bounds sigma grows until training
-    breaks, as D's batch norm hides a large z's scale. So z fits the prior only at sigma near 0."""
+    Unlike ALI's: mu has variance 1, sigma is below 1. Without bounds sigma grows: D's batch norm
+    hides z's scale. Then training breaks. Here z has variance 1 + sigma^2, but the prior 1."""
 
     def __init__(self, shape=(1, 28, 28), z_dim=50, hidden=1024):
         super().__init__(shape, 2 * z_dim, hidden)
@@ -192,8 +192,8 @@ def discriminator_loss(logits_real, logits_made):
 
 
 def swapped_loss(logits_real, logits_made):
-    """-log(1 - D(x, E(x))) - log D(G(z), z): the labels are swapped, for E and G. It does not
-    saturate where D wins. Logits [B] each; 2 log 2 at chance."""
+    """-log(1 - D(x, E(x))) - log D(G(z), z): E and G swap D's labels. Their
+    gradient stays large where D wins. Logits [B] each; 2 log 2 at chance."""
     return F.softplus(logits_real).mean() + F.softplus(-logits_made).mean()
 
 
@@ -204,8 +204,8 @@ def squared_error(a, b):
 
 # ---- Training ------------------------------------------------------------------------------------
 def update(optimiser, loss, keep=False):
-    """A step on `loss`. The gradient passes other networks, but only this optimiser's weights get
-    one. keep: the graph stays for a second loss. Its gradient needs no weight that moved."""
+    """A step on `loss`. The gradient crosses other networks; only this optimiser's weights move.
+    keep: the graph stays for a second loss. Its gradient must read no moved weight."""
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
     loss.backward(inputs=parameters, retain_graph=keep)
     optimiser.step()
@@ -254,8 +254,8 @@ def train(run, nets, data):
             z_x, x_z = enc(x), gen(z)
             logits_real, logits_made = disc(x, z_x), disc(x_z, z)  # a batch of each kind of pair
 
-            # E and G minimise  - log(1 - D(x, E(x))) - log D(G(z), z):  a term each
-            # ALICE             + lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2);  E(G(z)): the mean
+            # E minimises  - log(1 - D(x, E(x)));  G minimises  - log D(G(z), z);  in ALICE both
+            # + lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2);  E(G(z)): the mean
             swapped = swapped_loss(logits_real, logits_made)
             cycle = x.new_zeros(())
             if o.cycle_weight:
@@ -266,7 +266,7 @@ def train(run, nets, data):
             # The logits are from before E and G moved: all three step as if at once.
             loss_d = discriminator_loss(logits_real, logits_made)
             slope = 0.0
-            if o.penalty and run.step % 4 == 1:  # ours: on every fourth step, so times 4 below
+            if o.penalty and run.step % 4 == 1:  # ours: every fourth step, times 4 below
                 slope = slope_penalty(disc, x, z_x) + slope_penalty(disc, x_z, z)
             update(opt_d, loss_d + 4 * (o.penalty / 2) * slope)  # ours: the second term
             move_average(average, nets, run.step, o.average)  # ours
@@ -277,7 +277,7 @@ def train(run, nets, data):
 @torch.no_grad()
 def settle(nets, data, o):
     """New statistics for batch norm, with the final weights; then eval mode. E's and D's are of up
-    to 20,000 training images, G's of as many codes. D's running ones mix both kinds of pairs."""
+    to 20,000 training images, G's of as many codes. So D's are of pairs (x, E(x)) alone."""
     from experiments import batch_norm
 
     parts = batch_norm.image_parts(data.x)
@@ -313,14 +313,14 @@ def figure_samples(nets, z, path):
 # What each addition gains is in results/NOTES.md, under "Donahue et al. and Dumoulin et al.".
 # penalty: without it BiGAN's codes crowd into the corners of [-1, 1]^50, where the prior has almost
 # no mass. Then fewer reconstructions keep their digit.
-# skip: each kind of pair has its own batch norm. It hides from D that G makes one image for all z.
+# skip: batch norm removes what a batch shares. So D hardly sees that G makes one image for all z.
 # The skip adds to the logit a linear map of D's first layer, before batch norm. It fades.
 # average: averaged weights keep more digits than the last ones.
 
 
 def slope_penalty(disc, x, z):
     """|d(sum of logits) / d(x, z)|^2, a mean over the pairs. Only D learns from it.
-    If D had no batch norm: R1 on real pairs, R2 on made ones (Mescheder et al., 1801.04406)."""
+    R1 and R2 (Mescheder et al., 1801.04406), less what batch norm hides of the slope."""
     pair = x.detach().requires_grad_(), z.detach().requires_grad_()
     slopes = torch.autograd.grad(disc(*pair).sum(), pair, create_graph=True)
     return sum(slope.flatten(1).square().sum(1) for slope in slopes).mean()

@@ -32,8 +32,8 @@ Differences           paper; released code               here
     leaky ReLU        0.1; released: 0.01                0.1
     first weights     released: D's conv. truncated      all normal, none truncated
     Figure 1          trained without c2                 with c2
-Ours, marked "# ours": warp (with split_loss), far (with far_judged), continuous_start; see "Beyond
-the paper". --recipe paper turns them off; then in train far = 0, fake = made, read = h.
+Additions, marked "# ours": warp, split_loss, far, far_judged, continuous_start; see "Beyond the
+paper". --recipe paper drops them: far = 0, fake = made, read = h, loss_c2 = continuous_loss.
 Left out: faces, chairs, SVHN, CelebA (Figures 3 to 6).
 """
 
@@ -169,8 +169,8 @@ def discriminator_loss(logits_real, logits_fake):
 #            >= H(c) + E_x E_{c' ~ P(c'|x)} log Q(c'|x)                                   (eq. 4)
 #             = H(c) + E_{c ~ P(c), x = G(z,c)} log Q(c|x) = L_I(G, Q)        (Lemma 5.1, eq. 5)
 # The gap is KL(P(.|x) || Q(.|x)), a mean over x: 0 where Q is the posterior. Eq. 5 needs no
-# posterior: the pair (x, c') has the same distribution as the pair (x, c). So the c to score is
-# the one that made x. H(c) does not depend on G or Q. So to maximise L_I is to minimise
+# posterior: P(x) P(c'|x) = P(x, c'), so the pair (x, c') is distributed as (x, c). So the c to
+# score is the one that made x. H(c) does not depend on G or Q. So to maximise L_I is to minimise
 # -log Q(c|x). Q takes c1 and c2 as independent given x. So this is -log Q(c1|x) - log Q(c2|x): two
 # losses, each with its lambda. Both steps of train minimise them: G and Q are no adversaries here.
 def category_loss(logits, c1):
@@ -181,7 +181,8 @@ def category_loss(logits, c1):
 def continuous_loss(mean, c2):
     """-log Q(c2|x) in nats, Q = N(mean, 1), a sum over the m numbers of c2; both [B, m]. For each
     number: half the squared error plus log(2 pi) / 2 = 0.919. The entropy of a number is log 2 =
-    0.693. So L_I of a number is at most -0.226: a valid bound, but loose."""
+    0.693. So L_I of a number is at most -0.226: a valid bound, but loose. Lambda 4 gives the
+    gradient of a Q of deviation 1/2."""
     return (0.5 * (c2 - mean).square() + 0.5 * math.log(2 * math.pi)).sum(1).mean()
 
 
@@ -208,7 +209,7 @@ def draw_codes(o, count, device, far=0):
 
 
 def update(optimiser, loss):
-    """A step on `loss`. Its gradient may pass other networks; only the optimiser's weights move."""
+    """A step on `loss`. The gradient crosses other networks; only the optimiser's weights move."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     loss.backward(inputs=parameters)
     optimiser.step()
@@ -239,11 +240,11 @@ def train(run, nets, data):
             opt_g.param_groups[0]["lr"] = o.lr * rate(done, o.schedule)
             weight_c2 = o.continuous_weight if done >= o.continuous_start else 0  # ours
 
-            # `made` holds n images of codes from the prior, then far images (ours). c1's loss
-            # uses all, c2's loss the first n. D sees `fake`: by default it is all of `made`.
+            # `made` holds n images of codes from the prior, then `far` of a wider c2 (ours). c1's
+            # loss uses all, c2's loss the first n. D sees `fake`: by default all of `made`.
             x = common.to_float(data.x[index])  # real images [n, 1, 28, 28]
             n = len(x)
-            far = round(o.far * n) if o.warp else 0  # ours; without warp, fake = made
+            far = round(o.far * n) if o.warp else 0  # ours; without warp, `read` is `h`
             z, c1, c2 = draw_codes(o, n, x.device, far)
             made = gen(z, c1, c2)
             fake = made[: n + round(o.far_judged * far)]  # ours: far ones that D sees
@@ -274,7 +275,7 @@ def train(run, nets, data):
 
 # ---- Figures -------------------------------------------------------------------------------------
 def figure_categories(nets, o, path, order, words, rows=5):
-    """Figure 2(a): a column for each category, as in `order`; a row keeps z and c2."""
+    """Figure 2(a): a column for each category in `order`; a row keeps z and c2."""
     z, _, c2 = draw_codes(o, rows, order.device)
     z, c2 = z.repeat_interleave(len(order), 0), c2.repeat_interleave(len(order), 0)
     images = decode(nets, z, one_hot(order, o.categories).repeat(rows, 1), c2)
@@ -293,14 +294,15 @@ def figure_sweep(nets, o, path, which, order, columns=11):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # warp: without it, a category often mixes digits of the same slant. So Q reads warped copies of the
-# images, and c1 must be what a warp leaves alone. The copies' L_I <= I(c; warp(x)) <= I(c; x).
+# images, and c1 must be what a warp leaves alone. At far = 0, L_I <= I(c; warp(x)) <= I(c; x).
 # split_loss: c2 is read from warped copies, too. Its first number is scored on copies that are not
 # rotated or sheared, so it can be the slant. The others are scored on copies rotated and sheared
-# at random, where a slant is hard to read.
+# at random. There a slant is hard to read. In all copies a digit's width is (Figure 2d).
 # continuous_start: c2's loss starts late, or c2 could take the digit from c1.
 # far: Figure 2 goes twice as far as the prior of c2. There the digit can change. So Q must also
 # read c1 from images of such c2. Off where warp is 0.
-# far_judged: a far image that D does not see can look wrong. So D sees far images, too.
+# far_judged: a far image that D does not see can look wrong. So D sees far images, too. Then G
+# fits the mixture of both kinds to the data.
 # What we tried: results/NOTES.md.
 
 
@@ -333,8 +335,8 @@ def split_loss(mean, c2):
 
 # ---- For notebooks, and the command line ---------------------------------------------------------
 def build(o, steps=1):
-    """Untrained networks, of grey 28 x 28 images. steps: updates per epoch; `train` needs it right.
-    curve: the category's L_I in nats, one for each update."""
+    """Untrained networks, of grey 28 x 28 images. steps: updates per epoch.
+    curve: the category's L_I in nats, one for each of all updates."""
     nets = nn.Module()
     nets.shape = 1, 28, 28
     nets.trunk, nets.d = initialise(Trunk()), initialise(DHead(1024, 1))
@@ -361,7 +363,7 @@ def encode(nets, x):
 
 @torch.no_grad()
 def decode(nets, z, c1, c2):
-    """Codes as `draw_codes` gives them -> images float [N, C, H, W] in [0, 1]."""
+    """Codes as `draw_codes` gives them -> images [N, C, H, W] in [0, 1]. Nets in eval mode."""
     return torch.cat([nets.gen(*codes) for codes in common.code_batches(nets, z, c1, c2)])
 
 
@@ -386,7 +388,7 @@ def main(settings):
     from experiments import scores
 
     data, test = common.load_data(settings)
-    scores.judge_of(settings)  # a damaged file should fail now, not after the training
+    scores.judge_of(settings)  # a damaged judge fails now, not after the training
     run = common.Run("infogan", settings)
     nets = build(settings, math.ceil(len(data.x) / settings.batch_size)).to(run.device)
     with run.autocast():  # bf16, where the processor has it

@@ -6,8 +6,8 @@ Mathieu, Zhao, Sprechmann, Ramesh, LeCun 2016, arXiv 1611.03383.
 
 An encoder Enc splits an image x into two codes: s tells its class, z tells the rest. A decoder Dec
 makes an image from a z and an s. It must rebuild x from x's z and the s of another image of its
-class: so s helps only with what the class shares. But Dec could ignore s. So Disc, told a class,
-must tell real images of it from swaps (any z) and samples (random z). Enc and Dec must fool Disc.
+class: so s helps most with what the class shares. But Dec could ignore s. So Disc gets a class. It
+tells its real images from swaps (another's z) and samples (random z). Enc and Dec must fool Disc.
 
 Where the paper's things are
     Eq. 5, Algorithm 1, Figure 1    train, and the losses above it
@@ -22,12 +22,12 @@ Differences           the paper (released: its code)       here
     weights           lambda, not given; the others 1      one for each term, in Settings
     weight of KL      constant                             grows for 60 % of the run
     to fool Disc      log(1 - Disc)                        -log Disc (released: labels 0.95, not 1)
-    Disc's fakes      swaps of a fresh pair                this step's swaps and prior samples
+    Disc's fakes      swaps of a fresh pair                this step's (as released), samples
     prior samples     in Algorithm 1; 4.2: unstable        stable; Disc sees them, too
     x2                Figure 1: any class; 4.3: another    any class: the x1 of another pair
     sprites           672 characters, discrete poses       672 others, continuous poses
 Three additions of ours, marked "# ours": prior_std, dead_zone, CodeDiscriminator (opt_c, hide).
-"Beyond the paper" explains them. --recipe paper turns off these three alone. Left out: NORB, YaleB.
+"Beyond the paper" explains them. --recipe paper turns off only these. Left out: NORB, YaleB.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ from torch import nn
 
 # ---- Settings: each field is a flag, its comment the help. In Python start from recipe() ---------
 # "released": the authors' code. Its squared errors are means over pixels in [-1, 1], ours sums over
-# [0, 1]: on MNIST 196 times as large. So 0.01 for swaps is 1.96 here, 0.1 * 6 / 784 for KL is 0.15.
+# [0, 1]: on MNIST 784/4 = 196 times. So 0.01 for swaps is 1.96 here, 0.1 * 6 / 784 for KL is 0.15.
 @dataclasses.dataclass
 class Settings(common.RunSettings):
     recipe: Literal["ours", "paper"] = "ours"  # paper: the three additions are off
@@ -61,7 +61,7 @@ class Settings(common.RunSettings):
     swap_weight: Weight = 6.5  # lambda of eq. 5 for Dec(z1,s2) (released, MNIST: 1.96)
     prior_weight: Weight = 6.5  # lambda of eq. 5 for Dec(z,s2), z from the prior (released: 0)
     prior_std: Size = 2.0  # ours: standard deviation of z in prior samples (paper: 1)
-    dead_zone: Size = 0.5  # ours: means of z move this far towards 0, not past it (paper: 0)
+    dead_zone: Size = 0.5  # ours: means of z shrink by this, smaller ones to 0 (paper: 0)
     code_weight: Weight = 15.0  # ours: weight of Enc's loss against CodeDiscriminator (paper: 0)
 
 
@@ -114,7 +114,7 @@ class Encoder(nn.Module):
         self.to_s = nn.Linear(features, s_dim)
         self.to_mu = nn.Linear(features, z_dim)
         self.to_logvar = nn.Linear(features, z_dim)
-        self.dead_zone = dead_zone
+        self.dead_zone = dead_zone  # ours
 
     def forward(self, x):
         h = self.features(x)
@@ -197,8 +197,8 @@ def discriminator_loss(logits_real, logits_fake):
 
 # ---- Training ------------------------------------------------------------------------------------
 def update(optimiser, loss, keep=False):
-    """A step on `loss`. The gradient passes other networks, but only this optimiser's weights get
-    one. keep: the graph stays for a second loss. Its gradient needs no weight that moved."""
+    """A step on `loss`. The gradient crosses other networks; only this optimiser's weights move.
+    keep: the graph stays for a second loss. Its gradient must read no moved weight."""
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
     loss.backward(inputs=parameters, retain_graph=keep)
     optimiser.step()
@@ -226,11 +226,11 @@ def train(run, nets, data):
         for pair in run.batches(common.pair_same_class(data.y), o.batch_size):
             opt_g.param_groups[0]["lr"] = o.lr * rate(run.progress)
             opt_d.param_groups[0]["lr"] = o.lr_disc * rate(run.progress)
-            opt_c.param_groups[0]["lr"] = o.lr * max(rate(run.progress), 0.3)  # ours: falls less
+            opt_c.param_groups[0]["lr"] = o.lr * max(rate(run.progress), 0.3)  # ours: at least 0.3
             weight_kl = o.kl_start + (o.kl_weight - o.kl_start) * min(run.progress / 0.6, 1)
 
             # x1 and x1p (the paper's x1') [B, C, H, W] share a class: id1 [B, labels] names it. x2,
-            # id2, s2 are those of another pair, the row before. s [B, s_dim], z [B, z_dim].
+            # id2, s2 are x1, id1, s1 of the row before, another pair. s [B, s_dim], z [B, z_dim].
             x1, x1p = common.to_float(data.x[pair[:, 0]]), common.to_float(data.x[pair[:, 1]])
             id1 = ids[pair[:, 0]]
             s1, mu1, logvar1 = enc(x1)
@@ -242,13 +242,13 @@ def train(run, nets, data):
             # One call decodes all four batches, so batch norm uses one mean and variance for all.
             z_all, s_all = torch.cat([z1, z1, z1, z]), torch.cat([s1, s1p, s2, s2])
             x_own, x_same, x_swap, x_prior = dec(z_all, s_all).chunk(4)
-            # Disc sees each batch alone, as released. loss_g and loss_d share its logits.
+            # Disc normalises each batch alone, as released. loss_g and loss_d share its logits.
             d_real, d_swap, d_prior = disc(x2, id2), disc(x_swap, id2), disc(x_prior, id2)
 
             # Enc and Dec minimise, each term with its weight,
             #     |x1 - Dec(z1,s1)|^2 + |x1 - Dec(z1,s1')|^2 + KL(q(z|x1) || N(0,I))
             #     - log Disc(Dec(z1,s2), id2) - log Disc(Dec(z,s2), id2)
-            # (Enc learns from the last two, as well: through z1 and s2)
+            # (The last two train Enc, too: the swap through z1 and s2, the sample through s2.)
             own, same = reconstruction_loss(x_own, x1), reconstruction_loss(x_same, x1)
             kl = kl_loss(mu1, logvar1)
             swap, prior = adversarial_loss(d_swap), adversarial_loss(d_prior)
@@ -309,11 +309,11 @@ def figure_generation(nets, test, path, count=10):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # prior_std: a z far from 0 sometimes decodes to the wrong class. Such z are rare under N(0, I), so
-# Dec seldom learns from them. On MNIST we train on z of deviation 2, and score on N(0, I).
+# Dec seldom learns from them. So on MNIST samples have deviation 2. Swaps train Dec nearer to 0.
 # dead_zone: where Dec ignores one of z's numbers, Enc still gives it a tiny mean, and a classifier
 # reads the class there. Means move by dead_zone towards 0; within it they are 0, with no gradient.
-# CodeDiscriminator: z can hold traces of the class, which Dec ignores. The losses above hardly stop
-# that. So a network learns to read the label from the mean of z, and Enc learns to mislead it.
+# CodeDiscriminator: z can hold traces of the class. Dec ignores them. The losses above hardly stop
+# them. So a network learns to read the label from the mean of z, and Enc learns to mislead it.
 
 
 class CodeDiscriminator(nn.Module):
@@ -347,7 +347,7 @@ def build(o):
     nets.enc = Encoder(channels, size, o.z_dim, o.s_dim, o.dead_zone)
     nets.dec = Decoder(channels, size, o.z_dim, o.s_dim)
     nets.disc = Discriminator(channels, size, labels)
-    nets.code_disc = CodeDiscriminator(o.z_dim, labels)
+    nets.code_disc = CodeDiscriminator(o.z_dim, labels)  # ours
     return nets.to(memory_format=torch.channels_last)  # the same numbers, but convolved faster
 
 
