@@ -227,7 +227,7 @@ def mnist_table():
     mine = scores_by_rows(first, rows, [score[:3] for score in scores])
     lines = [[words, checkpoint, recipe] for words, _, _, checkpoint, recipe in scores]
     lines = [line for line in lines if line[1:] != [DASH, DASH]]
-    others = table(["by others", "public checkpoint", "released recipe, nearly"], lines)
+    others = table(["other code", "public checkpoint", "released recipe, nearly"], lines)
     return f"{mine}\n\n{others}\n\n{commands(rows)}"
 
 
