@@ -44,7 +44,7 @@ def no_memory(error):
 
 def keep_memory():
     """Let the process keep the memory that it frees. Linux takes large blocks back and hands them
-    out again as empty pages in each step, which costs bigan.py a fifth of its time."""
+    out again as empty pages in each step, which can cost bigan.py a fifth of its time."""
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # a C library other than glibc has no mallopt
             mallopt = ctypes.CDLL(None).mallopt
