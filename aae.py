@@ -282,8 +282,8 @@ def add_noise(x, std):
 
 
 def train(run, nets, data, labelled):
-    """The phases in turn, at every step. labelled: int64, indices of images whose label is seen, in
-    style all. run: a `common.Run`: settings, track, epochs, batches, step, progress, log."""
+    """The phases in turn, at every step. labelled: int64, indices of images whose label is seen: in
+    style, of all. run: a `common.Run`: settings, track, epochs, batches, step, progress, log."""
     o, enc, dec, disc, disc_y = run.settings, nets.enc, nets.dec, nets.disc, nets.disc_y
     adam = {"betas": (o.beta1, 0.999), "fused": True}  # in phase 2; elsewhere Adam's defaults
     opt_r = torch.optim.Adam([*enc.parameters(), *dec.parameters()], o.lr, fused=True)

@@ -297,7 +297,7 @@ def figure_sweep(nets, o, path, which, order, columns=11):
 # images, and c1 must be what a warp leaves alone. At far = 0, L_I <= I(c; warp(x)) <= I(c; x).
 # split_loss: c2 is read from warped copies, too. Its first number is scored on copies that are not
 # rotated or sheared, so it can be the slant. The others are scored on copies rotated and sheared
-# at random. There a slant is hard to read. In all copies a digit's width is (Figure 2d).
+# at random. These hide a slant. All copies hide a digit's width (Figure 2d).
 # continuous_start: c2's loss starts late, or c2 could take the digit from c1.
 # far: Figure 2 goes twice as far as the prior of c2. There the digit can change. So Q must also
 # read c1 from images of such c2. Off where warp is 0.

@@ -7,7 +7,7 @@ Mathieu, Zhao, Sprechmann, Ramesh, LeCun 2016, arXiv 1611.03383.
 An encoder Enc splits an image x into two codes: s tells its class, z tells the rest. A decoder Dec
 makes an image from a z and an s. It must rebuild x from x's z and the s of another image of its
 class: so s helps most with what the class shares. But Dec could ignore s. So Disc gets a class. It
-tells its real images from swaps (another's z) and samples (random z). Enc and Dec must fool Disc.
+tells real images of it from swaps (another's z) and samples (random z). Enc and Dec must fool Disc.
 
 Where the paper's things are
     Eq. 5, Algorithm 1, Figure 1    train, and the losses above it

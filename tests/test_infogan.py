@@ -114,6 +114,14 @@ def test_category_loss_takes_logits_not_probabilities():
     assert infogan.category_loss(torch.zeros(3, 0), torch.zeros(3, 0)) == 0  # no category
 
 
+def test_lambda_4_gives_the_gradient_of_a_deviation_of_one_half():
+    mean, c2 = torch.randn(5, 2, requires_grad=True), torch.rand(5, 2)
+    narrow = -torch.distributions.Normal(mean, 0.5).log_prob(c2).sum(1).mean()
+    (wanted,) = torch.autograd.grad(narrow, mean)
+    (found,) = torch.autograd.grad(4 * infogan.continuous_loss(mean, c2), mean)
+    torch.testing.assert_close(found, wanted)
+
+
 def test_continuous_loss_against_torch_distributions():
     torch.manual_seed(0)
     mean, c2 = torch.randn(2, 8, 3, dtype=torch.float64)
