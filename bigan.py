@@ -371,7 +371,7 @@ def evaluate(nets, data, test, settings, folder):
     """Figures into the run's folder; returns the scores and the rows of the printed table."""
     from experiments import bigan_scores
 
-    judge = bigan_scores.load_judge(settings)
+    judge = bigan_scores.judge_of(settings)
     call = [functools.partial(function, nets) for function in (encode, decode)]
     draw = functools.partial(draw_prior, settings.model, z_dim=settings.z_dim, device=data.x.device)
     found, table = bigan_scores.evaluate(settings, data, test, judge, nets.enc, *call, draw)
@@ -386,7 +386,7 @@ def main(settings, script="bigan", build=build):
     """Train, then score. To train only, drop bigan_scores and end with run.finish({})."""
     from experiments import bigan_scores
 
-    bigan_scores.load_judge(settings)  # a damaged file should fail now, not after the training
+    bigan_scores.judge_of(settings)  # a damaged file should fail now, not after the training
     data, test = common.load_data(settings)
     run = common.Run(script, settings, f"{settings.model}-{settings.dataset}")
     nets = build(settings).to(run.device)

@@ -388,7 +388,7 @@ def main(settings):
 
     data, test = common.load_data(settings)
     common.pair_same_class(data.y)  # fails now where a class has one image
-    mathieu_scores.load_judge(settings)  # it scores later; fails now if its file is bad
+    mathieu_scores.judge_of(settings)  # it scores later; fails now if its file is bad
     run = common.Run("mathieu", settings)
     nets = build(settings).to(run.device)
     with run.autocast():  # bf16, where the processor has it

@@ -241,7 +241,7 @@ def build(o):
 @torch.random.fork_rng()
 def evaluate(nets, data, test, settings, folder):
     """Scores and the rows of the printed table; figures into the run's folder."""
-    judge = bigan_scores.load_judge(settings)
+    judge = bigan_scores.judge_of(settings)
     encode = functools.partial(bigan.encode, nets) if hasattr(nets, "enc") else None
     decode = functools.partial(bigan.decode, nets) if hasattr(nets, "gen") else None
     net = getattr(nets, "enc", getattr(nets, "disc", None))
@@ -255,7 +255,7 @@ def evaluate(nets, data, test, settings, folder):
 
 
 def main(settings):
-    bigan_scores.load_judge(settings)
+    bigan_scores.judge_of(settings)
     data, test = common.load_data(settings)
     name = f"{settings.model}-{settings.dataset}"
     run = common.Run("bigan_baselines", settings, name)

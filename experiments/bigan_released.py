@@ -68,7 +68,7 @@ def evaluate(nets, data, test, settings, folder):
 
 def main(settings):
     script = script_of(settings.model)
-    bigan_scores.load_judge(settings)  # a damaged file should fail now, not after the training
+    bigan_scores.judge_of(settings)  # a damaged file should fail now, not after the training
     data, test = common.load_data(settings)
     run = Run("bigan_released", settings, f"{settings.model}-{settings.dataset}")
     nets = build(settings).to(run.device)

@@ -24,7 +24,7 @@ PAPER_TABLE1 = {  # errors in %
 }
 
 
-def load_judge(settings):
+def judge_of(settings):
     """The classifier that reads digits."""
     if settings.dataset == "sprites":
         words = "the test characters of sprites are in no training image, so 1-NN means nothing"

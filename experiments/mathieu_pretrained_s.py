@@ -60,7 +60,7 @@ def build(settings):
 def main(settings):
     data, test = common.load_data(settings)
     common.pair_same_class(data.y)  # a class with one image should fail now
-    mathieu_scores.load_judge(settings)
+    mathieu_scores.judge_of(settings)
     run = common.Run("mathieu_pretrained_s", settings)
     nets = build(settings).to(run.device)
     with run.autocast():

@@ -130,7 +130,7 @@ def figure_retrieval(codes, test, path, k=8):
     figure_grid(path, torch.cat(rows), k, *words, left=left)
 
 
-def load_judge(settings):
+def judge_of(settings):
     """The classifier that reads digits, or None for sprites."""
     if settings.dataset == "sprites":
         return None
@@ -141,7 +141,7 @@ def evaluate(nets, encode, decode, data, test, settings, folder):
     """Scores, name -> number, and the rows of the printed table: (words, name, paper, compare).
     Draws Figure 4 into the folder."""
     say("scoring")
-    judge, decode = load_judge(settings), functools.partial(decode, nets)
+    judge, decode = judge_of(settings), functools.partial(decode, nets)
     train_codes, codes = encode(nets, data.x), encode(nets, test.x)
     figure_retrieval(codes, test, folder / "retrieval.png")
     found = {

@@ -1,5 +1,6 @@
 """common.py: data, pairs, settings, the run folder, figures."""
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -989,11 +990,23 @@ def test_a_resumed_run_keeps_its_precision():
     assert parse("--resume", "run").precision == "bf16"
 
 
-def test_a_closed_stderr_does_not_end_a_training(monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "stderr", closed_pipe())
+def test_a_closed_stderr_does_not_end_a_training():
+    with stream("stderr", closed_pipe):
         command_line.exit_on_mistake(lambda: toy(Toy(out="run")))
     assert Path("run/metrics.json").exists()
+
+
+@contextlib.contextmanager
+def stream(name, opened):
+    """Meanwhile sys.stdout or sys.stderr is a file that cannot be written."""
+    kept, file = getattr(sys, name), opened()
+    setattr(sys, name, file)
+    try:
+        yield
+    finally:
+        setattr(sys, name, kept)
+        with contextlib.suppress(OSError):  # what waits in it cannot be written, either
+            file.close()
 
 
 def closed_pipe():
@@ -1009,9 +1022,8 @@ def full_disk():
 
 
 @pytest.mark.parametrize("stdout", [full_disk, closed_pipe])
-def test_a_table_that_cannot_be_printed_is_one_line(stdout, monkeypatch, capsys):
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(sys, "stdout", stdout())
+def test_a_table_that_cannot_be_printed_is_one_line(stdout, capsys):
+    with stream("stdout", stdout), pytest.raises(SystemExit) as stop:
         command_line.exit_on_mistake(lambda: toy(Toy(out="run")))
     assert stop.value.code == 1 and Path("run/metrics.json").exists()
     assert "cannot print the table" in capsys.readouterr().err.splitlines()[-1]
