@@ -182,12 +182,14 @@ class ClusterHeads(nn.Module):
 
     def __init__(self, classes=20, z_dim=2):
         super().__init__()
-        fixed = classes == z_dim
-        weight = 10 * torch.eye(z_dim) if fixed else 3 * torch.randn(classes, z_dim)
-        self.weight = nn.Parameter(weight, requires_grad=not fixed)
+        tenth = torch.eye(z_dim) if classes == z_dim else 0.3 * torch.randn(classes, z_dim)
+        self.tenth = nn.Parameter(tenth, requires_grad=classes != z_dim)
+
+    def positions(self):
+        return 10 * self.tenth  # W_C [classes, z_dim]; so Adam moves it ten times as fast
 
     def forward(self, y, z):
-        return y @ self.weight + z
+        return y @ self.positions() + z
 
 
 # ---- Losses: means over the batch, but the last one ----------------------------------------------
@@ -312,7 +314,7 @@ def train(run, nets, data, labelled):
                 y = F.one_hot(label, 10).float()
             loss_r = reconstruction = reconstruction_loss(dec(y, z), x)
             if dec.heads is not None:  # Figure 10
-                loss_r = loss_r + head_distance_loss(dec.heads.weight, o.head_distance)
+                loss_r = loss_r + head_distance_loss(dec.heads.positions(), o.head_distance)
             update(opt_r, loss_r)
 
             # 2. Regularisation. Disc maximises  log Disc(z') + log(1 - Disc(z)),  z' = z_prior
@@ -391,11 +393,10 @@ def warp(x, amount):
         amount * c * (2 * torch.rand(n, device=device) - 1) for c in (0.15, 0.1, 0.2)
     )
     cos, sin, size = angle.cos(), angle.sin(), 1 + size
-    linear = torch.stack([size * cos, shear - size * sin, size * sin, size * cos], 1)
+    linear = torch.stack([size * cos, shear - size * sin, size * sin, size * cos], 1).view(n, 2, 2)
     shift = amount / 14 * (2 * torch.rand(n, 2, 1, device=device) - 1)
-    affine = torch.cat([linear.view(n, 2, 2), shift], 2)
     with torch.autocast(device.type, enabled=False):  # bf16 would round the grid
-        grid = F.affine_grid(affine, x.shape, align_corners=False)
+        grid = F.affine_grid(torch.cat([linear, shift], 2), x.shape, align_corners=False)
         return F.grid_sample(x, grid, align_corners=False)
 
 
@@ -432,8 +433,7 @@ def steady_loss(enc, x, noisy, again, run, losses):
         losses["smoothness"] = smoothness_loss(enc.classify, x)
     if o.warp_weight:
         losses["invariance"] = invariance_loss(enc.classify(noisy), enc.classify(again))
-    smoothness = o.smooth_weight * risen * losses["smoothness"]
-    return smoothness + o.warp_weight * losses["invariance"]
+    return o.smooth_weight * risen * losses["smoothness"] + o.warp_weight * losses["invariance"]
 
 
 # ---- For notebooks, and the command line ---------------------------------------------------------

@@ -52,7 +52,7 @@ def figure_codes(nets, encode, test, path):
     if nets.dec.heads is None:
         words = "Codes of test images (Fig. 2, 4)"
         return figure_scatter(path, z, test.y, words, outline(nets.prior))
-    heads = nets.dec.heads.weight.detach()
+    heads = nets.dec.heads.positions().detach()
     codes = nets.dec.heads(logits.softmax(1), z).detach()
     words = "Codes W_C^T y + z of test images (Fig. 11)"
     if heads.shape[1] > 2:

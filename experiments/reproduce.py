@@ -109,6 +109,11 @@ ROWS = {  # what stands behind `python` in a row's command
         f"bigan/released-{name}": f"-m experiments.bigan_released --model {model}"
         for name, model in TABLE1.items()
     },
+    "bigan/mnist-held-out": "bigan.py --validation",
+    **{
+        f"bigan/{name}-held-out": f"-m experiments.bigan_baselines --model {model} --validation"
+        for name, model in {"pixels": "pixels", "untrained": "untrained", **TABLE1}.items()
+    },
     "bigan/grid": "-m experiments.gaussians",
     "bigan/grid-random": "-m experiments.gaussians --setting random",
     "infogan/mnist": "infogan.py",
@@ -331,7 +336,7 @@ def cpu_seconds(row):
 def expected(row):
     """Seconds that a run of this row takes on a CPU, by those on file: of the row, or else of its
     paper's rows; 300 where there are none."""
-    found = cpu_seconds(row)
+    found = cpu_seconds(row) or cpu_seconds(row.removesuffix("-held-out"))
     if not found and row.startswith("bigan/released"):  # 400 epochs where ours has 30
         ours = row.replace("released-", "").replace("released", "mnist")
         return expected(ours) * 400 / 30
@@ -347,6 +352,8 @@ def seeds_of(row):
         return range(10)  # as many as the paper's
     if row.startswith("bigan/released"):  # hours each
         return range(2 if row == "bigan/released" else 1)
+    if row.endswith("held-out"):
+        return range(1)
     slow = row in ("aae/semi-1000-no-warps", "aae/semi-60000-no-warps", "infogan/weight-2")
     variant = row.startswith("mathieu/") and row not in ("mathieu/mnist", "mathieu/sprites")
     return range(3 if slow or variant or row.endswith("paper-terms") else 5)

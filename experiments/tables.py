@@ -397,7 +397,6 @@ def bigan_table():
     }
     rows = {f"bigan/{name}": cells for name, cells in models.items()}
     plain = {row: cells[:1] for row, cells in rows.items()}
-    layer = [("ours", "nn_error_features", 2)]
     codes = [("nearest neighbour", "nn_error_code", 2), ("linear probe", "probe_error_code", 2)]
     images = [
         ("length of x - G(E(x))", "reconstruction_l2", 2),
@@ -406,11 +405,16 @@ def bigan_table():
     ]
     no_code = "bigan/gan", "bigan/pixels"
     with_code = {row: cells for row, cells in plain.items() if row not in no_code}
+    lines = []
+    for row, cells in rows.items():  # held out: the protocol of the authors' log
+        errors = (ours(name, "nn_error_features", 2) for name in (row, f"{row}-held-out"))
+        lines.append([*cells, *errors])
     parts = [
-        rows_by_scores(["Table 1: error in %", "paper"], rows, layer),
+        table(["Table 1: error in %", "paper", "ours", "ours, held out"], lines),
         rows_by_scores(["the code: error in %"], with_code, codes),
         rows_by_scores(["the images"], plain, images),
-        commands({row: cells[0] for row, cells in plain.items()}),
+        commands({row: cells[0] for row, cells in plain.items()})
+        + "\n- held out: the same with `--validation`, seed 0",
     ]
     return "\n\n".join(parts)
 

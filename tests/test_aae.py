@@ -89,6 +89,16 @@ def test_head_distances_are_pushed_apart_below_the_threshold_only():
     assert gradient.tolist() == [[1, 0], [-1, 0], [0, 0]]  # linear, the far one is left alone
 
 
+def test_heads_part_within_a_run():
+    """Adam moves a number by about its rate a step, and the heads have some ten to go."""
+    torch.manual_seed(0)
+    heads = aae.ClusterHeads(10, 2)
+    optimiser = torch.optim.Adam(heads.parameters(), aae.recipe("embed").lr)
+    for _ in range(1500):
+        aae.update(optimiser, aae.head_distance_loss(heads.positions(), 8.0))
+    assert F.pdist(heads.positions()).min() > 7.9
+
+
 def test_heads_stay_without_a_push():
     nets = aae.build(dataclasses.replace(aae.recipe("embed"), head_distance=0.0))
     assert nets.dec.heads is not None and nets.dec.body[0].in_features == 2
@@ -419,8 +429,8 @@ def test_the_decoder_sees_y_beside_z_or_the_heads():
     flat = aae.Decoder(2, (1, 2, 2), 20)
     assert torch.equal(flat(None, z), D(flat.to_image(flat.body(z))))
     flat.heads = aae.ClusterHeads(3, 2)
-    assert torch.allclose(flat(y, z), D(flat.to_image(flat.body(flat.heads.weight[:2] + z))))
-    fixed = aae.ClusterHeads(10, 10).weight
+    assert torch.allclose(flat(y, z), D(flat.to_image(flat.body(flat.heads.positions()[:2] + z))))
+    fixed = aae.ClusterHeads(10, 10).positions()
     assert torch.equal(fixed, 10 * torch.eye(10)) and not fixed.requires_grad
 
 
@@ -555,7 +565,7 @@ def by_hand(o, nets, data, labelled, shuffle):
         y = torch.eye(10)[known]
     code, apart = z if y is None else torch.cat([y, z], 1), 0.0
     if o.head_distance is not None:
-        heads = nets.dec.heads.weight
+        heads = nets.dec.heads.positions()
         code = y @ heads + z
         for a, b in itertools.combinations(heads, 2):
             apart = apart + torch.clamp(o.head_distance - (a - b).square().sum().sqrt(), min=0)
@@ -1015,7 +1025,7 @@ def test_codes_are_drawn_where_they_are(drawn):
     nets = aae.build(settings("--task embed-clusters --hidden 30"))
     nets.enc = Codes(lambda x: (logits, torch.zeros(len(x), 2), None))
     aae_figures.figure_codes(nets, aae.encode, test, "x")
-    heads = nets.dec.heads.weight.detach()
+    heads = nets.dec.heads.positions().detach()
     assert torch.allclose(drawn["x"].points, heads[torch.arange(100) % 20], atol=1e-4)
     assert torch.equal(drawn["x"].marks, heads) and torch.equal(drawn["x"].y, test.y)
     around = (drawn["x"].curves[3] - heads[3]).norm(dim=1)
