@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
+MODELS = {"kl": "VAE", "mmd": "WAE-MMD", "wae-gan": "WAE-GAN"}
+
 
 def percentiles(n):
     """n x n points [n * n, 2] at equal steps of a standard normal's percentiles, from 5 to 95. Row
@@ -46,11 +48,11 @@ def on_a_circle(heads):
     return torch.linalg.lstsq(heads.cpu(), circle).solution.to(heads)
 
 
-def figure_codes(nets, encode, test, path):
+def figure_codes(nets, encode, test, path, model="AAE"):
     """Figures 2(a, c), 4(a, c): codes of test images, over the prior. Figure 11: W_C^T y + z."""
     logits, z = encode(nets, test.x, sample=True)
     if nets.dec.heads is None:
-        words = "Codes of test images (Fig. 2, 4)"
+        words = f"Codes of test images, {model} (Fig. 2, 4)"
         return figure_scatter(path, z, test.y, words, outline(nets.prior))
     heads = nets.dec.heads.positions().detach()
     codes = nets.dec.heads(logits.softmax(1), z).detach()
@@ -102,11 +104,12 @@ def figure_clusters(nets, encode, decode, test, path, shown=14):
     figure_grid(path, rows.flatten(0, 1), shown, words, left=heads)
 
 
-def draw(nets, encode, decode, data, test, task, folder):
+def draw(nets, encode, decode, data, test, o, folder):
     """The figures of a task."""
+    task, model = o.task, MODELS.get(getattr(o, "regularizer", None), "AAE")
     plane = task.startswith("prior") and nets.prior.dim == 2
     if plane or nets.dec.heads is not None:
-        figure_codes(nets, encode, test, folder / "codes.png")
+        figure_codes(nets, encode, test, folder / "codes.png", model)
     if plane:
         figure_manifold(nets, decode, folder / "manifold.png")
     if task == "likelihood":

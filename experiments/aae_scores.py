@@ -263,7 +263,7 @@ def evaluate(nets, encode, decode, data, test, o, folder):
     else:
         found = cluster_scores(nets, encode, held_out, test)
     say("figures")
-    aae_figures.draw(nets, encode, decode, data, test, o.task, folder)
+    aae_figures.draw(nets, encode, decode, data, test, o, folder)
     return found, table(found, o)
 
 

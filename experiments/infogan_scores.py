@@ -141,9 +141,10 @@ def cluster_scores(logits, test_logits, data, test, tries=5):
 
 
 def display_order(logits, y):
-    """Categories [K] in the order of the digits they match, those left over at the end."""
-    names = scores.match_clusters(logits, y)
-    return torch.argsort(torch.where(names < 0, names.max() + 1, names), stable=True)
+    """Categories [K] in the order of the digits they match. Then those left over, by the commonest
+    digit of each."""
+    names, votes = scores.match_clusters(logits, y), scores.count_votes(logits, y).argmax(1)
+    return torch.argsort(torch.where(names < 0, names.max() + 1 + votes, names), stable=True)
 
 
 # ---- The bound, and linear probes ----------------------------------------------------------------

@@ -128,6 +128,7 @@ ROWS = {  # what stands behind `python` in a row's command
 FIGURES = {
     "mathieu/mnist": ("swap", "interpolation", "generation", "retrieval", "losses"),
     "mathieu/sprites": ("swap", "generation", "retrieval"),
+    "mathieu/mnist-short": ("swap",),
     "mathieu/mnist-weak-kl-no-adversary": ("swap",),
     "mathieu/mnist-pretrained-s": ("swap",),
     "aae/prior-gaussian": ("codes", "manifold"),
@@ -141,6 +142,7 @@ FIGURES = {
     **{f"aae/embed-{labels}": ("codes",) for labels in (1000, 100, 0)},
     "bigan/mnist": ("reconstructions", "samples"),
     "bigan/bilinear": ("reconstructions",),
+    "bigan/ali": ("reconstructions", "interpolation"),
     "bigan/alice": ("reconstructions",),
     "bigan/grid": ("grid",),
     "infogan/mnist": ("categories", "continuous-1", "continuous-2"),

@@ -967,7 +967,7 @@ def drawn(monkeypatch):
         seen[path] = SimpleNamespace(images=shown, columns=columns, left=left)
 
     def scatter(path, points, y, title, curves=(), marks=None):
-        seen[path] = SimpleNamespace(points=points, y=y, curves=curves, marks=marks)
+        seen[path] = SimpleNamespace(points=points, y=y, title=title, curves=curves, marks=marks)
 
     monkeypatch.setattr(aae_figures, "figure_grid", grid)
     monkeypatch.setattr(aae_figures, "figure_scatter", scatter)
@@ -1261,6 +1261,17 @@ def test_a_new_prior_is_a_class_and_a_name(monkeypatch, command):
     o = settings("--prior ring --hidden 50", dry_run=True, epochs=2)
     aae.main(o)
     assert numbers("run")["code_test"] >= 0 and Path("run/manifold.png").exists()
+
+
+@pytest.mark.parametrize(
+    "words, recipe, name",
+    [("", aae.recipe, "AAE"), ("--regularizer kl", aae_compared.recipe, "VAE")],
+)
+def test_the_title_of_codes_names_their_model(words, recipe, name, drawn, tmp_path):
+    o = settings(f"{words} --hidden 10", recipe)
+    nets, test = aae.build(o).eval(), images(20)
+    aae_figures.draw(nets, aae.encode, aae.decode, test, test, o, tmp_path)
+    assert name in drawn[tmp_path / "codes.png"].title
 
 
 @pytest.mark.parametrize("prior", ["mixture", "swiss-roll"])

@@ -894,7 +894,7 @@ def test_dry_runs_share_one_folder_and_say_what_they_are(capsys, drawn):
     toy(Toy(dry_run=True))
     assert os.listdir("runs/toy") == ["dry-run"] and not Path("runs/toy/dry-run/swap.png").exists()
     assert [words.get_text() for words in drawn[-1].texts if "DRY" in words.get_text()] == [
-        "DRY RUN, means nothing: mnist, 3 epochs, seed 0"
+        "DRY RUN, means nothing: dry-run: mnist, 3 epochs, seed 0"
     ]
     with pytest.raises(common.UserError, match="'mine' is not empty"):
         for _ in range(2):
@@ -907,7 +907,11 @@ def test_a_figure_says_of_which_run_it_is(drawn):
         common.figure_grid(path, torch.rand(6, 1, 4, 4), 3, "title")
     Path("config.json").write_text("of another program")
     common.figure_grid("x.png", torch.rand(6, 1, 4, 4), 3, "title")
-    assert [figure.texts[-1].get_text() for figure in drawn] == ["mnist, 7 epochs, seed 4", "", ""]
+    assert [figure.texts[-1].get_text() for figure in drawn] == [
+        "mnist-seed4: mnist, 7 epochs, seed 4",
+        "",
+        "",
+    ]
 
 
 def test_a_run_of_another_script_is_not_resumed():

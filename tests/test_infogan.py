@@ -663,6 +663,13 @@ def test_cluster_scores_of_heads_that_are_known():
     assert scores.match_clusters(logits, data.y)[order].tolist() == list(range(10))
 
 
+def test_categories_left_over_stand_in_the_order_of_their_digits():
+    y = torch.tensor([0, 0, 1, 1, 2, 2, 2, 0, 1])
+    member = torch.tensor([3, 3, 4, 4, 0, 0, 2, 1, 5])  # 2, 1, 5 are second kinds of 2, 0, 1
+    order = infogan_scores.display_order(F.one_hot(member, 6).float(), y)
+    assert order.tolist() == [3, 4, 0, 1, 5, 2]
+
+
 def test_more_categories_than_images_are_scored():
     data = digits(20)
     found = infogan_scores.cluster_scores(torch.eye(20, 30), torch.eye(20, 30), data, data, tries=1)
