@@ -18,11 +18,11 @@ Where the paper's things are
     Figures 6, 7                   --task style
     Table 2, Figure 8              --task semi --labels 100 or 1000, semi-all; train, phase 3
     Table 3, Figure 9              --task cluster --clusters 16 or 30
-    Figures 10, 11                 --task embed --labels 100 (d: --z-dim 10), 1000; embed-clusters
+    Figures 10, 11                 --task embed --labels 1000 or 100 (d: --z-dim 10); embed-clusters
     Drawing, scoring               experiments/aae_figures.py, experiments/aae_scores.py
 
 Differences              the paper, from memory          here
-    optimiser            SGD, batch 100, to 5000 epochs  Adam, batch 200, 8 to 72; rates: `rate`
+    optimiser            SGD, batch 100, to 5000 epochs  Adam, batch 200, 8 to 72 epochs
     hidden units         clusters: 3000                  1000
     Enc's loss           printed: min max                -log Disc
     batch norm in Enc    clusters, SVHN: outputs, too    hidden layers, or none; style: outputs, too
@@ -32,7 +32,7 @@ Differences              the paper, from memory          here
     priors of Figure 4   pictures, no formulas           petals and a roll of our own sizes
 Ours, marked "# ours"; --recipe paper turns them off. prior-labels: warp. Where Enc infers y: warp,
 warp_weight, smooth_weight (virtual adversarial training), code_noise, y_weight. cluster tasks also:
-balance_weight. If asked: neighbours, smooth_rise. Left out: TFD, SVHN, universal posterior.
+balance_weight. Off by default: neighbours, smooth_rise. Left out: TFD, SVHN, universal posterior.
 """
 
 import math
@@ -75,7 +75,7 @@ class Settings(common.RunSettings):
     lr_labels: Rate = None  # Adam's rate in phase 3, of Enc
     clusters: Count = None  # number of clusters: values of an unlabelled y
     head_distance: Size = None  # cluster heads nearer than this are pushed apart
-    y_weight: Weight = None  # ours: weight of fooling Disc_y (paper: 1; None: no Disc_y)
+    y_weight: Weight = None  # ours: weight of fooling Disc_y (paper: 1; None: Enc infers no y)
     neighbours: Whole = None  # ours: images move towards one of this many near ones (paper: 0)
     code_noise: Weight = None  # ours: deviation of the noise on what Disc_y sees (paper: 0)
     smooth_weight: Weight = None  # ours: weight of smoothness_loss (paper: 0)
@@ -104,7 +104,7 @@ EMBED_CLUSTERS = replace(CLUSTER, z_dim=2, clusters=20, head_distance=8.0)
 
 
 def recipe(task="prior", recipe="ours"):
-    """The settings of a task; `every` has the order of TASKS. The parser refuses other tasks."""
+    """The settings of a task; `every` has the order of TASKS. An unknown one gets PRIOR."""
     every = PRIOR, LABELLED, LIKELIHOOD, STYLE, SEMI, SEMI_ALL, CLUSTER, EMBED, EMBED_CLUSTERS
     settings = dict(zip(TASKS, every)).get(task, PRIOR)
     off = {name: value for name, value in OFF.items() if getattr(settings, name) is not None}
@@ -166,7 +166,7 @@ class Decoder(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Codes [B, inputs] -> logits [B]. Disc(code) = sigmoid(logit), high for samples of p(z)."""
+    """Codes [B, inputs] -> logits [B]. Disc(code) = sigmoid(logit), high for prior samples."""
 
     def __init__(self, inputs=8, hidden=1000):
         super().__init__()
@@ -214,7 +214,7 @@ def head_distance_loss(heads, threshold):
 
 
 # ---- Priors p(z). A new one goes here: a class, and its name in PRIORS ---------------------------
-# Called with (z_dim, prior_std). experiments/aae_priors.py: its log_density, component, outline.
+# Called with (z_dim, prior_std). experiments/aae_priors.py: how to score and draw it.
 class Gaussian:
     """N(0, std^2 I), whatever the component."""
 
@@ -284,14 +284,14 @@ def add_noise(x, std):
 
 
 def train(run, nets, data, labelled):
-    """The phases in turn, at every step. labelled: int64, indices of images whose label is seen: in
-    style, of all. run: a `common.Run`: settings, track, epochs, batches, step, progress, log."""
+    """The phases in turn, at every step. labelled: int64, indices of images whose label is seen;
+    in style all. run: a `common.Run`: settings, track, epochs, batches, step, progress, log."""
     o, enc, dec, disc, disc_y = run.settings, nets.enc, nets.dec, nets.disc, nets.disc_y
     adam = {"betas": (o.beta1, 0.999), "fused": True}  # in phase 2; elsewhere Adam's defaults
     opt_r = torch.optim.Adam([*enc.parameters(), *dec.parameters()], o.lr, fused=True)
     opt_d = torch.optim.Adam([*disc.parameters(), *disc_y.parameters()], o.lr_disc, **adam)
     opt_e = torch.optim.Adam(enc.parameters(), o.lr_encoder, **adam)
-    opt_c = torch.optim.Adam(enc.parameters(), o.lr_labels or 0.0, fused=True)
+    opt_c = torch.optim.Adam(enc.parameters(), o.lr_labels or 0.0, fused=True)  # or idle
     run.track(nets=nets, opt_r=opt_r, opt_d=opt_d, opt_e=opt_e, opt_c=opt_c)
     total = o.epochs * math.ceil(len(data.y) / o.batch_size)
     known = torch.full_like(data.y, 10)  # the label, or 10 where it may not be seen
@@ -317,7 +317,7 @@ def train(run, nets, data, labelled):
                 loss_r = loss_r + head_distance_loss(dec.heads.positions(), o.head_distance)
             update(opt_r, loss_r)
 
-            # 2. Regularisation. Disc maximises  log Disc(z') + log(1 - Disc(z)),  z' = z_prior
+            # 2. Regularisation. Disc maximises  log Disc(z') + log(1 - Disc(z)),  z' ~ p(z)
             logits, z = enc.sample(noisy)  # once more: phase 1 moved Enc
             component = torch.randint(0, 10, label.shape, device=label.device)  # Gaussian: ignored
             if o.task == "prior-labels":  # a known label names its part of p(z)
