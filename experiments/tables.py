@@ -77,7 +77,7 @@ def commands(rows):
     """A list of the commands of rows, {row: words, or ""}, with their seeds and minutes."""
     lines = []
     for row, words in rows.items():
-        done = f"{counted(row)}, {minutes(row)}" if seeds(row) else "not run yet"
+        done = f"{counted(row)}, {minutes(row)}" if seeds(row) else "no finished run"
         lines.append(f"- {words}{': ' if words else ''}`{command(row)}`: {done}")
     return "\n".join(lines)
 
