@@ -22,7 +22,7 @@ Where the paper's things are
     Drawing, scoring               experiments/aae_figures.py, experiments/aae_scores.py
 
 Differences              the paper, from memory          here
-    optimiser            SGD, batch 100, to 5000 epochs  Adam, batch 200, 8 to 72 epochs
+    optimiser            SGD, batch 100, to 5000 epochs  Adam, batch 200, 8 to 72 epochs; rates fall
     hidden units         clusters: 3000                  1000
     Enc's loss           printed: min max                -log Disc
     batch norm in Enc    clusters, SVHN: outputs, too    hidden layers, or none; style: outputs, too
@@ -284,14 +284,14 @@ def add_noise(x, std):
 
 
 def train(run, nets, data, labelled):
-    """The phases in turn, at every step. labelled: int64, indices of images whose label is seen;
-    in style all. run: a `common.Run`: settings, track, epochs, batches, step, progress, log."""
+    """The phases in turn, at every step. labelled: int64, indices of images whose label is seen
+    (style: all). run: a `common.Run`: settings, track, epochs, batches, step, progress, log."""
     o, enc, dec, disc, disc_y = run.settings, nets.enc, nets.dec, nets.disc, nets.disc_y
     adam = {"betas": (o.beta1, 0.999), "fused": True}  # in phase 2; elsewhere Adam's defaults
     opt_r = torch.optim.Adam([*enc.parameters(), *dec.parameters()], o.lr, fused=True)
     opt_d = torch.optim.Adam([*disc.parameters(), *disc_y.parameters()], o.lr_disc, **adam)
     opt_e = torch.optim.Adam(enc.parameters(), o.lr_encoder, **adam)
-    opt_c = torch.optim.Adam(enc.parameters(), o.lr_labels or 0.0, fused=True)  # or idle
+    opt_c = torch.optim.Adam(enc.parameters(), o.lr_labels or 0.0, fused=True)  # 0: not used
     run.track(nets=nets, opt_r=opt_r, opt_d=opt_d, opt_e=opt_e, opt_c=opt_c)
     total = o.epochs * math.ceil(len(data.y) / o.batch_size)
     known = torch.full_like(data.y, 10)  # the label, or 10 where it may not be seen
