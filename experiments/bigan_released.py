@@ -2,6 +2,7 @@
 
     python -m experiments.bigan_released
     python -m experiments.bigan_released --model gan      # a baseline of bigan_baselines.py
+    python -m experiments.bigan_released --validation     # on held-out images, as the authors' log
 
 Networks, losses and steps are those of bigan.py and bigan_baselines.py, with `--recipe paper`. What
 still differs from the released code is in bigan.py's header. The released code has no autoencoders.
@@ -28,6 +29,18 @@ def script_of(model):
 def recipe(model="bigan", recipe="paper"):
     """The settings of a model by its own script."""
     return script_of(model).recipe(model, recipe)
+
+
+def load_data(settings):
+    """As `common.load_data`. With --validation a random sixth of the training images is held out,
+    as in the authors' log. Elsewhere it is the last sixth."""
+    data, test = common.load_data(settings)
+    if not settings.validation:
+        return data, test
+    x, y = torch.cat([data.x, test.x]), torch.cat([data.y, test.y])
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0)).to(y.device)
+    both = common.Split(x, y)
+    return both.take(order[len(test.y) :]), both.take(order[: len(test.y)])
 
 
 class Run(common.Run):
@@ -69,7 +82,7 @@ def evaluate(nets, data, test, settings, folder):
 def main(settings):
     script = script_of(settings.model)
     bigan_scores.judge_of(settings)  # a damaged file should fail now, not after the training
-    data, test = common.load_data(settings)
+    data, test = load_data(settings)
     run = Run("bigan_released", settings, f"{settings.model}-{settings.dataset}")
     nets = build(settings).to(run.device)
     run.measure = functools.partial(error_so_far, nets, data, test, settings)

@@ -109,6 +109,7 @@ ROWS = {  # what stands behind `python` in a row's command
         f"bigan/released-{name}": f"-m experiments.bigan_released --model {model}"
         for name, model in TABLE1.items()
     },
+    "bigan/released-held-out": "-m experiments.bigan_released --validation",
     "bigan/mnist-held-out": "bigan.py --validation",
     **{
         f"bigan/{name}-held-out": f"-m experiments.bigan_baselines --model {model} --validation"

@@ -496,6 +496,23 @@ def test_what_is_scored_is_the_average_of_the_weights(decay, monkeypatch):
     assert torch.allclose(faded, disc(x, z), atol=1e-6)
 
 
+def test_the_released_recipe_holds_out_random_training_images(monkeypatch):
+    data, test = mnist(24).take(slice(20)), mnist(24).take(slice(20, 24))
+    monkeypatch.setattr(common, "load_data", lambda o: (data, test))
+    o = bigan_released.recipe()
+    assert bigan_released.load_data(o) == (data, test)
+    held = dataclasses.replace(o, validation=True)
+    torch.manual_seed(1)
+    (train, queries), again = [bigan_released.load_data(held) for _ in range(2)]
+    assert torch.equal(train.x, again[0].x) and torch.equal(queries.x, again[1].x)
+    assert len(train.y) == 20 and len(queries.y) == 4 and not torch.equal(queries.x, test.x)
+
+    def pairs(*splits):
+        return sorted((int(y), x.flatten().tolist()) for s in splits for x, y in zip(s.x, s.y))
+
+    assert pairs(train, queries) == pairs(data, test)
+
+
 @pytest.mark.parametrize("model", ["bigan", "gan"])
 def test_the_released_recipe_measures_its_error_on_the_way(model, monkeypatch):
     """Twice in three epochs: by the weights of then, after a cut as without, and no training draws
@@ -930,6 +947,7 @@ EVERY = {
     "product": (bigan_product, ["--product", "8"], {"nn_error_code"}),
     "gan": (bigan_baselines, ["--recipe", "paper"], {"nn_error_features", "sample_quality"}),
     "ae-l1": (bigan_baselines, ["--model", "ae-l1"], {"nn_error_code"}),
+    "released": (bigan_released, ["--validation"], {"nn_error_features"}),
     "pixels": (bigan_baselines, ["--model", "pixels"], {"nn_error_features", "probe_error_code"}),
     "untrained": (bigan_baselines, ["--model", "untrained"], {"nn_error_code"}),
     "gaussians": (gaussians, [], {"ali_modes_hit", "posthoc_reconstruction_mode"}),
