@@ -18,7 +18,7 @@ Where the paper's things are
     Figures 6, 7                   --task style
     Table 2, Figure 8              --task semi --labels 100 or 1000, semi-all; train, phase 3
     Table 3, Figure 9              --task cluster --clusters 16 or 30
-    Figures 10, 11                 --task embed --labels 1000 or 100 (d: --z-dim 10); embed-clusters
+    Figures 10, 11                 --task embed --labels 1000, 100 (d: + --z-dim 10); embed-clusters
     Drawing, scoring               experiments/aae_figures.py, experiments/aae_scores.py
 
 Differences              the paper, from memory          here
@@ -52,8 +52,8 @@ TOLD = "prior-labels", "style"  # tasks in which Disc is told the label
 
 # ---- Settings: a field is a flag, its comment the help; None: the task has no such flag ----------
 @dataclass
-class Settings(common.RunSettings):
-    task: Literal[tuple(TASKS)] = "prior"  # the paper's experiment; it picks the other settings
+class Settings(common.RunSettings):  # that has epochs, dataset, seed and more
+    task: Literal[tuple(TASKS)] = "prior"  # the paper's experiment; its own defaults stand below
     recipe: Literal["ours", "paper"] = "ours"  # paper: our additions are off; the Differences stay
     batch_size: Batch = 200  # images in a step
     hidden: Count = 1000  # units of each of the two hidden layers
@@ -61,7 +61,7 @@ class Settings(common.RunSettings):
     prior: str = "gaussian"  # p(z): gaussian; for a z of two numbers also mixture, swiss-roll
     prior_std: Size = 1.0  # the Gaussian's deviation; for any prior Disc sees z / this
     encoder: Literal["deterministic", "gaussian"] = "deterministic"  # q(z|x) (section 2)
-    batch_norm: Literal["none", "hidden", "all"] = "hidden"  # where in Enc; all: outputs, too
+    batch_norm: Literal["none", "hidden", "all"] = "hidden"  # where in Enc; all: on y, z, too
     dropout: Share = 0.0  # of the hidden units of Enc and Dec
     noise: Weight = 0.1  # deviation of the noise on Enc's input
     lr: Rate = 1e-3  # Adam's rate in phase 1, of Enc and Dec
@@ -75,7 +75,7 @@ class Settings(common.RunSettings):
     lr_labels: Rate = None  # Adam's rate in phase 3, of Enc
     clusters: Count = None  # number of clusters: values of an unlabelled y
     head_distance: Size = None  # cluster heads nearer than this are pushed apart
-    y_weight: Weight = None  # ours: weight of fooling Disc_y (paper: 1; None: Enc infers no y)
+    y_weight: Weight = None  # ours: weight of fooling Disc_y (paper: 1)
     neighbours: Whole = None  # ours: images move towards one of this many near ones (paper: 0)
     code_noise: Weight = None  # ours: deviation of the noise on what Disc_y sees (paper: 0)
     smooth_weight: Weight = None  # ours: weight of smoothness_loss (paper: 0)
@@ -186,7 +186,7 @@ class ClusterHeads(nn.Module):
         self.tenth = nn.Parameter(tenth, requires_grad=classes != z_dim)
 
     def positions(self):
-        return 10 * self.tenth  # W_C [classes, z_dim]; so Adam moves it ten times as fast
+        return 10 * self.tenth  # W_C [classes, z_dim]; ours: so Adam moves it ten times as fast
 
     def forward(self, y, z):
         return y @ self.positions() + z
@@ -222,14 +222,14 @@ class Gaussian:
         self.dim, self.std = dim, std
 
     def sample(self, component):
-        """z [n, dim]. component: int64 [n], 0 to 9: Figure 4's digit."""
+        """z [n, dim]. component: int64 [n], 0 to 9: the part of p(z), Figure 4's digit."""
         return self.std * torch.randn(len(component), self.dim, device=component.device)
 
 
 class Mixture(Gaussian):
     """Ten Gaussians laid out like petals."""
 
-    centre, length, width = 10.0, 3.0, 0.7  # distance from 0; deviations outwards and across
+    centre, length, width = 10.0, 3.0, 0.7  # distance from 0; standard deviations
 
     def axes(self, component):
         """The unit vectors outwards and across, [n, 2] each."""
@@ -284,17 +284,17 @@ def add_noise(x, std):
 
 
 def train(run, nets, data, labelled):
-    """The phases in turn, at every step. labelled: int64, indices of images whose label is seen
-    (style: all). run: a `common.Run`: settings, track, epochs, batches, step, progress, log."""
+    """The phases in turn, at every step. data: a `common.Split`. labelled: int64, indices of images
+    whose label is seen (style: all). run: a `common.Run`; run.step is 1 in the first step."""
     o, enc, dec, disc, disc_y = run.settings, nets.enc, nets.dec, nets.disc, nets.disc_y
     adam = {"betas": (o.beta1, 0.999), "fused": True}  # in phase 2; elsewhere Adam's defaults
-    opt_r = torch.optim.Adam([*enc.parameters(), *dec.parameters()], o.lr, fused=True)
+    opt_r = torch.optim.Adam([*enc.parameters(), *dec.parameters()], o.lr, fused=True)  # phase 1
     opt_d = torch.optim.Adam([*disc.parameters(), *disc_y.parameters()], o.lr_disc, **adam)
     opt_e = torch.optim.Adam(enc.parameters(), o.lr_encoder, **adam)
-    opt_c = torch.optim.Adam(enc.parameters(), o.lr_labels or 0.0, fused=True)  # 0: not used
+    opt_c = torch.optim.Adam(enc.parameters(), o.lr_labels or 0.0, fused=True)  # phase 3, or idle
     run.track(nets=nets, opt_r=opt_r, opt_d=opt_d, opt_e=opt_e, opt_c=opt_c)
     total = o.epochs * math.ceil(len(data.y) / o.batch_size)
-    known = torch.full_like(data.y, 10)  # the label, or 10 where it may not be seen
+    known = torch.full_like(data.y, 10)  # the label; 10: it may not be seen, an eleventh class
     known[labelled] = data.y[labelled]
     near = nearest(data.x, o.neighbours) if o.neighbours else None  # ours
     nets.train()
@@ -304,7 +304,7 @@ def train(run, nets, data, labelled):
                 end = o.lr_disc_end if opt is opt_d else 0.01
                 opt.param_groups[0]["lr"] = opt.defaults["lr"] * rate(run.step, total, end)
             x, label = vary(data.x, i, near, o), known[i]  # x in [0, 1]; ours: vary
-            noisy = add_noise(x, o.noise)  # what Enc sees; `again`: a second variant of it
+            noisy = add_noise(x, o.noise)  # Enc's input; `again`: a second variant of it
             again = add_noise(vary(data.x, i, near, o), o.noise) if o.warp_weight else None  # ours
 
             # 1. Reconstruction. Enc, Dec minimise  1/2 |x - Dec(y,z)|^2,  or with z alone
@@ -317,9 +317,9 @@ def train(run, nets, data, labelled):
                 loss_r = loss_r + head_distance_loss(dec.heads.positions(), o.head_distance)
             update(opt_r, loss_r)
 
-            # 2. Regularisation. Disc maximises  log Disc(z') + log(1 - Disc(z)),  z' ~ p(z)
+            # 2. Regularisation. Disc maximises  log Disc(z_prior) + log(1 - Disc(z_seen))
             logits, z = enc.sample(noisy)  # once more: phase 1 moved Enc
-            component = torch.randint(0, 10, label.shape, device=label.device)  # Gaussian: ignored
+            component = torch.randint(0, 10, i.shape, device=i.device)  # a Gaussian ignores it
             if o.task == "prior-labels":  # a known label names its part of p(z)
                 component = torch.where(label < 10, label, component)
             z_prior, z_seen = nets.prior.sample(component) / o.prior_std, z / o.prior_std
@@ -329,7 +329,7 @@ def train(run, nets, data, labelled):
             loss_d = discriminator_loss(disc(z_prior), disc(z_seen.detach()))
             if logits is not None:  # Enc infers y: the same game with Disc_y; y_prior: one-hots
                 y = logits.softmax(1)
-                drawn = torch.randint(0, y.shape[1], label.shape, device=label.device)
+                drawn = torch.randint(0, y.shape[1], i.shape, device=i.device)
                 y_prior = add_noise(F.one_hot(drawn, y.shape[1]).to(y), o.code_noise)  # ours: noise
                 y_seen = add_noise(y, o.code_noise)  # ours: noise
                 loss_d = loss_d + discriminator_loss(disc_y(y_prior), disc_y(y_seen.detach()))
@@ -340,7 +340,7 @@ def train(run, nets, data, labelled):
             if logits is not None:
                 loss_e = loss_e + o.y_weight * adversarial_loss(disc_y(y_seen))  # ours: y_weight
             losses = {"reconstruction": reconstruction, "discriminator": loss_d, "encoder": loss_e}
-            if o.clusters:  # ours; with labels, phase 3 adds steady_loss
+            if o.clusters:  # ours; in tasks with labels phase 3 has steady_loss instead
                 losses["balance"] = balance_loss(y)
                 steady = steady_loss(enc, x, noisy, again, run, losses)  # logs its parts, too
                 loss_e = loss_e + o.balance_weight * losses["balance"] + steady
@@ -351,7 +351,7 @@ def train(run, nets, data, labelled):
                 j = labelled[torch.randint(0, len(labelled), (o.labelled_batch,), device=i.device)]
                 few = add_noise(vary(data.x, j, near, o), o.noise)  # ours: vary
                 loss_c = losses["classification"] = F.cross_entropy(enc.classify(few), known[j])
-                steady = steady_loss(enc, x, noisy, again, run, losses)  # ours, of batch i
+                steady = steady_loss(enc, x, noisy, again, run, losses)  # ours, of all images in i
                 update(opt_c, loss_c + steady)
             run.log(**losses)
 
@@ -394,7 +394,7 @@ def warp(x, amount):
     )
     cos, sin, size = angle.cos(), angle.sin(), 1 + size
     linear = torch.stack([size * cos, shear - size * sin, size * sin, size * cos], 1).view(n, 2, 2)
-    shift = amount / 14 * (2 * torch.rand(n, 2, 1, device=device) - 1)
+    shift = amount / 14 * (2 * torch.rand(n, 2, 1, device=device) - 1)  # sides: from -1 to 1
     with torch.autocast(device.type, enabled=False):  # bf16 would round the grid
         grid = F.affine_grid(torch.cat([linear, shift], 2), x.shape, align_corners=False)
         return F.grid_sample(x, grid, align_corners=False)
@@ -411,7 +411,7 @@ def smoothness_loss(classify, x, radius=2.0):
     adversarial training, one step (arXiv 1507.00677). classify: x [B, ...] -> logits [B, K]."""
     target = classify(x)
     r = F.normalize(torch.randn_like(x).flatten(1), dim=1).requires_grad_()
-    change = len(x) * invariance_loss(target, classify(x + r.view_as(x)))
+    change = len(x) * invariance_loss(target, classify(x + r.view_as(x)))  # a sum over images
     (gradient,) = torch.autograd.grad(change, r)
     gradient = gradient / (gradient.abs().amax(1, keepdim=True) + 1e-30)  # some are tiny
     r = radius * F.normalize(gradient, dim=1)
@@ -440,7 +440,7 @@ def steady_loss(enc, x, noisy, again, run, losses):
 def build(o):
     """Untrained networks. For new data (ten classes): extend common.load_dataset, set shape."""
     shape = (1, 28, 28) if o.dataset in common.GREY else (3, 32, 32)
-    classes = 0 if o.y_weight is None else (o.clusters or 10)  # None: Enc infers no y
+    classes = o.clusters or (10 if o.lr_labels else 0)  # 0: Enc infers no y
     beside_z = 10 if o.task == "style" else (0 if o.head_distance is not None else classes)
     sizes, gaussian = (math.prod(shape), o.z_dim, classes, o.hidden), o.encoder == "gaussian"
     nets = nn.Module()
@@ -474,11 +474,11 @@ def decode(nets, y, z):
 
 
 @torch.random.fork_rng()
-def evaluate(nets, data, test, o, folder):
+def evaluate(nets, images, test, o, folder):
     """Figures into the run's folder; returns the scores and the rows of the printed table."""
     from experiments import aae_scores
 
-    return aae_scores.evaluate(nets.eval(), encode, decode, data, test, o, folder)
+    return aae_scores.evaluate(nets.eval(), encode, decode, images, test, o, folder)
 
 
 def main(o):
@@ -487,7 +487,7 @@ def main(o):
 
     aae_scores.check(o, PRIORS)  # mistakes should fail now, not after the training
     images, test = common.load_data(o)
-    data, _, labelled = aae_scores.split(images, o)  # labelled: picked by the seed
+    data, _, labelled = aae_scores.split(images, o)  # data: trains; labelled: by the seed
     run = common.Run("aae", o, aae_scores.name(o))
     nets = build(o).to(run.device)
     with run.autocast():

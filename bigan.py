@@ -8,7 +8,7 @@ ALICE. Li et al. 2017, arXiv 1709.01215: ALI with cycle terms.
 A generator G makes an image from a code z. An encoder E finds a code for a real image x. One
 discriminator D sees pairs, (x, E(x)) or (G(z), z); E and G learn to mislead it. If both kinds of
 pairs have one distribution, BiGAN's E and G are inverses of each other. Training stops short of
-that, and G(E(x)) is often another digit. ALICE also compares x with G(E(x)).
+that, and G(E(x)) is often another digit. ALICE also compares x with G(E(x)), z with E(G(z)).
 
 Where the papers' things are
     BiGAN section 4, networks           Encoder, Generator, Discriminator
@@ -23,7 +23,7 @@ Where the papers' things are
 Differences        the papers, released code            here
     epochs         400 (BiGAN, released)                30
     rates          2e-4, exponential fall (ALI: 1e-4)   5e-4, short rise, linear fall
-    losses         halved (BiGAN, released)             whole: half the decay, in effect
+    losses         halved (BiGAN, released)             whole, so half the decay in effect
     batch norm     epsilon 1e-8 (BiGAN), 1e-4 (ALI)     epsilon 1e-5
     ALI's data     natural images, convolutions         MNIST, BiGAN's networks, codes of 50
     ALI's D        both kinds of pairs in one batch     a batch of each kind, as in BiGAN
@@ -63,7 +63,7 @@ class Settings(common.RunSettings):
     weight_decay: Weight = 2.5e-5  # gradient += this * weight (released: in effect 5e-5)
     z_dim: Count = 50  # numbers in a code
     hidden: Count = 1024  # units of a hidden layer
-    cycle_weight: Weight = 0.0  # lambda of ALICE's cycle terms; alice's 0.05 is ours
+    cycle_weight: Weight = 0.0  # lambda of ALICE's summed squared errors; alice's 0.05 is ours
     penalty: Weight = 0.5  # ours: gamma of the penalty on D's slope (paper: 0)
     skip_fade: Share = 0.5  # ours: share of the run in which D's skip fades (paper: 0, no skip)
     average: Share = 0.999  # ours: decay of the average of the weights (paper: 0, the last weights)
@@ -74,7 +74,7 @@ MODELS = {
     "ali": Settings(model="ali", skip_fade=0.0),  # needs no skip
     "alice": Settings(model="alice", skip_fade=0.0, cycle_weight=0.05),
 }
-RELEASED = dict(epochs=400, lr=2e-4, lr_disc=2e-4, schedule="exponential", weight_decay=2 * 2.5e-5)
+RELEASED = dict(epochs=400, lr=2e-4, lr_disc=2e-4, schedule="exponential", weight_decay=5e-5)
 NO_ADDITIONS = {"penalty": 0.0, "skip_fade": 0.0, "average": 0.0}
 
 
@@ -120,8 +120,8 @@ class Encoder(Network):
 class GaussianEncoder(Encoder):
     """ALI's E: a sample [B, z_dim] of q(z|x) = N(mu, sigma^2) (eq. 2), or its mean mu.
 
-    Unlike ALI's: mu has variance 1, sigma is below 1. Without bounds sigma grows: D's batch norm
-    hides z's scale. Then training breaks. Here z has variance 1 + sigma^2, but the prior 1."""
+    Unlike ALI's: mu has variance 1, sigma is below 1. Without bounds sigma grows, as D's batch norm
+    hides z's scale, and training breaks. But z has variance 1 + sigma^2, the prior 1."""
 
     def __init__(self, shape=(1, 28, 28), z_dim=50, hidden=1024):
         super().__init__(shape, 2 * z_dim, hidden)
@@ -204,8 +204,8 @@ def squared_error(a, b):
 
 # ---- Training ------------------------------------------------------------------------------------
 def update(optimiser, loss, keep=False):
-    """A step on `loss`. The gradient crosses other networks; only this optimiser's weights move.
-    keep: the graph stays for a second loss. Its gradient must read no moved weight."""
+    """A step on `loss`, of this optimiser's weights alone. The gradient may cross other networks.
+    keep: the graph stays for a second loss, whose gradient must not need the weights moved here."""
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
     loss.backward(inputs=parameters, retain_graph=keep)
     optimiser.step()
@@ -248,14 +248,14 @@ def train(run, nets, data):
             if o.skip_fade:  # ours: from 1 to 0
                 disc.skip_share.fill_(max(0, 1 - (run.step - 1) / (o.skip_fade * steps)))
 
-            # z_x = E(x), x_z = G(z). Images x, x_z are [B, C, H, W], codes z_x, z [B, z_dim].
+            # z_x = E(x), the code of x; x_z = G(z), the image of z. [B, C, H, W]; [B, z_dim].
             x = common.to_float(data.x[index])
             z = draw_prior(o.model, len(x), o.z_dim, x.device)
             z_x, x_z = enc(x), gen(z)
-            logits_real, logits_made = disc(x, z_x), disc(x_z, z)  # a batch of each kind of pair
+            logits_real, logits_made = disc(x, z_x), disc(x_z, z)  # apart, for batch norm
 
             # E minimises  - log(1 - D(x, E(x)));  G minimises  - log D(G(z), z);  in ALICE both
-            # + lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2);  E(G(z)): the mean
+            # + lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2),  with the mean as E(G(z))
             swapped = swapped_loss(logits_real, logits_made)
             cycle = x.new_zeros(())
             if o.cycle_weight:
@@ -276,8 +276,8 @@ def train(run, nets, data):
 
 @torch.no_grad()
 def settle(nets, data, o):
-    """New statistics for batch norm, with the final weights; then eval mode. E's and D's are of up
-    to 20,000 training images, G's of as many codes. So D's are of pairs (x, E(x)) alone."""
+    """New statistics for batch norm, of the final weights; then eval mode. E's come from up to
+    20,000 training images, D's from these with their codes (x, E(x)), G's from as many z."""
     from experiments import batch_norm
 
     parts = batch_norm.image_parts(data.x)
@@ -291,7 +291,7 @@ def settle(nets, data, o):
 
 # ---- Figures -------------------------------------------------------------------------------------
 def figure_reconstructions(nets, test, path, judge, pairs=8):
-    """BiGAN's Figure 2, less G(z): x beside G(E(x)), a class a row; red: the judge errs on it."""
+    """BiGAN's Figure 2 without G(z): x beside G(E(x)), a class a row; red: the judge errs."""
     rows = [(test.y == label).nonzero()[:, 0] for label in test.y.unique()]
     pairs = min(pairs, *map(len, rows))
     chosen = torch.cat([row[:pairs] for row in rows])
@@ -314,7 +314,7 @@ def figure_samples(nets, z, path):
 # penalty: without it BiGAN's codes crowd into the corners of [-1, 1]^50, where the prior has almost
 # no mass. Then fewer reconstructions keep their digit.
 # skip: batch norm removes what a batch shares. So D hardly sees that G makes one image for all z.
-# The skip adds to the logit a linear map of D's first layer, before batch norm. It fades.
+# The skip adds to the logit a linear map of D's first layer, which sees x alone. It fades.
 # average: averaged weights keep more digits than the last ones.
 
 

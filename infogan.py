@@ -32,8 +32,8 @@ Differences           paper; released code               here
     leaky ReLU        0.1; released: 0.01                0.1
     first weights     released: D's conv. truncated      all normal, none truncated
     Figure 1          trained without c2                 with c2
-Additions, marked "# ours": warp, split_loss, far, far_judged, continuous_start; see "Beyond the
-paper". --recipe paper drops them: far = 0, fake = made, read = h, loss_c2 = continuous_loss.
+Additions, marked "# ours": see "Beyond the paper". --recipe paper drops them: then far = 0,
+fake = made, read = h, loss_c2 = continuous_loss, weight_c2 = o.continuous_weight.
 Left out: faces, chairs, SVHN, CelebA (Figures 3 to 6).
 """
 
@@ -171,8 +171,8 @@ def discriminator_loss(logits_real, logits_fake):
 # The gap is KL(P(.|x) || Q(.|x)), a mean over x: 0 where Q is the posterior. Eq. 5 needs no
 # posterior: P(x) P(c'|x) = P(x, c'), so the pair (x, c') is distributed as (x, c). So the c to
 # score is the one that made x. H(c) does not depend on G or Q. So to maximise L_I is to minimise
-# -log Q(c|x). Q takes c1 and c2 as independent given x. So this is -log Q(c1|x) - log Q(c2|x): two
-# losses, each with its lambda. Both steps of train minimise them: G and Q are no adversaries here.
+# -log Q(c|x). Q takes c1 and c2 as independent given x: the sum of -log Q(c1|x) and -log Q(c2|x),
+# each with its lambda. Both steps of train minimise them: G and Q are no adversaries here.
 def category_loss(logits, c1):
     """-log Q(c1|x) in nats; log K where Q is uniform. Logits and one-hot c1, both [B, K]."""
     return -(c1 * logits.log_softmax(1)).sum(1).mean()
@@ -240,8 +240,8 @@ def train(run, nets, data):
             opt_g.param_groups[0]["lr"] = o.lr * rate(done, o.schedule)
             weight_c2 = o.continuous_weight if done >= o.continuous_start else 0  # ours
 
-            # `made` holds n images of codes from the prior, then `far` of a wider c2 (ours). c1's
-            # loss uses all, c2's loss the first n. D sees `fake`: by default all of `made`.
+            # made: n fakes with codes of the prior, then `far` more, whose c2 has a wider range
+            # (ours). c1 is scored on all of them, c2 on the first n. D sees `fake`.
             x = common.to_float(data.x[index])  # real images [n, 1, 28, 28]
             n = len(x)
             far = round(o.far * n) if o.warp else 0  # ours; without warp, `read` is `h`
@@ -257,11 +257,11 @@ def train(run, nets, data):
             category = category_loss(logits, c1)
             continuous = loss_c2(mean[:n], c2[:n])
             loss_c = o.category_weight * category + weight_c2 * continuous
-            bound = mutual_information(q(h)[0][:n], c1[:n]).detach()  # Figure 1; not warped
+            bound = mutual_information(q(h)[0][:n], c1[:n]).detach()  # Figure 1: not warped
             update(opt_d, loss_d + loss_c)
 
             # G minimises  - log D(G(z,c)) - lambda log Q(c|G(z,c))
-            h = trunk(fake)
+            h = trunk(fake)  # once more: the trunk has moved
             loss_g = adversarial_loss(d(h))
             read = trunk(warp(made, o.warp)) if o.warp else h  # ours: warped
             logits, mean = q(read)
@@ -275,7 +275,7 @@ def train(run, nets, data):
 
 # ---- Figures -------------------------------------------------------------------------------------
 def figure_categories(nets, o, path, order, words, rows=5):
-    """Figure 2(a): a column for each category in `order`; a row keeps z and c2."""
+    """Figure 2(a): a column for each category, ordered by digit; a row keeps z and c2."""
     z, _, c2 = draw_codes(o, rows, order.device)
     z, c2 = z.repeat_interleave(len(order), 0), c2.repeat_interleave(len(order), 0)
     images = decode(nets, z, one_hot(order, o.categories).repeat(rows, 1), c2)
@@ -294,11 +294,11 @@ def figure_sweep(nets, o, path, which, order, columns=11):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # warp: without it, a category often mixes digits of the same slant. So Q reads warped copies of the
-# images, and c1 must be what a warp leaves alone. At far = 0, L_I <= I(c; warp(x)) <= I(c; x).
+# images, and c1 must be what a warp leaves alone. At far = 0, c1's L_I bounds I(c1; warp(x)).
 # split_loss: c2 is read from warped copies, too. Its first number is scored on copies that are not
 # rotated or sheared, so it can be the slant. The others are scored on copies rotated and sheared
 # at random. These hide a slant. All copies hide a digit's width (Figure 2d).
-# continuous_start: c2's loss starts late, or c2 could take the digit from c1.
+# continuous_start: c2's loss starts late, else c2 could take the digit from c1.
 # far: Figure 2 goes twice as far as the prior of c2. There the digit can change. So Q must also
 # read c1 from images of such c2. Off where warp is 0.
 # far_judged: a far image that D does not see can look wrong. So D sees far images, too. Then G
@@ -388,7 +388,7 @@ def main(settings):
     from experiments import scores
 
     data, test = common.load_data(settings)
-    scores.judge_of(settings)  # a damaged judge fails now, not after the training
+    scores.judge_of(settings)  # it scores later; fails now if its file is bad
     run = common.Run("infogan", settings)
     nets = build(settings, math.ceil(len(data.x) / settings.batch_size)).to(run.device)
     with run.autocast():  # bf16, where the processor has it

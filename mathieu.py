@@ -5,9 +5,9 @@ Mathieu, Zhao, Sprechmann, Ramesh, LeCun 2016, arXiv 1611.03383.
     python mathieu.py --dataset sprites --epochs 50      # Table 1, on sprites of our own
 
 An encoder Enc splits an image x into two codes: s tells its class, z tells the rest. A decoder Dec
-makes an image from a z and an s. It must rebuild x from x's z and the s of another image of its
-class: so s helps most with what the class shares. But Dec could ignore s. So Disc gets a class. It
-tells real images of it from swaps (another's z) and samples (random z). Enc and Dec must fool Disc.
+makes an image from a z and an s. It must rebuild x from x's z and the s of x, or of another image
+of its class. But Dec could ignore s. So Disc, told the class of s, tells real images of that class
+from swaps (z of another image) and samples (random z). Enc and Dec must fool Disc.
 
 Where the paper's things are
     Eq. 5, Algorithm 1, Figure 1    train, and the losses above it
@@ -22,12 +22,12 @@ Differences           the paper (released: its code)       here
     weights           lambda, not given; the others 1      one for each term, in Settings
     weight of KL      constant                             grows for 60 % of the run
     to fool Disc      log(1 - Disc)                        -log Disc (released: labels 0.95, not 1)
-    Disc's fakes      swaps of a fresh pair                this step's (as released), samples
+    Disc's fakes      swaps of a fresh pair                this step's swaps (as released), samples
     prior samples     in Algorithm 1; 4.2: unstable        stable; Disc sees them, too
     x2                Figure 1: any class; 4.3: another    any class: the x1 of another pair
     sprites           672 characters, discrete poses       672 others, continuous poses
 Three additions of ours, marked "# ours": prior_std, dead_zone, CodeDiscriminator (opt_c, hide).
-"Beyond the paper" explains them. --recipe paper turns off only these. Left out: NORB, YaleB.
+"Beyond the paper" explains them. --recipe paper stops only their effect. Left out: NORB, YaleB.
 """
 
 import dataclasses
@@ -43,8 +43,8 @@ from torch import nn
 
 
 # ---- Settings: each field is a flag, its comment the help. In Python start from recipe() ---------
-# "released": the authors' code. Its squared errors are means over pixels in [-1, 1], ours sums over
-# [0, 1]: on MNIST 784/4 = 196 times. So 0.01 for swaps is 1.96 here, 0.1 * 6 / 784 for KL is 0.15.
+# "released": the authors' code. Its squared errors are means over pixels in [-1, 1]. Ours are sums
+# over pixels in [0, 1]: on MNIST 784/4 = 196 times as large. So its 0.01 for swaps is 1.96 here.
 @dataclasses.dataclass
 class Settings(common.RunSettings):
     recipe: Literal["ours", "paper"] = "ours"  # paper: the three additions are off
@@ -59,7 +59,7 @@ class Settings(common.RunSettings):
     kl_start: Weight = 0.3  # weight of the KL in nats at the start (released: 0.15 throughout)
     kl_weight: Weight = 2.4  # weight of the KL from 60 % of the run on
     swap_weight: Weight = 6.5  # lambda of eq. 5 for Dec(z1,s2) (released, MNIST: 1.96)
-    prior_weight: Weight = 6.5  # lambda of eq. 5 for Dec(z,s2), z from the prior (released: 0)
+    prior_weight: Weight = 6.5  # lambda of eq. 5 for Dec(z,s2), a prior sample (released: 0)
     prior_std: Size = 2.0  # ours: standard deviation of z in prior samples (paper: 1)
     dead_zone: Size = 0.5  # ours: means of z shrink by this, smaller ones to 0 (paper: 0)
     code_weight: Weight = 15.0  # ours: weight of Enc's loss against CodeDiscriminator (paper: 0)
@@ -126,7 +126,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Dec(z, s): z [B, z_dim] and s [B, s_dim] -> image [B, C, H, W] in [0, 1].
 
-    z and s each pass a linear layer; the sum passes the mirror of Enc's convolutions."""
+    z and s each pass a linear layer. The sum passes BN, ReLU and the mirror of Enc's layers."""
 
     def __init__(self, channels=1, size=28, z_dim=16, s_dim=16):
         super().__init__()
@@ -148,7 +148,7 @@ class Discriminator(nn.Module):
     """The logit [B] of Disc(x, id): is x [B, C, H, W] a real image that has the label id?
 
     id [B, labels], float, is one-hot, or for several attributes their one-hots side by side. Each
-    of three layers has 4 x 4 maps for each label. Those of id are resized and added."""
+    of three layers has 4 x 4 maps for each label. Those of id, resized, are added to its output."""
 
     def __init__(self, channels=1, size=28, labels=10):
         super().__init__()
@@ -162,7 +162,7 @@ class Discriminator(nn.Module):
     def forward(self, x, id):
         for conv, norm, table in zip(self.convs, self.norms, self.tables):
             x = conv(x)
-            maps = torch.einsum("bl,lchw->bchw", id, table)  # attributes added (released: joined)
+            maps = torch.einsum("bl,lchw->bchw", id, table)  # attributes: summed (released: joined)
             x = x + F.interpolate(maps, x.shape[2:])
             x = F.leaky_relu(norm(x), 0.2)
         return self.out(x.flatten(1)).float().squeeze(1)
@@ -197,8 +197,8 @@ def discriminator_loss(logits_real, logits_fake):
 
 # ---- Training ------------------------------------------------------------------------------------
 def update(optimiser, loss, keep=False):
-    """A step on `loss`. The gradient crosses other networks; only this optimiser's weights move.
-    keep: the graph stays for a second loss. Its gradient must read no moved weight."""
+    """A step on `loss`, of this optimiser's weights alone. The gradient may cross other networks.
+    keep: the graph stays for a second loss, whose gradient must not need the weights moved here."""
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
     loss.backward(inputs=parameters, retain_graph=keep)
     optimiser.step()
@@ -206,7 +206,7 @@ def update(optimiser, loss, keep=False):
 
 
 def rate(progress):
-    """Factor of the rates (released: 1): rises in 2 % of the run, 1 until half, falls to 0.02."""
+    """Factor of the rates (released: 1): up to 1 in 2 % of the run, 1 until half, down to 0.02."""
     return min(progress / 0.02, 1, max(2 - 2 * progress, 0.02))
 
 
@@ -223,16 +223,16 @@ def train(run, nets, data):
     run.track(nets=nets, opt_g=opt_g, opt_d=opt_d, opt_c=opt_c)  # ours: opt_c
 
     for _ in run.epochs():
-        for pair in run.batches(common.pair_same_class(data.y), o.batch_size):
+        for pairs in run.batches(common.pair_same_class(data.y), o.batch_size):
             opt_g.param_groups[0]["lr"] = o.lr * rate(run.progress)
             opt_d.param_groups[0]["lr"] = o.lr_disc * rate(run.progress)
-            opt_c.param_groups[0]["lr"] = o.lr * max(rate(run.progress), 0.3)  # ours: at least 0.3
+            opt_c.param_groups[0]["lr"] = o.lr * max(rate(run.progress), 0.3)  # ours: stays fast
             weight_kl = o.kl_start + (o.kl_weight - o.kl_start) * min(run.progress / 0.6, 1)
 
             # x1 and x1p (the paper's x1') [B, C, H, W] share a class: id1 [B, labels] names it. x2,
-            # id2, s2 are x1, id1, s1 of the row before, another pair. s [B, s_dim], z [B, z_dim].
-            x1, x1p = common.to_float(data.x[pair[:, 0]]), common.to_float(data.x[pair[:, 1]])
-            id1 = ids[pair[:, 0]]
+            # id2, s2 are x1, id1, s1 of the pair above, of any class. s [B, s_dim], z [B, z_dim].
+            x1, x1p = common.to_float(data.x[pairs[:, 0]]), common.to_float(data.x[pairs[:, 1]])
+            id1 = ids[pairs[:, 0]]
             s1, mu1, logvar1 = enc(x1)
             s1p, _, _ = enc(x1p)
             x2, id2, s2 = x1.roll(1, 0), id1.roll(1, 0), s1.roll(1, 0)
@@ -252,13 +252,13 @@ def train(run, nets, data):
             own, same = reconstruction_loss(x_own, x1), reconstruction_loss(x_same, x1)
             kl = kl_loss(mu1, logvar1)
             swap, prior = adversarial_loss(d_swap), adversarial_loss(d_prior)
-            hide = nets.code_disc.loss(mu1, id2, id1)  # ours: Enc wants yes to id2, no to id1
+            hide = nets.code_disc.loss(mu1, id2, id1)  # ours: code_disc's loss, labels exchanged
             loss_g = o.own_weight * own + o.same_weight * same + weight_kl * kl
             loss_g = loss_g + o.swap_weight * swap + o.prior_weight * prior
             loss_g = loss_g + o.code_weight * hide  # ours
             update(opt_g, loss_g, keep=True)
 
-            # Disc maximises  log Disc(x2, id2) + log(1 - Disc(Dec(z1,s2), id2))
+            # Disc maximises  log Disc(x2, id2) + log(1 - Disc(fake, id2))
             loss_d = discriminator_loss(d_real, d_swap)
             if o.prior_weight:  # both fakes, half each (Algorithm 1: swaps only)
                 loss_d = (loss_d + discriminator_loss(d_real, d_prior)) / 2
@@ -317,8 +317,8 @@ def figure_generation(nets, test, path, count=10):
 
 
 class CodeDiscriminator(nn.Module):
-    """M(mu, id) = sigmoid(net(mu) . id): is id the label of mu's image, not of another? Half of the
-    ids are of other images, so M is 1/2 where mu tells nothing. mu [B, z_dim]."""
+    """M(mu, id) = sigmoid(net(mu) . id): is id the label of mu's image? It learns from as many true
+    ids as ids of another image. So M is 1/2 where mu tells nothing. mu [B, z_dim]."""
 
     def __init__(self, z_dim=16, labels=10, hidden=256):
         super().__init__()
