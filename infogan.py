@@ -335,7 +335,7 @@ def split_loss(mean, c2):
 
 # ---- For notebooks, and the command line ---------------------------------------------------------
 def build(o, steps=1):
-    """Untrained networks, of grey 28 x 28 images. steps: updates per epoch.
+    """Untrained networks, of grey 28 x 28 images. steps: updates per epoch in `train`.
     curve: the category's L_I in nats, one for each of all updates."""
     nets = nn.Module()
     nets.shape = 1, 28, 28

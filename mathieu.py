@@ -332,7 +332,7 @@ class CodeDiscriminator(nn.Module):
         )
 
     def loss(self, mu, id, other):
-        """-log M(mu, id) - log(1 - M(mu, other)); id, other [B, labels] as in `Discriminator`."""
+        """-log M(mu, id) - log(1 - M(mu, other)); 2 log 2 at chance. id, other: [B, labels]."""
         logits = self.net(mu).float()
         return discriminator_loss((logits * id).sum(1), (logits * other).sum(1))
 

@@ -67,8 +67,9 @@ def labelled(y, count, seed=0):
 
 
 def name(o):
-    """Of a run's folder: prior, semi-100, cluster-16, likelihood-kl, ..."""
+    """Of a run's folder: prior, semi-100, cluster-16, likelihood-kl, prior-kmnist, ..."""
     parts = [o.task, o.labels, o.clusters, getattr(o, "regularizer", None)]
+    parts.append(None if o.dataset == "mnist" else o.dataset)
     return "-".join(str(part) for part in parts if part is not None)
 
 

@@ -155,6 +155,8 @@ def exit_on_mistake(call):
 
 def print_table(table, metrics):
     """On stdout: rows (words, name of the metric, the paper's value, what to compare with)."""
+    if not table:
+        return
     lines = [("score", "this run", "paper", "to compare")]
     for words, name, paper, compare in table:
         lines.append((words, f"{metrics[name]:.4g}", paper, compare))

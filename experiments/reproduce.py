@@ -9,8 +9,8 @@
 
 A seed on file is skipped. A run that was cut off goes on where it stopped, unless its code has
 changed since; its folder is runs/results/ROW-seedN. No number of ours in a page's table is typed
-by hand. --again only compares. With --keep it also files the run in results/again/, which the
-tables' means leave out.
+by hand, but mathieu.md's "released recipe". --again only compares. With --keep it also files the
+run in results/again/, which the tables' means leave out.
 """
 
 import importlib

@@ -53,9 +53,13 @@ def open_again(run):
     """The folder of an unfinished `common.Run`, its lock and its checkpoint, None if it has none
     yet. `UserError` where it is another script's, finished, or in use."""
     folder = Path(run.settings.resume)
-    script = read_config(folder)["script"]
-    if script != run.script:
-        raise UserError(f"'{folder}' is a run of {script}, not of {run.script}")
+    config, now = read_config(folder), dataclasses.asdict(run.settings)
+    if config["script"] != run.script:
+        raise UserError(f"'{folder}' is a run of {config['script']}, not of {run.script}")
+    for key, value in config["settings"].items():  # in Python they may be others
+        if key != "precision" and now.get(key, value) != value:
+            right = "run_folder.read_settings(folder, recipe)"
+            raise UserError(f"'{folder}' has {key} {value}, not {now[key]}: resume it by {right}")
     if (folder / "metrics.json").exists():
         again = "python -m experiments.score scores it again"
         raise UserError(f"already finished: {folder}; {again}")
@@ -100,6 +104,8 @@ def lock(folder):
         owner.write_text(f"pid {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
     except filelock.Timeout:
         who = owner.read_text() if owner.exists() else "unknown"
+        if who.startswith(f"pid {os.getpid()},"):
+            raise UserError(f"a Run of this process holds '{folder}': call its lock.release()")
         raise UserError(f"another process is at work in '{folder}' ({who})")
     except OSError as error:
         raise UserError(f"cannot write to '{folder}' ({error.strerror})")

@@ -72,7 +72,8 @@ def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, group
     A random tenth of the training codes, or of the groups, picks the epoch.
     Of few codes the epochs are more, for at least 400 steps; but 1, in a dry run, is 1.
     """
-    check_finite(train)
+    for codes in (train, test, *(noise or ())):
+        check_finite(codes)
     rng = torch.Generator().manual_seed(0)
     used, held = hold_out_a_tenth(len(train), groups, rng)
     std, test_std = (None, None) if noise is None else noise

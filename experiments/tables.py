@@ -23,12 +23,14 @@ DASH = "–"
 
 # ---- Cells ---------------------------------------------------------------------------------------
 def ours(row, metric, digits=1):
-    """'mean ± deviation' over the seeds on file, or the one value, or a dash."""
+    """'mean ± deviation' over the seeds on file, or the one value, or a dash. '(1 of 5)': the
+    others have no such score."""
     values = [e["metrics"][metric] for e in reproduce.read(row) if metric in e["metrics"]]
     if not values:
         return DASH
     text = f"{statistics.mean(values):.{digits}f}"
-    return text + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
+    text += f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return text + (f" ({len(values)} of {seeds(row)})" if len(values) < seeds(row) else "")
 
 
 def seeds(row):
@@ -222,6 +224,7 @@ def mnist_table():
         ("squared error, sampled z", "reconstruction_mse_sample", 4, DASH, "0.012"),
         ("KL, nats", "kl_nats", 1, "19", "34.7"),
         ("neighbours by s of the same digit, %", "retrieval_s", 1, DASH, DASH),
+        ("neighbours by z of the same digit, %", "retrieval_z", 1, DASH, DASH),
     ]
     first = ["MNIST, test set"]
     mine = scores_by_rows(first, rows, [score[:3] for score in scores])
@@ -406,7 +409,7 @@ def bigan_table():
     no_code = "bigan/gan", "bigan/pixels"
     with_code = {row: cells for row, cells in plain.items() if row not in no_code}
     lines = []
-    for row, cells in rows.items():  # held out: the protocol of the authors' log
+    for row, cells in rows.items():  # held out: the last 10,000 training images
         errors = (ours(name, "nn_error_features", 2) for name in (row, f"{row}-held-out"))
         lines.append([*cells, *errors])
     parts = [
@@ -421,7 +424,7 @@ def bigan_table():
 
 def released_table():
     rows = {"bigan/released": TABLE1["mnist"]}
-    rows["bigan/released-held-out"] = "BiGAN, held-out images", TABLE1["mnist"][1]
+    rows["bigan/released-held-out"] = "BiGAN, held out at random", TABLE1["mnist"][1]
     rows |= {f"bigan/released-{name}": TABLE1[name] for name in reproduce.TABLE1}
     errors = [(f"{done}", f"nn_error_features_{done}", 2) for done in range(50, 400, 50)]
     errors.append(("400", "nn_error_features", 2))

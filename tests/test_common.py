@@ -621,6 +621,16 @@ def test_a_run_finds_its_images_from_anywhere():
     assert parse("--resume", "run").data == str(Path("mine").resolve())
 
 
+def test_in_python_a_run_is_not_resumed_by_other_settings():
+    common.Run("toy", Toy(out="run"))
+    right = run_folder.read_settings("run", Toy)
+    for change in ({"epochs": 9}, {"seed": 1}, {"dataset": "kmnist"}):
+        name, value = next(iter(change.items()))
+        with pytest.raises(common.UserError, match=f"'run' has {name} .*, not {value}: resume it"):
+            common.Run("toy", dataclasses.replace(right, **change))
+    assert common.Run("toy", dataclasses.replace(right, device="cpu")).folder == Path("run")
+
+
 def test_no_other_flag_may_stand_beside_resume():
     common.Run("toy", Toy(out="run"))
     for more in (["--epochs", "9"], ["--out", "other"], ["--recipe=large"], ["--dry-run"]):
@@ -1225,13 +1235,21 @@ def test_networks_larger_than_the_memory_have_no_traceback(monkeypatch, capsys):
         command_line.exit_on_mistake(lambda: (_ for _ in ()).throw(RuntimeError("another")))
 
 
+def test_a_run_without_scores_prints_no_table(capsys):
+    common.Run("toy", Toy(out="run")).finish({})
+    assert capsys.readouterr().out == ""
+
+
 def test_what_breaks_a_training_frees_its_folder_for_the_same_process():
     run = common.Run("toy", Toy(out="run"))
     with pytest.raises(KeyboardInterrupt), run.autocast():
         raise KeyboardInterrupt
     again = common.Run("toy", parse("--resume", "run"))  # while `run` still exists
-    with again.autocast(), pytest.raises(common.UserError, match="another process is at work"):
+    held = r"a Run of this process holds 'run': call its lock.release\(\)"
+    with again.autocast(), pytest.raises(common.UserError, match=held):
         common.Run("toy", parse("--resume", "run"))
+    again.lock.release()
+    assert common.Run("toy", parse("--resume", "run")).folder.exists()
 
 
 # ---- Devices and imports -------------------------------------------------------------------------

@@ -702,6 +702,13 @@ def test_minutes_are_of_the_fastest_machine(monkeypatch):
     assert tables.minutes("aae/style") == "–"
 
 
+def test_a_score_that_some_seeds_lack_says_so(monkeypatch):
+    entries = [{"metrics": {"steps": 3.0, "error": 1.0}}, {"metrics": {"error": 2.0}}]
+    monkeypatch.setattr(reproduce, "read", lambda row: entries)
+    assert tables.ours("row", "steps") == "3.0 (1 of 2)" and tables.ours("row", "none") == "–"
+    assert tables.ours("row", "error") == "1.5 ± 0.7"
+
+
 def test_tables_say_which_rows_were_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
     for make in tables.PARTS.values():

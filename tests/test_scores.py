@@ -107,10 +107,12 @@ def test_probe_repeats_and_leaves_the_generator_alone():
 
 
 def test_probe_refuses_codes_that_are_not_finite():
-    train, test = blobs(100, 2.0), blobs(100, 2.0)
-    train[0][3, 1] = math.inf
-    with pytest.raises(common.UserError, match="not finite"):
-        scores.probe(*train, *test)
+    for broken in range(4):  # training codes, test codes, the noise of each
+        train, test = blobs(100, 2.0), blobs(100, 2.0)
+        noise = torch.ones_like(train[0]), torch.ones_like(test[0])
+        (train[0], test[0], *noise)[broken][3, 1] = math.nan
+        with pytest.raises(common.UserError, match="not finite"):
+            scores.probe(*train, *test, noise=noise)
 
 
 def test_chance_error():
