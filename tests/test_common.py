@@ -623,7 +623,7 @@ def test_a_run_finds_its_images_from_anywhere():
 
 def test_in_python_a_run_is_not_resumed_by_other_settings():
     common.Run("toy", Toy(out="run"))
-    right = run_folder.read_settings("run", Toy)
+    right = run_folder.read_settings("run", recipe)
     for change in ({"epochs": 9}, {"seed": 1}, {"dataset": "kmnist"}):
         name, value = next(iter(change.items()))
         with pytest.raises(common.UserError, match=f"'run' has {name} .*, not {value}: resume it"):
