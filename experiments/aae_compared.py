@@ -48,7 +48,7 @@ RECIPES = {
     ("likelihood", "mmd"): {"regularizer_weight": 100.0, **WITHOUT_GAME},
     ("likelihood", "wae-gan"): {"encoder": "gaussian"},
 }
-PRIOR = Settings(epochs=15, prior_std=5.0, batch_norm="none", noise=0.0)
+PRIOR = Settings(epochs=15, lr_disc=3e-4)
 LIKELIHOOD = replace(PRIOR, task="likelihood", epochs=20, z_dim=8, dropout=0.2)
 
 
