@@ -21,8 +21,8 @@ Where the paper's things are
     Figures 10, 11                 --task embed --labels 1000, 100 (d: + --z-dim 10); embed-clusters
     Drawing, scoring               experiments/aae_figures.py, experiments/aae_scores.py
 
-Differences              the paper, from memory          here
-    optimiser            SGD, batch 100, to 5000 epochs  Adam, batch 200, 8 to 72 epochs; rates fall
+Differences              paper, partly from memory       here
+    optimiser            SGD, batch 100, to 5000 epochs  Adam, batch 200, 8 to 72 epochs; own rates
     hidden units         clusters: 3000                  1000
     Enc's loss           printed: min max                -log Disc
     batch norm in Enc    clusters, SVHN: outputs, too    hidden layers, or none; style: outputs, too
@@ -85,10 +85,10 @@ class Settings(common.RunSettings):  # which adds dataset, seed and more
     balance_weight: Weight = None  # ours: weight of balance_loss (paper: 0)
 
 
-INFER = {"warp": 1.0, "neighbours": 0, "warp_weight": 4.0, "code_noise": 0.3}  # Enc infers y
-INFER |= {"smooth_weight": 1.0, "smooth_rise": 0.0, "y_weight": 4.0}
-OFF = dict.fromkeys(INFER, 0.0) | {"neighbours": 0, "y_weight": 1.0, "balance_weight": 0.0}
-INFER |= dict(prior_std=1.0, noise=0.1, batch_norm="hidden", lr_disc=3e-4, lr_encoder=1e-3)
+OURS = {"warp": 1.0, "neighbours": 0, "warp_weight": 4.0, "code_noise": 0.3, "y_weight": 4.0}
+OURS |= {"smooth_weight": 1.0, "smooth_rise": 0.0}  # where Enc infers y; --recipe paper: OFF
+OFF = dict.fromkeys(OURS, 0.0) | {"neighbours": 0, "y_weight": 1.0, "balance_weight": 0.0}
+INFER = dict(OURS, prior_std=1.0, noise=0.1, batch_norm="hidden", lr_disc=3e-4, lr_encoder=1e-3)
 PRIOR = Settings()
 LABELLED = Settings(epochs=25, prior="mixture", batch_norm="hidden", lr=2e-4, lr_encoder=1e-3)
 LABELLED = replace(LABELLED, warp=1.0, labels=10_000)
@@ -186,7 +186,7 @@ class ClusterHeads(nn.Module):
         self.tenth = nn.Parameter(tenth, requires_grad=classes != z_dim)
 
     def positions(self):
-        return 10 * self.tenth  # W_C [classes, z_dim]; ours: so Adam moves it ten times as fast
+        return 10 * self.tenth  # W_C [classes, z_dim]; Adam moves it ten times as fast as a weight
 
     def forward(self, y, z):
         return y @ self.positions() + z
@@ -214,7 +214,7 @@ def head_distance_loss(heads, threshold):
 
 
 # ---- Priors p(z). A new one goes here: a class, and its name in PRIORS ---------------------------
-# Called with (z_dim, prior_std). experiments/aae_priors.py: how to score and draw it.
+# Called with (z_dim, prior_std); a new one: z_dim 2. experiments/aae_priors.py: its score, figure.
 class Gaussian:
     """N(0, std^2 I), whatever the component."""
 
@@ -227,7 +227,7 @@ class Gaussian:
 
 
 class Mixture(Gaussian):
-    """Ten Gaussians laid out like petals."""
+    """Ten Gaussians laid out like petals, of fixed size: `std` is not used."""
 
     centre, length, width = 10.0, 3.0, 0.7  # distance from 0; standard deviations
 
@@ -248,7 +248,7 @@ class Mixture(Gaussian):
 
 
 class SwissRoll(Gaussian):
-    """A band, rolled up. A component is a tenth of it."""
+    """A band of fixed size, rolled up. A component is a tenth of it. `std` is not used."""
 
     radius, width = 15.0, 0.3  # of the roll; deviation of the band
 
@@ -303,8 +303,8 @@ def train(run, nets, data, labelled):
             for opt in (opt_r, opt_d, opt_e, opt_c):
                 end = o.lr_disc_end if opt is opt_d else 0.01
                 opt.param_groups[0]["lr"] = opt.defaults["lr"] * rate(run.step, total, end)
-            x, label = vary(data.x, i, near, o), known[i]  # x in [0, 1]; ours: vary
-            noisy = add_noise(x, o.noise)  # Enc's input; `again`: a second variant of it
+            x, label = vary(data.x, i, near, o), known[i]  # ours: vary; without it common.to_float
+            noisy = add_noise(x, o.noise)  # Enc's input; `again`: the same images, varied anew
             again = add_noise(vary(data.x, i, near, o), o.noise) if o.warp_weight else None  # ours
 
             # 1. Reconstruction. Enc, Dec minimise  1/2 |x - Dec(y,z)|^2,  or with z alone
@@ -323,7 +323,7 @@ def train(run, nets, data, labelled):
             if o.task == "prior-labels":  # a known label names its part of p(z)
                 component = torch.where(label < 10, label, component)
             z_prior, z_seen = nets.prior.sample(component) / o.prior_std, z / o.prior_std
-            if o.task in TOLD:  # Figure 3, and style. Disc sees the label, 10 if unknown
+            if o.task in TOLD:  # Figure 3; for style Figure 6 has no such label. 10: unknown
                 one_hot = F.one_hot(label, 11).to(z)
                 z_prior, z_seen = torch.cat([z_prior, one_hot], 1), torch.cat([z_seen, one_hot], 1)
             loss_d = discriminator_loss(disc(z_prior), disc(z_seen.detach()))
@@ -340,19 +340,19 @@ def train(run, nets, data, labelled):
             if logits is not None:
                 loss_e = loss_e + o.y_weight * adversarial_loss(disc_y(y_seen))  # ours: y_weight
             losses = {"reconstruction": reconstruction, "discriminator": loss_d, "encoder": loss_e}
-            if o.clusters:  # ours; in tasks with labels phase 3 has steady_loss instead
+            if o.clusters:  # ours. No labels, so no phase 3, which has steady_loss otherwise
                 losses["balance"] = balance_loss(y)
                 steady = steady_loss(enc, x, noisy, again, run, losses)  # logs its parts, too
                 loss_e = loss_e + o.balance_weight * losses["balance"] + steady
             update(opt_e, loss_e)
 
             # 3. Semi-supervised classification. Enc maximises  log q(y|x)  of labelled images
-            if o.lr_labels:
+            if o.lr_labels:  # tasks semi, semi-all, embed
                 j = labelled[torch.randint(0, len(labelled), (o.labelled_batch,), device=i.device)]
                 few = add_noise(vary(data.x, j, near, o), o.noise)  # ours: vary
                 loss_c = losses["classification"] = F.cross_entropy(enc.classify(few), known[j])
                 steady = steady_loss(enc, x, noisy, again, run, losses)  # ours, of all images in i
-                update(opt_c, loss_c + steady)
+                update(opt_c, loss_c + steady)  # ours: steady
             run.log(**losses)
 
 
@@ -360,9 +360,9 @@ def train(run, nets, data, labelled):
 # With few labels, or none, q(y|x) can settle on wrong classes. Small changes of x must not change q
 # (smooth_weight). This also preserves early errors. So the weight may rise from 0 (smooth_rise).
 # Two variants of an image must get the same answer (warp_weight). A variant is warped (warp), moved
-# towards a near image (neighbours), or both. Without labels q(y|x) must use all classes
-# (balance_weight). Disc_y tells one-hots from probabilities too easily: both get noise
-# (code_noise). y_weight favours y in the layers that y and z share.
+# towards a near image (neighbours), or both. Without labels Disc_y still lets classes stay empty:
+# balance_weight. Disc_y tells one-hots from probabilities too easily: both get noise (code_noise).
+# y_weight favours y in the layers that y and z share.
 def vary(images, i, near, o):
     """The images of index i [B] as floats [B, C, H, W] in [0, 1], warped. With near [N, K] each
     then moves a random part of the way to one of its K near images. Both may be off."""
@@ -424,8 +424,8 @@ def balance_loss(y):
 
 
 def steady_loss(enc, x, noisy, again, run, losses):
-    """smoothness_loss and invariance_loss, weighted; `losses` gets both unweighted. noisy, again:
-    two variants of the images, with noise; again may be None."""
+    """smoothness_loss and invariance_loss, weighted; `losses` gets both unweighted (0 where off).
+    noisy, again: two variants of x, with noise; again may be None. smoothness_loss is of x."""
     o = run.settings
     risen = min(1, run.progress / o.smooth_rise) if o.smooth_rise else 1
     losses["smoothness"] = losses["invariance"] = x.new_zeros(())
@@ -438,7 +438,7 @@ def steady_loss(enc, x, noisy, again, run, losses):
 
 # ---- For notebooks, and the command line ---------------------------------------------------------
 def build(o):
-    """Untrained networks. For new data (ten classes): extend common.load_dataset, set shape."""
+    """Untrained networks. Other images, ten classes: --dataset grey or colour; data/files.py."""
     shape = (1, 28, 28) if o.dataset in common.GREY else (3, 32, 32)
     classes = o.clusters or (10 if o.lr_labels else 0)  # 0: Enc infers no y
     beside_z = 10 if o.task == "style" else (0 if o.head_distance is not None else classes)

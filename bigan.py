@@ -23,7 +23,7 @@ Where the papers' things are
 Differences        the papers, released code            here
     epochs         400 (BiGAN, released)                30
     rates          2e-4, exponential fall (ALI: 1e-4)   5e-4, short rise, linear fall
-    losses         halved (BiGAN, released)             whole, so half the decay in effect
+    losses         halved (BiGAN, released)             whole; 2.5e-5 acts as half the decay
     batch norm     epsilon 1e-8 (BiGAN), 1e-4 (ALI)     epsilon 1e-5
     ALI's data     natural images, convolutions         MNIST, BiGAN's networks, codes of 50
     ALI's D        both kinds of pairs in one batch     a batch of each kind, as in BiGAN
@@ -81,7 +81,7 @@ NO_ADDITIONS = {"penalty": 0.0, "skip_fade": 0.0, "average": 0.0}
 def recipe(model="bigan", recipe="ours"):
     """The settings of a model. A new model: its name in Settings.model, its settings in MODELS, its
     networks in `build` and prior in `draw_prior` (else it gets ALI's), its terms in `train`."""
-    settings = MODELS.get(model, MODELS["bigan"])  # the parser refuses other names later
+    settings = MODELS.get(model, MODELS["bigan"])  # the command line refuses other names later
     if recipe == "paper":
         settings = dataclasses.replace(settings, **RELEASED, **NO_ADDITIONS)
     return dataclasses.replace(settings, recipe=recipe)
@@ -121,7 +121,7 @@ class GaussianEncoder(Encoder):
     """ALI's E: a sample [B, z_dim] of q(z|x) = N(mu, sigma^2) (eq. 2), or its mean mu.
 
     Unlike ALI's: mu has variance 1, sigma is below 1. Without bounds sigma grows, as D's batch norm
-    hides z's scale, and training breaks. But z has variance 1 + sigma^2, the prior 1."""
+    hides z's scale, and training breaks. The price: z has variance 1 + sigma^2, not 1."""
 
     def __init__(self, shape=(1, 28, 28), z_dim=50, hidden=1024):
         super().__init__(shape, 2 * z_dim, hidden)
@@ -173,14 +173,14 @@ class Discriminator(Network):
         """As the others, but the logit starts at 0, as released: the first losses are at chance."""
         super().initialise()
         nn.init.zeros_(self.out.weight)
-        if self.skip is not None:
+        if self.skip is not None:  # ours
             nn.init.zeros_(self.skip.weight)  # ours
 
     def forward(self, x, z):
         h1 = F.leaky_relu(self.layer1(x.flatten(1)), 0.2)
         h2 = F.leaky_relu(self.norm(self.layer2(h1) + self.from_z(z)), 0.2)
         logit = self.out(h2).float().squeeze(1)
-        if self.skip is not None:
+        if self.skip is not None:  # ours
             logit = logit + self.skip_share * self.skip(h1).float().squeeze(1)  # ours
         return logit
 
@@ -205,7 +205,7 @@ def squared_error(a, b):
 # ---- Training ------------------------------------------------------------------------------------
 def update(optimiser, loss, keep=False):
     """A step on `loss`, of this optimiser's weights alone. The gradient may cross other networks.
-    keep: the graph stays for a second loss, whose gradient must not need the weights moved here."""
+    keep: another loss will use this graph, for weights that this step does not move."""
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
     loss.backward(inputs=parameters, retain_graph=keep)
     optimiser.step()
@@ -248,14 +248,14 @@ def train(run, nets, data):
             if o.skip_fade:  # ours: from 1 to 0
                 disc.skip_share.fill_(max(0, 1 - (run.step - 1) / (o.skip_fade * steps)))
 
-            # z_x = E(x), the code of x; x_z = G(z), the image of z. [B, C, H, W]; [B, z_dim].
+            # x, x_z = G(z), the image of z: [B, C, H, W]. z, z_x = E(x), the code of x: [B, z_dim].
             x = common.to_float(data.x[index])
             z = draw_prior(o.model, len(x), o.z_dim, x.device)
             z_x, x_z = enc(x), gen(z)
             logits_real, logits_made = disc(x, z_x), disc(x_z, z)  # apart, for batch norm
 
             # E minimises  - log(1 - D(x, E(x)));  G minimises  - log D(G(z), z);  in ALICE both
-            # + lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2),  with the mean as E(G(z))
+            # + lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2),  the first E a sample, the second a mean
             swapped = swapped_loss(logits_real, logits_made)
             cycle = x.new_zeros(())
             if o.cycle_weight:
@@ -266,12 +266,12 @@ def train(run, nets, data):
             # The logits are from before E and G moved: all three step as if at once.
             loss_d = discriminator_loss(logits_real, logits_made)
             slope = 0.0
-            if o.penalty and run.step % 4 == 1:  # ours: every fourth step, times 4 below
+            if o.penalty and run.step % 4 == 1:  # ours: every fourth step, so times 4 below
                 slope = slope_penalty(disc, x, z_x) + slope_penalty(disc, x_z, z)
             update(opt_d, loss_d + 4 * (o.penalty / 2) * slope)  # ours: the second term
             move_average(average, nets, run.step, o.average)  # ours
             run.log(discriminator=loss_d, swapped=swapped, cycle=cycle)
-    move_average(nets, average, step=1, decay=0.0)  # ours: copies average into nets
+    move_average(nets, average, step=1, decay=0.0)  # ours: copies; nets = average
 
 
 @torch.no_grad()
@@ -315,12 +315,12 @@ def figure_samples(nets, z, path):
 # no mass. Then fewer reconstructions keep their digit.
 # skip: batch norm removes what a batch shares. So D hardly sees that G makes one image for all z.
 # The skip adds to the logit a linear map of D's first layer, which sees x alone. It fades.
-# average: averaged weights keep more digits than the last ones.
+# average: with averaged weights more G(E(x)) show x's digit than with the last ones.
 
 
 def slope_penalty(disc, x, z):
     """|d(sum of logits) / d(x, z)|^2, a mean over the pairs. Only D learns from it.
-    R1 and R2 (Mescheder et al., 1801.04406), less what batch norm hides of the slope."""
+    R1 of (x, E(x)), R2 of (G(z), z) (1801.04406); of the sum, as batch norm couples the pairs."""
     pair = x.detach().requires_grad_(), z.detach().requires_grad_()
     slopes = torch.autograd.grad(disc(*pair).sum(), pair, create_graph=True)
     return sum(slope.flatten(1).square().sum(1) for slope in slopes).mean()
@@ -386,11 +386,11 @@ def main(settings, script="bigan", build=build):
     """Train, then score. To train only, drop bigan_scores and end with run.finish({})."""
     from experiments import bigan_scores
 
-    bigan_scores.judge_of(settings)  # a damaged file should fail now, not after the training
+    bigan_scores.judge_of(settings)  # fails now, not after training, if the judge's file is bad
     data, test = common.load_data(settings)
     run = common.Run(script, settings, f"{settings.model}-{settings.dataset}")
     nets = build(settings).to(run.device)
-    with run.autocast():  # bf16, where the processor has it
+    with run.autocast():  # bf16 on x86 CPUs that have it, else fp32
         train(run, nets, data)
     settle(nets, data, settings)
     run.finish(*evaluate(nets, data, test, settings, run.folder))

@@ -1,6 +1,6 @@
 """What the four scripts share: data, pairs, settings, a run, figures. No model, no loss.
 
-A data set is a `Split` of uint8 images [N, C, H, W]. A batch is a tensor of row numbers. `to_float`
+A data set is two `Split`s: uint8 images [N, C, H, W]. A batch: a tensor of row numbers. `to_float`
 maps bytes to [0, 1]. A mistake by the user raises `UserError`, which ends a script with one line.
 Flags: experiments/command_line.py. A run's folder on disk: experiments/run_folder.py.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Optional
 
 os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # torch reads it at import
-backend = "matplotlib" not in sys.modules and os.environ.pop("MPLBACKEND", "")
+backend = "matplotlib" not in sys.modules and os.environ.pop("MPLBACKEND", "")  # put back below
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +108,7 @@ def load_dataset(name, root=None, validation=False):
 
 
 def load_data(settings):
-    """Training and test `Split` of a run, on its device. A dry run has about 512 and 256 images."""
+    """Training and test `Split` of a run, on its device. A dry run: at most 1,000 and 256."""
     from experiments.machine import choose_device
 
     train, test = load_dataset(settings.dataset, settings.data, settings.validation)
@@ -148,7 +148,7 @@ Weight = Annotated[float, 0, 1e9]
 Rate = Annotated[float, 1e-12, 1e3]
 Share = Annotated[float, 0, 1]
 Beta = Annotated[float, 0, 0.9999]
-Batch = Annotated[int, 3, 10**9]  # `batches` then leaves no image alone, for batch norm
+Batch = Annotated[int, 3, 10**9]  # from 2, `batches` may leave a single row: batch norm refuses it
 Size = Annotated[float, 0, 1e3]
 
 
@@ -158,9 +158,9 @@ class RunSettings:
 
     dataset: str = "mnist"  # or sprites, fashion, kmnist, svhn, cifar10; grey, colour: your own
     epochs: Count = 50  # passes over the training images
-    seed: Whole = 0  # of weights, batches, noise: same seed, same run, bit for bit on one CPU model
+    seed: Whole = 0  # of weights, batches, noise; on one CPU model and thread count bit for bit
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: a GPU where there is one
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on CPUs that multiply it
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on x86 CPUs that have it
     data: str = ""  # folder of the images, see data/files.py (empty: the repository's data/)
     out: str = ""  # run folder (empty: runs/SCRIPT/NAME-seedN, numbered where that is taken)
     validation: bool = False  # score on a held-out part of the training set, for tuning
@@ -207,7 +207,7 @@ class Run:
         for index in run.batches(torch.randperm(count), size):
             ...
             run.log(loss=loss)  # tensors, read from the device once an epoch
-    run.finish(metrics, table)  # its rows: words, key of a metric, paper's value, comparison
+    run.finish(metrics, table)  # a row: words, key of a metric, paper's value, comparison
     """
 
     COUNTERS = ("epoch", "step", "images", "seconds", "train_seconds", "history")
@@ -235,7 +235,7 @@ class Run:
             say(f"resumed at epoch {self.saved['epoch']} of {settings.epochs}")
 
     def track(self, **objects):
-        """Name what has a `state_dict`: saved in every checkpoint, restored when resumed."""
+        """Name what has a `state_dict`: saved each epoch, restored when resumed."""
         self.tracked.update(objects)
         for name, thing in objects.items() if self.saved else ():
             try:
@@ -284,7 +284,7 @@ class Run:
         `size` rows. Draw the index inside the epoch, so that a resumed run draws the same."""
         parts = index.to(self.device).tensor_split(math.ceil(len(index) / size))
         self.bar.total = self.settings.epochs * index.numel()
-        if not self.bar.n:
+        if not self.bar.n:  # a resumed bar starts where it was
             self.bar.initial = self.bar.n = self.bar.last_print_n = self.epoch * index.numel()
         for done, part in enumerate(parts, 1):
             self.step += 1
@@ -331,7 +331,7 @@ class Run:
             raise UserError(f"training broke: {broken[0]}; try a lower rate in a new run; {kept}")
 
     def finish(self, metrics, table=()):
-        """Write metrics.json (name -> number) and the last checkpoint; print the `table`."""
+        """Write metrics (name -> number), losses.png, checkpoint; print `table`; free the lock."""
         from experiments import command_line, run_folder
 
         seconds = round(self.seconds + time.time() - self.started, 1)

@@ -32,7 +32,7 @@ Differences           paper; released code               here
     leaky ReLU        0.1; released: 0.01                0.1
     first weights     released: D's conv. truncated      all normal, none truncated
     Figure 1          trained without c2                 with c2
-Additions, marked "# ours": see "Beyond the paper". --recipe paper drops them: then far = 0,
+Additions, marked "# ours": see "Beyond the paper". --recipe paper drops them. In train: far = 0,
 fake = made, read = h, loss_c2 = continuous_loss, weight_c2 = o.continuous_weight.
 Left out: faces, chairs, SVHN, CelebA (Figures 3 to 6).
 """
@@ -72,7 +72,7 @@ class Settings(common.RunSettings):
     far_judged: Share = 1.0  # ours: share of these extra fakes that D sees, too (paper: 0)
 
 
-OFF = {"warp": 0.0, "far": 0.0, "far_judged": 0.0, "continuous_start": 0.0}  # the additions
+OFF = {"warp": 0.0, "far": 0.0, "far_judged": 0.0, "continuous_start": 0.0}  # ours
 PAPER = Settings(recipe="paper", epochs=11, schedule="constant", continuous_weight=1.0, **OFF)
 
 
@@ -181,8 +181,8 @@ def category_loss(logits, c1):
 def continuous_loss(mean, c2):
     """-log Q(c2|x) in nats, Q = N(mean, 1), a sum over the m numbers of c2; both [B, m]. For each
     number: half the squared error plus log(2 pi) / 2 = 0.919. The entropy of a number is log 2 =
-    0.693. So L_I of a number is at most -0.226: a valid bound, but loose. Lambda 4 gives the
-    gradient of a Q of deviation 1/2."""
+    0.693. So L_I of a number is at most -0.226: a valid bound, but loose. continuous_weight 4 has
+    the gradient of a Q of deviation 1/2 at lambda 1."""
     return (0.5 * (c2 - mean).square() + 0.5 * math.log(2 * math.pi)).sum(1).mean()
 
 
@@ -193,7 +193,7 @@ def mutual_information(logits, c1):
 
 # ---- Training ------------------------------------------------------------------------------------
 def one_hot(value, categories):
-    """Values int64 [N] from 0 to categories - 1 -> float [N, categories]; categories may be 0."""
+    """Values [N] from 0 to categories - 1 -> float [N, categories]; categories may be 0."""
     return (value[:, None] == torch.arange(categories, device=value.device)).float()
 
 
@@ -235,7 +235,7 @@ def train(run, nets, data):
 
     for _ in run.epochs():
         for index in run.batches(torch.randperm(len(data.x)), o.batch_size):
-            done = (run.step - 1) / len(nets.curve)  # share of the run; len(curve): all updates
+            done = (run.step - 1) / len(nets.curve)  # share of the run; curve: a number an update
             opt_d.param_groups[0]["lr"] = o.lr_disc * rate(done, o.schedule)
             opt_g.param_groups[0]["lr"] = o.lr * rate(done, o.schedule)
             weight_c2 = o.continuous_weight if done >= o.continuous_start else 0  # ours
@@ -244,12 +244,12 @@ def train(run, nets, data):
             # (ours). c1 is scored on all of them, c2 on the first n. D sees `fake`.
             x = common.to_float(data.x[index])  # real images [n, 1, 28, 28]
             n = len(x)
-            far = round(o.far * n) if o.warp else 0  # ours; without warp, `read` is `h`
+            far = round(o.far * n) if o.warp else 0  # ours; without warp Q reads h, that is `fake`
             z, c1, c2 = draw_codes(o, n, x.device, far)
             made = gen(z, c1, c2)
             fake = made[: n + round(o.far_judged * far)]  # ours: far ones that D sees
 
-            # D and Q minimise  - log D(x) - log(1 - D(G(z,c))) - lambda log Q(c|G(z,c))
+            # Trunk, D, Q minimise  - log D(x) - log(1 - D(G(z,c))) - lambda log Q(c|G(z,c))
             h = trunk(fake.detach())
             loss_d = discriminator_loss(d(trunk(x)), d(h))
             read = trunk(warp(made.detach(), o.warp)) if o.warp else h  # ours: warped
@@ -257,7 +257,7 @@ def train(run, nets, data):
             category = category_loss(logits, c1)
             continuous = loss_c2(mean[:n], c2[:n])
             loss_c = o.category_weight * category + weight_c2 * continuous
-            bound = mutual_information(q(h)[0][:n], c1[:n]).detach()  # Figure 1: not warped
+            bound = mutual_information(q(h)[0][:n], c1[:n]).detach()  # no warp or far, unlike c1
             update(opt_d, loss_d + loss_c)
 
             # G minimises  - log D(G(z,c)) - lambda log Q(c|G(z,c))
@@ -294,15 +294,15 @@ def figure_sweep(nets, o, path, which, order, columns=11):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # warp: without it, a category often mixes digits of the same slant. So Q reads warped copies of the
-# images, and c1 must be what a warp leaves alone. At far = 0, c1's L_I bounds I(c1; warp(x)).
+# images: c1 must be what a warp leaves alone. At far = 0, log K - loss bounds I(c1; warp(x)).
 # split_loss: c2 is read from warped copies, too. Its first number is scored on copies that are not
 # rotated or sheared, so it can be the slant. The others are scored on copies rotated and sheared
-# at random. These hide a slant. All copies hide a digit's width (Figure 2d).
+# at random. These hide a slant. All copies hide a digit's width: no number is that of Figure 2(d).
 # continuous_start: c2's loss starts late, else c2 could take the digit from c1.
 # far: Figure 2 goes twice as far as the prior of c2. There the digit can change. So Q must also
-# read c1 from images of such c2. Off where warp is 0.
-# far_judged: a far image that D does not see can look wrong. So D sees far images, too. Then G
-# fits the mixture of both kinds to the data.
+# read c1 from images of such c2. Without warp Q reads D's images alone, so far is off.
+# far_judged: D sees far images, too, else they look wrong. So G fits the mixture of both kinds to
+# the data, no longer c2 in [-1, 1] alone.
 # What we tried: results/NOTES.md.
 
 
@@ -315,7 +315,7 @@ def warp(x, amount=1.0):
     def uniform(reach, *shape):
         return amount * reach * (2 * torch.rand(n, *shape, device=device) - 1)
 
-    lean = torch.arange(n, device=device) % 2
+    lean = torch.arange(n, device=device) % 2  # 0: images by which split_loss scores the slant
     angle, shear = lean * uniform(0.15), lean * uniform(0.3)
     wide, high = 1 + uniform(0.15), 1 + uniform(0.15)
     to_x = torch.stack([angle.cos() * wide, (shear - angle.sin()) * wide], 1)
@@ -391,7 +391,7 @@ def main(settings):
     scores.judge_of(settings)  # it scores later; fails now if its file is bad
     run = common.Run("infogan", settings)
     nets = build(settings, math.ceil(len(data.x) / settings.batch_size)).to(run.device)
-    with run.autocast():  # bf16, where the processor has it
+    with run.autocast():  # bf16 on x86 CPUs that have it, else fp32
         train(run, nets, data)
     run.finish(*evaluate(nets, data, test, settings, run.folder))
 

@@ -12,7 +12,7 @@ from swaps (z of another image) and samples (random z). Enc and Dec must fool Di
 Where the paper's things are
     Eq. 5, Algorithm 1, Figure 1    train, and the losses above it
     Supplement, networks            Encoder, Decoder, Discriminator
-    Figures 2, 3, 5                 figure_swap, figure_interpolation, figure_generation
+    Figures 2a 3a, 2b 3b, 5         figure_swap, figure_interpolation, figure_generation
     Table 1, Figure 4               experiments/mathieu_scores.py
     Figure 10(a)                    experiments/mathieu_pretrained_s.py
 
@@ -21,13 +21,13 @@ Differences           the paper (released: its code)       here
     channels          not given                            16, 32, 64 in all three networks
     weights           lambda, not given; the others 1      one for each term, in Settings
     weight of KL      constant                             grows for 60 % of the run
-    to fool Disc      log(1 - Disc)                        -log Disc (released: labels 0.95, not 1)
+    to fool Disc      log(1 - Disc)                        -log Disc (released: "real" is 0.95)
     Disc's fakes      swaps of a fresh pair                this step's swaps (as released), samples
     prior samples     in Algorithm 1; 4.2: unstable        stable; Disc sees them, too
     x2                Figure 1: any class; 4.3: another    any class: the x1 of another pair
     sprites           672 characters, discrete poses       672 others, continuous poses
 Three additions of ours, marked "# ours": prior_std, dead_zone, CodeDiscriminator (opt_c, hide).
-"Beyond the paper" explains them. --recipe paper stops only their effect. Left out: NORB, YaleB.
+"Beyond the paper" explains them. --recipe paper stops their effect, no more. Left out: NORB, YaleB.
 """
 
 import dataclasses
@@ -73,17 +73,17 @@ SPRITES = Settings(
     kl_weight=1.0,
     swap_weight=4.0,
     prior_weight=4.0,
-    prior_std=1.0,
+    prior_std=1.0,  # ours
     kl_start=0.05,
-    dead_zone=1.0,
-    code_weight=5.0,
+    dead_zone=1.0,  # ours
+    code_weight=5.0,  # ours
 )
 
 
 def recipe(dataset="mnist", recipe="ours"):
     """MNIST's settings for grey data sets (common.GREY), the sprites' for colour ones."""
     settings = dataclasses.replace(MNIST if dataset in common.GREY else SPRITES, dataset=dataset)
-    if recipe == "paper":
+    if recipe == "paper":  # without ours
         settings = dataclasses.replace(settings, prior_std=1.0, dead_zone=0.0, code_weight=0.0)
     return dataclasses.replace(settings, recipe=recipe)
 
@@ -148,7 +148,7 @@ class Discriminator(nn.Module):
     """The logit [B] of Disc(x, id): is x [B, C, H, W] a real image that has the label id?
 
     id [B, labels], float, is one-hot, or for several attributes their one-hots side by side. Each
-    of three layers has 4 x 4 maps for each label. Those of id, resized, are added to its output."""
+    convolution has a lookup table (supplement): its rows, 4 x 4 maps, are resized and added."""
 
     def __init__(self, channels=1, size=28, labels=10):
         super().__init__()
@@ -162,7 +162,7 @@ class Discriminator(nn.Module):
     def forward(self, x, id):
         for conv, norm, table in zip(self.convs, self.norms, self.tables):
             x = conv(x)
-            maps = torch.einsum("bl,lchw->bchw", id, table)  # attributes: summed (released: joined)
+            maps = torch.einsum("bl,lchw->bchw", id, table)  # id's rows (released: joined)
             x = x + F.interpolate(maps, x.shape[2:])
             x = F.leaky_relu(norm(x), 0.2)
         return self.out(x.flatten(1)).float().squeeze(1)
@@ -198,7 +198,7 @@ def discriminator_loss(logits_real, logits_fake):
 # ---- Training ------------------------------------------------------------------------------------
 def update(optimiser, loss, keep=False):
     """A step on `loss`, of this optimiser's weights alone. The gradient may cross other networks.
-    keep: the graph stays for a second loss, whose gradient must not need the weights moved here."""
+    keep: another loss will use this graph, for weights that this step does not move."""
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
     loss.backward(inputs=parameters, retain_graph=keep)
     optimiser.step()
@@ -206,7 +206,7 @@ def update(optimiser, loss, keep=False):
 
 
 def rate(progress):
-    """Factor of the rates (released: 1): up to 1 in 2 % of the run, 1 until half, down to 0.02."""
+    """Factor of the rates (released: 1): rises to 1 by 2 % of the run, from 50 % falls to 0.02."""
     return min(progress / 0.02, 1, max(2 - 2 * progress, 0.02))
 
 
@@ -230,7 +230,7 @@ def train(run, nets, data):
             weight_kl = o.kl_start + (o.kl_weight - o.kl_start) * min(run.progress / 0.6, 1)
 
             # x1 and x1p (the paper's x1') [B, C, H, W] share a class: id1 [B, labels] names it. x2,
-            # id2, s2 are x1, id1, s1 of the pair above, of any class. s [B, s_dim], z [B, z_dim].
+            # id2, s2 are x1, id1, s1 one row up, of any class. s [B, s_dim], z [B, z_dim].
             x1, x1p = common.to_float(data.x[pairs[:, 0]]), common.to_float(data.x[pairs[:, 1]])
             id1 = ids[pairs[:, 0]]
             s1, mu1, logvar1 = enc(x1)
@@ -252,7 +252,7 @@ def train(run, nets, data):
             own, same = reconstruction_loss(x_own, x1), reconstruction_loss(x_same, x1)
             kl = kl_loss(mu1, logvar1)
             swap, prior = adversarial_loss(d_swap), adversarial_loss(d_prior)
-            hide = nets.code_disc.loss(mu1, id2, id1)  # ours: code_disc's loss, labels exchanged
+            hide = nets.code_disc.loss(mu1, id2, id1)  # ours: id1 and id2 exchanged, to mislead it
             loss_g = o.own_weight * own + o.same_weight * same + weight_kl * kl
             loss_g = loss_g + o.swap_weight * swap + o.prior_weight * prior
             loss_g = loss_g + o.code_weight * hide  # ours
@@ -309,7 +309,7 @@ def figure_generation(nets, test, path, count=10):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # prior_std: a z far from 0 sometimes decodes to the wrong class. Such z are rare under N(0, I), so
-# Dec seldom learns from them. So on MNIST samples have deviation 2. Swaps train Dec nearer to 0.
+# Dec seldom learns from them. So on MNIST samples have deviation 2. Swaps cover z near 0.
 # dead_zone: where Dec ignores one of z's numbers, Enc still gives it a tiny mean, and a classifier
 # reads the class there. Means move by dead_zone towards 0; within it they are 0, with no gradient.
 # CodeDiscriminator: z can hold traces of the class. Dec ignores them. The losses above hardly stop
@@ -344,11 +344,11 @@ def build(o):
     labels = 23 if o.dataset == "sprites" else 10  # 7 + 2 + 4 + 3 + 2 + 2 + 3 values
     nets = nn.Module()
     nets.shape = channels, size, size
-    nets.enc = Encoder(channels, size, o.z_dim, o.s_dim, o.dead_zone)
+    nets.enc = Encoder(channels, size, o.z_dim, o.s_dim, o.dead_zone)  # ours: dead_zone
     nets.dec = Decoder(channels, size, o.z_dim, o.s_dim)
     nets.disc = Discriminator(channels, size, labels)
     nets.code_disc = CodeDiscriminator(o.z_dim, labels)  # ours
-    return nets.to(memory_format=torch.channels_last)  # the same numbers, but convolved faster
+    return nets.to(memory_format=torch.channels_last)  # a layout of memory, for speed
 
 
 def load(folder, device="cpu"):
@@ -391,7 +391,7 @@ def main(settings):
     mathieu_scores.judge_of(settings)  # it scores later; fails now if its file is bad
     run = common.Run("mathieu", settings)
     nets = build(settings).to(run.device)
-    with run.autocast():  # bf16, where the processor has it
+    with run.autocast():  # bf16 on x86 CPUs that have it, else fp32
         train(run, nets, data)
     run.finish(*evaluate(nets, data, test, settings, run.folder))
 
