@@ -203,7 +203,7 @@ def minutes_table():
     for script, row in PLAIN.items():
         cells = [minutes_on(row, kind) for kind in kinds]
         lines.append([f"`{script}.py`", *cells, f"{kept_megabytes(script):.0f}"])
-    return table(["minutes on", "CPU, fp32", "CPU, bf16", "MB"], lines)
+    return table(["minutes on", "older CPU, fp32", "newer CPU, bf16", "MB"], lines)
 
 
 # ---- results/mathieu.md --------------------------------------------------------------------------
