@@ -175,9 +175,9 @@ def likelihood_scores(nets, encode, decode, held_out, test, o):
 
 # ---- Figure 7 ------------------------------------------------------------------------------------
 def style_scores(nets, encode, decode, judge, data, test, o):
-    """style_accuracy: Dec(y, z), z from the prior, shows the digit y to a judge. z_error: a probe's
-    that reads the digit from z; chance_error, of always answering the commonest digit, when z says
-    nothing. reconstruction_mse: with the true label."""
+    """style_accuracy: Dec(y, z), z from the prior, shows the digit y to a judge. z_error: of a
+    probe that reads the digit from z. chance_error: of always the commonest digit.
+    reconstruction_mse: with the true label."""
     y = data.y.unique().repeat(100 if o.dry_run else 1000)
     images = decode(nets, F.one_hot(y, 10).float(), draw_prior(nets, len(y), y.device))
     (_, z), (_, z_test) = encode(nets, data.x), encode(nets, test.x)

@@ -87,7 +87,7 @@ def recipe(model="gan", recipe="ours"):
     settings = MODELS.get(model, Gan)(model=model, recipe=recipe)  # the parser refuses other names
     if recipe == "paper" and model in STEPS:
         changes = {**bigan.RELEASED, "average": 0.0, "skip": "no"}
-        changes["decay_disc"] = changes.pop("weight_decay")  # released: D's loss alone is halved
+        changes["decay_disc"] = changes.pop("weight_decay")  # released: here only D's is halved
         read = {k: v for k, v in changes.items() if hasattr(settings, k)}
         settings = dataclasses.replace(settings, **read)
     return settings

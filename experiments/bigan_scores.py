@@ -1,10 +1,9 @@
 """Scores of bigan.py on test images: what features and codes say of the class, what G(E(x)) keeps.
 
 encode: images -> codes. decode: codes -> images float in [0, 1]. Errors and shares are in percent.
-The paper says only in part how Table 1 is measured. Here the references are all 60,000 training
-images (the released code: 50,000). The layer is E's last hidden one, with batch norm as in
-evaluation: the released log agrees with that. 1-NN on the code is on E's bounded output (in that
-log: on logits).
+The paper says only in part how Table 1 is measured. Here the references are all training
+images, 60,000 (the released code: 50,000). The layer is E's last hidden one, with batch norm as in
+evaluation; the authors' log agrees. 1-NN by the code: E's bounded output (their log: logits).
 """
 
 from common import UserError, figure_grid, say, to_float
@@ -92,8 +91,8 @@ def evaluate(settings, data, test, judge, net=None, encode=None, decode=None, dr
 
     nn_error_features, nn_error_code: of 1-NN by Table 1's layer and by the code. probe_error_code:
     of a linear classifier on the code. code_square: mean square of the code's numbers. code_mse:
-    mean square of E(G(z)) - z over the code's numbers. An E that always says 0 has
-    code_prior_square. A code unrelated to z has about that + code_square. Without net, E and G:
+    mean square of E(G(z)) - z over the code's numbers. It is code_prior_square if E says 0, about
+    code_prior_square + code_square if E(G(z)) has nothing of z. Without net, E and G:
     probe_error_code is of pixels, sample_... of the test images."""
     say("scoring")
     found = {"nn_error_features": layer_error(net, data, test)}

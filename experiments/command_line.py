@@ -66,7 +66,8 @@ class Parser(argparse.ArgumentParser):
 def make_parser(settings):
     """The flags of a dataclass instance: a flag a field, the instance's values as defaults. A field
     that is None has no flag. Groups: of all scripts, of this one, and ours beyond the paper."""
-    title, examples, *_ = ((sys.modules["__main__"].__doc__ or "") + "\n\n").split("\n\n")
+    doc = sys.modules["__main__"].__doc__ or ""
+    title, examples, *_ = [*doc.split("\n\n"), ""]
     parser = Parser(
         usage="one of these; every flag has a default\n" + examples,
         description=title,

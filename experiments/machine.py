@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import importlib.metadata
 import os
 import platform
 import re
@@ -69,11 +70,13 @@ def set_rng(states, device):
 
 def describe(device):
     """What config.json says of the machine and the code."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions["scikit-learn"] = importlib.metadata.version("scikit-learn")
     return {
         "device": device.type,
         "hardware": hardware(device),
         "commit": commit(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": versions,
     }
 
 

@@ -15,6 +15,7 @@ run in results/again/, which the tables' means leave out.
 
 import importlib
 import json
+import math
 import os
 import re
 import shutil
@@ -192,7 +193,7 @@ def is_of(row, seed, config):
     script = module.removeprefix("experiments.")
     recipe = importlib.import_module(module).recipe
     wanted = vars(command_line.parse(recipe, [*flags, "--seed", str(seed)]))
-    free = {"precision", "data", "beside"}  # an entry names its precision
+    free = {"precision", "beside"}  # an entry names its precision
     same = all(wanted.get(k) == v for k, v in config["settings"].items() if k not in free)
     return same and config["script"] == script
 
@@ -250,7 +251,8 @@ def file_folder(folder):
 def changed_since(folder):
     """Whether the code may differ from that which began the run in this folder."""
     begun = run_folder.read_config(folder)["commit"]
-    return begun != commit() or begun.endswith("+")  # uncommitted changes, then or now
+    unknown = begun == "unknown" or begun.endswith("+")  # uncommitted changes, then or now
+    return unknown or begun != commit()
 
 
 def words_of(row, seed, folder):
@@ -270,6 +272,7 @@ def train(row, seed, place, threads=None, anew=False):
     if (folder / "config.json").exists():
         if changed_since(folder) or (anew and (folder / "metrics.json").exists()):
             aside = folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")
+            run_folder.lock(folder).release()  # not while a process is at work in it
             print(f"{folder} is an earlier run, or one of other code: moved to {aside}")
             folder.rename(aside)
     if (folder / "metrics.json").exists():  # finished, but not filed
@@ -299,13 +302,16 @@ def reproduce(row, seed, threads=None):
 
 def compare(row, entry):
     """An entry's scores beside those on file: (name, mean, deviation, now, deviations away), None
-    where there is no such number."""
+    where there is no such number; infinitely many where all seeds agree and this one does not."""
     lines, filed = [], [entry["metrics"] for entry in read(row)]
     for name in sorted(set().union(*filed)):
         values = [metrics[name] for metrics in filed if name in metrics]
         spread = statistics.stdev(values) if len(values) > 1 else None
         mean, now = statistics.mean(values), entry["metrics"].get(name)
-        away = abs(now - mean) / spread if spread and now is not None else None
+        away = None
+        if spread is not None and now is not None:
+            same = math.isclose(now, mean, rel_tol=1e-6)
+            away = 0.0 if same else abs(now - mean) / spread if spread else math.inf
         lines.append((name, mean, spread, now, away))
     return lines
 
@@ -397,7 +403,8 @@ def run_all(todo, jobs=1, run=reproduce):
         if stop.is_set():
             return
         row, seed = todo[k]
-        speed = sum(took for _, took in ended) / sum(guess[j] for j, _ in ended) if ended else 1.0
+        guessed = sum(guess[j] for j, _ in ended)
+        speed = sum(took for _, took in ended) / guessed if ended else 1.0
         so_far, rest = time.monotonic() - start, speed * sum(guess[k:]) / jobs
         place = f"[{k + 1} of {len(todo)}, {in_words(so_far)} so far]"
         print(f"{place} {row} seed {seed}: with the rest about {in_words(rest)}")
@@ -503,4 +510,4 @@ def main(words=None):
 
 
 if __name__ == "__main__":
-    main()
+    command_line.exit_on_mistake(main)

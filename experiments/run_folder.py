@@ -87,9 +87,10 @@ def make(out, stem, again=False):
     except OSError as error:
         raise UserError(f"cannot write to '{folder}' ({error.strerror}): choose another --out")
     # A run that was cut off in its first epoch left nothing but config.json: it may be overwritten.
-    # read_config refuses a damaged one.
     names = {name for name in names if name not in ("lock", "owner") and name[0] != "."}
-    if names and not again and (names != {"config.json"} or not read_config(folder)):
+    if names == {"config.json"} and not again:
+        read_config(folder)  # which refuses a damaged one
+    elif names and not again:
         unfinished = "config.json" in names and "metrics.json" not in names
         words = f", or --resume {shlex.quote(str(folder))}" if unfinished else ""
         raise UserError(f"'{folder}' is not empty: choose another --out{words}")

@@ -19,7 +19,10 @@ def main(*words):
     folder, device = Path(words[0]), words[1] if len(words) == 2 else "auto"
     name = run_folder.read_config(folder)["script"]
     beside = (common.HERE / f"{name}.py").exists()
-    script = importlib.import_module(name if beside else f"experiments.{name}")
+    try:
+        script = importlib.import_module(name if beside else f"experiments.{name}")
+    except ModuleNotFoundError:
+        raise run_folder.of_another_version(folder)
     settings = command_line.parse(script.recipe, ["--resume", str(folder), "--device", device])
     device = machine.choose_device(settings.device)
     if hasattr(script, "load"):

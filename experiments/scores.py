@@ -59,12 +59,12 @@ PROBE_BATCH = 500
 def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, groups=None):
     """Test error in percent of a small network that reads labels from codes: a tensor [A].
 
-    Two layers and early stopping are as in Mathieu et al.'s Table 1; it does not tell the rest.
+    Two layers and early stopping are as in Mathieu et al.'s Table 1; they do not tell the rest.
 
     train, test: codes float [N, d]. Both are standardised by the training codes' mean and
     deviation, and cut off at 10 deviations from the mean.
-    train_y, test_y: labels int64 [N], or A attributes [N, A], a softmax each. Targets float [N, A]
-    take the squared error, and R2 of each is returned instead, at most 1.
+    train_y, test_y: labels int64 [N], or A attributes [N, A], a softmax each. Or
+    targets float [N, A]: squared error in training; returns R2 of each, at most 1.
     hidden: units of the hidden ReLU layer; 0 for a linear probe.
     noise: (train, test), standard deviations [N, d] of a Gaussian. It is added afresh each time a
     code is used, to probe samples of a posterior.
@@ -399,6 +399,8 @@ def read_judge(path, device="cpu"):
     except OSError as error:
         raise UserError(f"cannot read '{path}' ({error.strerror})")
     except Exception as error:  # zip, pickle and shape errors of a damaged file
+        if machine.no_memory(error):
+            raise
         raise UserError(
             f"'{path}' is damaged ({type(error).__name__}): delete it to have it made anew "
             "(for MNIST, git checkout data)"
@@ -432,7 +434,7 @@ def load_judge(name, root=None, device="cpu", quick=False):
         right = judge_accuracy(judge, test.take(slice(10_000)).to(device))
     say(f"the judge names {right:.0f} % of the test images right")
     save_judge(judge, path)
-    return read_judge(path, device)  # as a later run will: both draw the same random numbers
+    return read_judge(path, device)  # Judge() draws random numbers: as many as in a later run
 
 
 def judge_of(settings):

@@ -567,8 +567,8 @@ def repeats_table():
     lines = []
     for row in ROWS:
         for e in reproduce.read(f"again/{row}"):
-            far = [line for line in compare(row, e) if line[4] is not None]
-            if not far:  # fewer than two seeds on file: no deviation
+            far = [line for line in compare(row, e) if line[2] and line[4] is not None]
+            if not far:  # no deviation
                 continue
             name, mean, spread, now, _ = max(far, key=lambda line: line[4])
             near = f"{sum(line[4] <= 2 for line in far)} of {len(far)}"

@@ -1484,3 +1484,10 @@ def test_settled_batch_norm_has_the_statistics_of_all_batches():
 def test_scoring_again_asks_for_a_run(words):
     with pytest.raises(common.UserError, match="name a run folder"):
         score.main(*words)
+
+
+def test_a_run_of_a_script_that_is_gone_is_not_scored():
+    Path("run").mkdir()
+    Path("run/config.json").write_text(json.dumps({"script": "gone", "settings": {}}))
+    with pytest.raises(common.UserError, match="a run of gone, is of another version"):
+        score.main("run")

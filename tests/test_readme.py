@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import math
 import os
 import re
 import shutil
@@ -14,7 +15,15 @@ import time
 from pathlib import Path
 
 import common
-from experiments import command_line, machine, reproduce, tables
+from experiments import (
+    aae_scores,
+    bigan_scores,
+    command_line,
+    machine,
+    reproduce,
+    run_folder,
+    tables,
+)
 
 import benchmark
 import numpy as np
@@ -243,6 +252,15 @@ def test_tables_are_what_results_say(page):
     assert tables.rendered(PAGES[page]) == PAGES[page], (
         "run python -m experiments.reproduce --pages"
     )
+
+
+def test_the_papers_numbers_are_the_same_in_scripts_and_on_pages():
+    names = {"mnist": "bigan", "gan": "gan", "ae-l2": "ae-l2", "ae-l1": "ae-l1"}
+    names |= {"lr": "latent-regressor", "jlr": "joint-latent-regressor"}
+    for name, (_, paper) in tables.TABLE1.items():
+        assert f"{bigan_scores.PAPER_TABLE1[names[name]]:.2f}" == paper
+    for value in aae_scores.PAPER.values():
+        assert f"| {re.match(r'[0-9.]+', value)[0]} " in PAGES["results/aae.md"], value
 
 
 def test_every_table_is_on_a_page():
@@ -605,6 +623,36 @@ def test_again_compares_and_files_nothing(pretended, capsys):
     assert not (pretended / "again").exists()
 
 
+def test_a_score_that_moved_where_all_seeds_agree_is_far_off(monkeypatch):
+    entries = [{"metrics": {"error": 3.09, "one": float(seed)}} for seed in (1, 2, 3)]
+    monkeypatch.setattr(reproduce, "read", lambda row: entries)
+
+    def away(error):
+        (_, _, spread, _, far), other = reproduce.compare("row", {"metrics": {"error": error}})
+        assert spread == 0 and other[4] is None
+        return far
+
+    assert away(3.09) == 0 and away(3.1) == math.inf
+
+
+def test_a_run_of_other_images_is_of_no_row():
+    settings = dataclasses.asdict(importlib.import_module("bigan").recipe())
+    config = {"script": "bigan", "settings": settings}
+    assert reproduce.is_of("bigan/mnist", 0, config)
+    settings["data"] = "/elsewhere"
+    assert not reproduce.is_of("bigan/mnist", 0, config)
+
+
+def test_what_a_process_holds_is_not_set_aside(pretended, monkeypatch):
+    folder = reproduce.train("aae/style", 3, "runs/results")
+    monkeypatch.setattr(reproduce, "changed_since", lambda folder: True)
+    held = run_folder.lock(folder)
+    with pytest.raises(common.UserError, match="of this process holds"):
+        reproduce.train("aae/style", 3, "runs/results")
+    held.release()
+    assert reproduce.train("aae/style", 3, "runs/results") == folder
+
+
 def test_again_keep_files_it_among_the_repeats(pretended):
     for seed in (0, 1, 2):
         reproduce.reproduce("aae/style", seed)
@@ -670,6 +718,7 @@ def test_changed_since_compares_the_commit(tmp_path, monkeypatch):
         ("abc", "abc", False),
         ("abc", "abd", True),
         ("abc+", "abc+", True),  # what was not committed may have changed again
+        ("unknown", "unknown", True),
     ):
         config = {"script": "aae", "settings": {}, "commit": begun}
         (tmp_path / "config.json").write_text(json.dumps(config))
