@@ -632,9 +632,9 @@ def test_every_optimiser_has_its_rate_along_the_run(monkeypatch):
     monkeypatch.setattr(aae, "update", lambda opt, loss: rates.append(opt.param_groups[0]["lr"]))
     o = settings("--task semi --labels 20 --hidden 12 --batch-size 10 --lr 0.001 --lr-disc 0.002")
     o = dataclasses.replace(o, lr_encoder=0.003, lr_labels=0.004, lr_disc_end=0.9, epochs=2)
-    aae.train(common.Run("aae", o), aae.build(o), images(30), torch.arange(20))
+    aae.train(common.Run("aae", o), aae.build(o), images(32), torch.arange(20))  # 4 steps an epoch
     for k, (lr, end) in enumerate(((0.001, 0.01), (0.002, 0.9), (0.003, 0.01), (0.004, 0.01))):
-        truth = [lr * aae.rate(step, 6, end) for step in range(1, 7)]
+        truth = [lr * aae.rate(step, 8, end) for step in range(1, 9)]
         assert rates[k::4] == pytest.approx(truth)
 
 
@@ -779,6 +779,17 @@ def test_a_run_ends_with_batch_norm_settled(script, words, monkeypatch):
         assert torch.allclose(value, before[name], atol=1e-6), name
 
 
+@pytest.mark.parametrize("task", ["prior", "cluster", "likelihood"])
+def test_what_is_held_out_neither_trains_nor_settles(task, monkeypatch):
+    whole, used = images(600), []
+    monkeypatch.setattr(common, "load_data", lambda o: (whole, images(100, 1)))
+    monkeypatch.setattr(aae, "train", lambda run, nets, data, labelled: used.append(data.x))
+    monkeypatch.setattr(batch_norm, "image_parts", lambda x: used.append(x) or [])
+    monkeypatch.setattr(aae, "evaluate", lambda *_: ({}, ()))
+    aae.main(settings(f"--task {task} --hidden 10"))
+    assert len(used) == 2 and all(torch.equal(x, whole.x[:500]) for x in used)
+
+
 # ---- Scores --------------------------------------------------------------------------------------
 class Codes(nn.Module):
     """An encoder of given answers: a function of the images -> logits, mu, logvar."""
@@ -823,6 +834,10 @@ def test_the_classifier_of_codes_sees_what_it_should():
     for make, least in bad:
         worse = prior_scores(lambda x: (None, make(len(x)), None), o)
         assert worse["code_test"] > least and worse["code_mmd"] > good["code_mmd"] + 0.003
+    far = prior_scores(lambda x: (None, torch.zeros(len(x), 2), None), o)["code_mmd"]
+    p = 5 * torch.randn(2000, 2)
+    truth = aae_scores.mmd_loss(torch.zeros(2000, 2), p, 5.0).item()  # its kernel has p's width
+    assert far == pytest.approx(truth, rel=0.05)
 
 
 def test_codes_of_a_gaussian_encoder_are_sampled():
@@ -881,6 +896,56 @@ def test_clusters_score_as_they_deserve():
     found = score_of(collapsed)
     assert found["cluster_error"] > 80 and found["clusters_used"] == 1
     assert score_of(torch.randn(1000, 20))["cluster_error"] > 80
+
+
+WHO = {
+    "prior": ("prior", "data test"),
+    "likelihood": ("likelihood", "held test"),  # which chooses the width
+    "style": ("style", "data test"),
+    "semi": ("supervised", "data test"),
+    "cluster": ("cluster", "held test"),  # which names the clusters
+}
+
+
+@pytest.mark.parametrize("task", WHO)
+def test_every_score_gets_its_data(task, monkeypatch):
+    called, (name, parts) = [], WHO[task]
+    monkeypatch.setattr(aae_scores, f"{name}_scores", lambda *words: called.extend(words) or {})
+    monkeypatch.setattr(aae_scores.aae_figures, "draw", lambda *_: None)
+    o, whole, test = settings(f"--task {task}", dry_run=True), images(600), images(50, 1)
+    data, held, _ = aae_scores.split(whole, o)
+    aae_scores.evaluate("nets", "encode", "decode", whole, test, o, "folder")
+    got = [part.x for part in called if isinstance(part, common.Split)]
+    truth = {"data": data, "held": held, "test": test}
+    assert len(got) == 2
+    for x, part in zip(got, parts.split()):
+        assert torch.equal(x, truth[part].x), part
+
+
+def test_errors_are_in_percent_and_the_baseline_has_the_labels(monkeypatch):
+    test, o, asked = images(50, 1), settings("--task semi --hidden 10", dry_run=True), []
+    monkeypatch.setattr(aae_scores, "baseline_error", lambda *words: asked.extend(words) or 12.0)
+    guess = test.y.clone()
+    guess[:5] = (guess[:5] + 1) % 10  # five of fifty are wrong
+    nets, j = aae.build(o), torch.arange(20)
+    encode = lambda nets, x: (F.one_hot(guess, 10).float(), None)  # noqa: E731
+    found = aae_scores.supervised_scores(nets, encode, images(40), test, j, o)
+    assert found == pytest.approx({"test_error": 10.0, "baseline_error": 12.0})
+    assert asked[3] is j and torch.equal(asked[2].x, test.x)
+
+
+def test_reconstruction_is_the_mean_square_over_pixels():
+    test = images(50, 1)
+    nets = model(lambda x: (None, torch.zeros(len(x), 2), None))  # which draws black
+    found = aae_scores.reconstruction_mse(nets, aae.encode, aae.decode, test)
+    assert found == pytest.approx((test.x / 255).square().mean().item(), rel=1e-5)
+
+
+def test_the_prior_is_drawn_from_all_its_components():
+    prior = aae.Mixture()
+    z = aae_scores.draw_prior(SimpleNamespace(prior=prior), 5000, "cpu")
+    found = torch.bincount(aae_priors.component(prior, z), minlength=10)
+    assert found.min() > 400 and found.max() < 600
 
 
 def test_style_scores_catch_a_decoder_that_ignores_the_label():
@@ -955,6 +1020,17 @@ def test_the_baseline_learns_from_its_labels_alone(monkeypatch):
     wrong[labelled] = others[labelled]
     others[labelled] = data.y[labelled]
     assert error(others, quick) == error(data.y, quick) != error(wrong, quick)
+
+
+def test_the_baselines_rate_falls_to_0(monkeypatch):
+    rates, step = [], torch.optim.Adam.step
+    monkeypatch.setattr(
+        torch.optim.Adam, "step", lambda o: (rates.append(o.param_groups[0]["lr"]), step(o))
+    )
+    o = settings("--task semi --hidden 10 --lr-labels 0.002", dry_run=True)
+    enc, data = aae.Encoder(784, 1, 10, 10), images(50)
+    aae_scores.baseline_error(enc, data, data, torch.arange(20), o)
+    assert rates == pytest.approx([0.002 * (1 - k / 20) for k in range(20)])
 
 
 # ---- Figures -------------------------------------------------------------------------------------

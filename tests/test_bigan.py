@@ -438,7 +438,7 @@ def spied(monkeypatch, script=bigan, **changes):
     """Eight steps; at each update the rate, the share of D's skip, whether D's loss has a penalty;
     after each step the weights."""
     seen, after = [], []
-    real, move, penalty = bigan.update, bigan.move_average, bigan.slope_penalty
+    real, penalty = bigan.update, bigan.slope_penalty
     penalties = []
 
     def update(optimiser, loss, **words):
@@ -446,10 +446,7 @@ def spied(monkeypatch, script=bigan, **changes):
         seen.append((optimiser.param_groups[0]["lr"], share, len(penalties)))
         penalties.clear()
         real(optimiser, loss, **words)
-
-    def move_average(average, nets, step, decay):
         after.append(weights(nets))
-        move(average, nets, step, decay)
 
     def slope_penalty(*words):
         penalties.append(words)
@@ -458,14 +455,10 @@ def spied(monkeypatch, script=bigan, **changes):
     o = settings(script, script.recipe().model, epochs=2, batch_size=10, **changes)
     torch.manual_seed(0)
     nets = script.build(o)
-    for module, name, spy in (
-        (script, "update", update),
-        (script, "move_average", move_average),
-        (bigan, "slope_penalty", slope_penalty),
-    ):
+    for module, name, spy in ((script, "update", update), (bigan, "slope_penalty", slope_penalty)):
         monkeypatch.setattr(module, name, spy)
-    script.train(common.Run("bigan", o), nets, mnist(40))
-    return nets, seen, after[:8]
+    script.train(common.Run("bigan", o), nets, mnist(38))  # four steps an epoch
+    return nets, seen, after[1::2]
 
 
 @pytest.mark.parametrize("script", [bigan, bigan_baselines])
@@ -503,7 +496,8 @@ def test_the_released_recipe_holds_out_random_training_images(monkeypatch):
     assert bigan_released.load_data(o) == (data, test)
     held = dataclasses.replace(o, validation=True)
     torch.manual_seed(1)
-    (train, queries), again = [bigan_released.load_data(held) for _ in range(2)]
+    other = dataclasses.replace(held, seed=3)  # the same images for every seed
+    (train, queries), again = bigan_released.load_data(held), bigan_released.load_data(other)
     assert torch.equal(train.x, again[0].x) and torch.equal(queries.x, again[1].x)
     assert len(train.y) == 20 and len(queries.y) == 4 and not torch.equal(queries.x, test.x)
 
@@ -561,6 +555,23 @@ def test_the_released_recipe_measures_its_error_on_the_way(model, monkeypatch):
     assert found("whole")[names[1]] == now
 
 
+def test_the_error_on_the_way_is_that_of_the_table(monkeypatch):
+    """In fp32, whatever the training's precision; by the training images, of the test images."""
+    o, data, test, seen = bigan_released.recipe(), mnist(60), mnist(20, 1), []
+
+    def layer_error(net, *splits):
+        h = net.features(common.to_float(data.x))
+        seen.append((h.dtype, net.training, splits))
+
+    monkeypatch.setattr(bigan_scores, "layer_error", layer_error)
+    nets = bigan_released.build(dataclasses.replace(o, hidden=8))
+    with torch.autocast("cpu", torch.bfloat16):
+        bigan_released.error_so_far(nets, data, test, o)
+    ((dtype, training, splits),) = seen
+    assert dtype == torch.float32 and not training
+    assert splits[0] is data and splits[1] is test
+
+
 @pytest.mark.parametrize("script, model", [(bigan, "ali"), (bigan_baselines, "ae-l2")])
 def test_a_run_ends_with_batch_norm_settled(script, model, monkeypatch):
     """To settle it again changes nothing."""
@@ -577,7 +588,8 @@ def test_a_run_ends_with_batch_norm_settled(script, model, monkeypatch):
 
 
 def test_batch_norm_is_settled_with_the_final_weights_on_what_is_scored():
-    for script, model in ((bigan, "bigan"), (bigan_baselines, "ae-l2"), (bigan_baselines, "gan")):
+    baselines = (bigan_baselines, "ae-l2"), (bigan_baselines, "gan")
+    for script, model in ((bigan, "bigan"), (bigan, "ali"), *baselines):
         o = settings(script, model)
         nets, _ = ready(script, o)
         data, state = mnist(300), torch.get_rng_state()
@@ -596,8 +608,9 @@ def test_batch_norm_is_settled_with_the_final_weights_on_what_is_scored():
         if model == "ae-l2":
             h = bigan.encode(nets, data.x) @ w.t()
             assert torch.allclose(norm1.running_mean, h.mean(0), atol=1e-4)
-        else:  # codes of the prior: mean 0, variance 1/3
-            assert torch.allclose(norm1.running_var, w.square().sum(1) / 3, rtol=0.35)
+        else:  # codes of the prior: mean 0, variance 1/3, or 1
+            variance = 1 if model == "ali" else 1 / 3
+            assert torch.allclose(norm1.running_var, w.square().sum(1) * variance, rtol=0.35)
         if model == "bigan":
             h = nets.disc.layer2(F.leaky_relu(nets.disc.layer1(x), 0.2))
             h = h + nets.disc.from_z(bigan.encode(nets, data.x))
@@ -665,7 +678,32 @@ def test_scores_of_models_that_are_known():
     one = common.to_float(data.x[:1])
     bad = evaluate(Pixels(), encode, lambda z: one.expand(len(z), -1, -1, -1), draw)
     assert bad["reconstruction_digit"] < 20 and bad["reconstruction_l2"] > 8
-    assert bad["reconstruction_mse"] > 0.05 and bad["sample_classes"] == pytest.approx(1)
+    assert bad["sample_classes"] == pytest.approx(1)
+    mse = (one.flatten(1) - x_test).square().mean().item()
+    assert bad["reconstruction_mse"] == pytest.approx(mse, rel=1e-4)
+    prior = (2 * one - 1).square().mean().item() + 1 / 3  # of E(G(z)) - z, which are unrelated
+    assert bad["code_mse"] == pytest.approx(prior, rel=0.01)
+
+
+@pytest.mark.parametrize("dry, epochs", [(True, 1), (False, 20)])
+def test_a_linear_probe_reads_the_training_codes(dry, epochs, monkeypatch):
+    data, test, asked = mnist(30), mnist(20, 1), []
+
+    def probe(*words, **more):
+        asked.append((words, more))
+        return torch.tensor(1.0)
+
+    monkeypatch.setattr(scores, "probe", probe)
+    flat = lambda x: common.to_float(x).flatten(1)  # noqa: E731
+    o, judge = settings(dry_run=dry), scores.load_judge("mnist")
+    for call in (
+        (Pixels(), flat, lambda z: z.view(-1, 1, 28, 28), lambda n: torch.rand(n, 784)),
+        (),
+    ):
+        bigan_scores.evaluate(o, data, test, judge, *call)
+        words, more = asked.pop()
+        assert same(words, (flat(data.x), data.y, flat(test.x), test.y))
+        assert more == {"hidden": 0, "epochs": epochs}
 
 
 @pytest.mark.parametrize("model", ["ali", "alice"])

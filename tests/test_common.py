@@ -28,7 +28,7 @@ import infogan
 import mathieu
 from data import files
 from data.sprites import sprites
-from experiments import batch_norm, command_line, machine, run_folder, score
+from experiments import batch_norm, command_line, infogan_regular, machine, run_folder, score
 
 import numpy as np
 import pytest
@@ -619,6 +619,9 @@ def test_a_run_finds_its_images_from_anywhere():
     Path("mine").mkdir()
     common.Run("toy", Toy(out="run", data="mine"))
     assert parse("--resume", "run").data == str(Path("mine").resolve())
+    o = dataclasses.replace(infogan_regular.recipe(), device="cpu", out="other", beside="mine")
+    common.Run("infogan_regular", o)  # nor does it matter from where a run beside it is named
+    assert run_folder.read_config("other")["settings"]["beside"] == str(Path("mine").resolve())
 
 
 def test_in_python_a_run_is_not_resumed_by_other_settings():
@@ -1183,6 +1186,16 @@ def test_an_unfinished_or_absent_run_is_not_loaded():
         run_folder.read_checkpoint("run")
 
 
+def test_networks_of_other_code_are_not_loaded():
+    run = common.Run("toy", Toy(out="run"))
+    run.track(nets=nn.Linear(3, 1))
+    run.finish({})
+    assert not common.load("run", recipe, lambda o: nn.Linear(3, 1)).training
+    for other in (nn.Linear(3, 1, bias=False), nn.Sequential(nn.Linear(3, 1)), nn.Linear(4, 1)):
+        with pytest.raises(common.UserError, match="'run', a run of toy, is of another version"):
+            common.load("run", recipe, lambda o: other)
+
+
 def test_a_run_whose_last_write_fails_keeps_the_networks_that_it_scored(monkeypatch):
     save = common.Run.save
 
@@ -1478,6 +1491,13 @@ def test_settled_batch_norm_has_the_statistics_of_all_batches():
     assert torch.allclose(norm.running_mean, x.mean(0), atol=1e-6)
     assert torch.allclose(norm.running_var, (x[:20].var(0) + x[20:].var(0)) / 2)
     assert norm.momentum == 0.1 and not norm.training and not net[1].training
+
+
+def test_batch_norm_is_settled_on_parts_of_the_first_20000_images():
+    x = torch.arange(20_501)[:, None]
+    parts = batch_norm.image_parts(x)
+    assert torch.equal(torch.cat(parts), x[:20_000].float()) and len(parts) == 40
+    assert [len(part) for part in batch_norm.image_parts(x[:501])] == [251, 250]  # none alone
 
 
 @pytest.mark.parametrize("words", [(), ("run", "cpu", "more")])

@@ -663,6 +663,23 @@ def test_cluster_scores_of_heads_that_are_known():
     assert scores.match_clusters(logits, data.y)[order].tolist() == list(range(10))
 
 
+def test_the_answers_scored_are_those_for_the_category(monkeypatch):
+    """Q's outputs are the category's logits, then c2: the first ten, not the last."""
+    data, test, asked = digits(60), digits(40, test=True), []
+    o = settings(dry_run=True)
+    nets = narrow(o)
+    monkeypatch.setattr(infogan_scores, "code_scores", lambda *_: {})
+    monkeypatch.setattr(infogan_scores, "probe_scores", lambda *_: {})
+    monkeypatch.setattr(infogan_scores, "untrained_trunk", lambda *_: nets.trunk)
+    monkeypatch.setattr(infogan_scores, "cluster_scores", lambda *w: asked.extend(w) or {})
+    words = infogan.draw_codes, infogan.decode, data, test, o
+    _, order = infogan_scores.evaluate(nets, infogan.build, *words)
+    logits, test_logits = (infogan.encode(nets, part.x)[0] for part in (data, test))
+    assert torch.allclose(asked[0], logits, atol=1e-5) and asked[2] is data and asked[3] is test
+    assert torch.allclose(asked[1], test_logits, atol=1e-5)
+    assert torch.equal(order, infogan_scores.display_order(logits, data.y))
+
+
 def test_categories_left_over_stand_in_the_order_of_their_digits():
     y = torch.tensor([0, 0, 1, 1, 2, 2, 2, 0, 1])
     member = torch.tensor([3, 3, 4, 4, 0, 0, 2, 1, 5])  # 2, 1, 5 are second kinds of 2, 0, 1

@@ -386,7 +386,8 @@ def test_rates_and_weights_along_a_run(monkeypatch):
     monkeypatch.setattr(mathieu, "update", spy)
     monkeypatch.setattr(mathieu, "kl_loss", lambda mu, logvar: kl)
     monkeypatch.setattr(common.Run, "save", lambda run: None)
-    o = settings(**{**STEP, "epochs": 10}, kl_start=0.2, kl_weight=1.2)
+    two = {"epochs": 5, "batch_size": B // 2}  # steps an epoch: rates move within it
+    o = settings(**{**STEP, **two}, kl_start=0.2, kl_weight=1.2)
     mathieu.train(common.Run("mathieu", o), mathieu.build(o), paired())
     factors = [1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0.02]
     assert rates[0::3] == pytest.approx([0.003 * factor for factor in factors])
@@ -519,6 +520,15 @@ def test_probes_and_retrieval_read_the_right_code():
     assert found["retrieval_s"] > 95 and found["retrieval_z"] < 20
 
 
+def test_the_commonest_label_is_that_of_the_training_images():
+    train, test = digits(40), digits(40, test=True)
+    train = train._replace(y=torch.tensor([0, 0, 0, 1]).repeat(10))
+    test = test._replace(y=torch.tensor([1, 1, 1, 0]).repeat(10))
+    codes = (torch.randn(40, 3),) * 2 + (torch.ones(40, 3),)
+    found = mathieu_scores.probe_scores(codes, train, codes, test, epochs=1)
+    assert found["chance_error"] == 75
+
+
 def test_retrieval_counts_the_class_among_the_eight_nearest():
     torch.manual_seed(0)
     test = digits(60, test=True)
@@ -600,7 +610,7 @@ def test_true_swaps_of_sprites():
 def test_every_score_gets_its_data(dataset, monkeypatch, tmp_path):
     def spy(name):
         def call(*words, **more):
-            seen[name] = words
+            seen[name], told[name] = words, more
             return {name: 1.0}
 
         return call
@@ -611,7 +621,7 @@ def test_every_score_gets_its_data(dataset, monkeypatch, tmp_path):
     def decode(nets, z, s):
         return nets, z, s
 
-    seen, data, test = {}, digits(3), digits(2, test=True)
+    seen, told, data, test = {}, {}, digits(3), digits(2, test=True)
     names = "reconstruction probe retrieval swap true_swap".split()
     for name in names:
         monkeypatch.setattr(mathieu_scores, f"{name}_scores", spy(name))
@@ -630,7 +640,9 @@ def test_every_score_gets_its_data(dataset, monkeypatch, tmp_path):
         given = seen[name]
         assert same(given[0], codes) and same(given[2], test)
         assert given[1]("z", "s") == ("nets", "z", "s")
-    assert seen["figure"][2] == tmp_path / "retrieval.png"
+    assert seen["figure"][2] == tmp_path / "retrieval.png" and told["probe"] == {"epochs": 1}
+    mathieu_scores.evaluate(*words[:5], dataclasses.replace(o, dry_run=False), tmp_path)
+    assert told["probe"] == {"epochs": 20}
 
 
 # ---- Figures -------------------------------------------------------------------------------------
