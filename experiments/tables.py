@@ -168,7 +168,7 @@ ACROSS = [  # method and what it is told, row, scores: words, metric, digits, th
     (
         "**BiGAN**, the same, held-out training images",
         "bigan/released-held-out",
-        ("the same error, % (log: 2.65)", "nn_error_features", 2, "2.61", DASH),
+        ("the same error, % (authors' log: 2.65)", "nn_error_features", 2, "2.61", DASH),
     ),
     (
         "**InfoGAN**, no labels, but told that there are ten kinds",
