@@ -30,9 +30,9 @@ Differences              paper, partly from memory       here
     Table 1              deterministic q(z|x)            Gaussian q(z|x), dropout
     Disc's input         z                               z / prior_std; style: the label, too
     priors of Figure 4   pictures, no formulas           petals and a roll of our own sizes
-Ours, marked "# ours"; --recipe paper turns them off. prior-labels: warp. Where Enc infers y: warp,
-warp_weight, smooth_weight (virtual adversarial training), code_noise, y_weight. cluster tasks also:
-balance_weight. Off by default: neighbours, smooth_rise. Left out: TFD, SVHN, universal posterior.
+Additions, marked "# ours": see "Beyond the paper". --recipe paper drops them. In train: vary
+becomes common.to_float, y has no noise and no weight, and balance and steady go. neighbours and
+smooth_rise are off by default. Left out: TFD, SVHN, the universal posterior.
 """
 
 import math
@@ -50,27 +50,27 @@ TASKS = "prior prior-labels likelihood style semi semi-all cluster embed embed-c
 TOLD = "prior-labels", "style"  # tasks in which Disc is told the label
 
 
-# ---- Settings: a field is a flag, its comment the help; None: the task has no such flag ----------
+# ---- Settings: a field is a flag, its comment the help; None: no flag; "paper": partly from memory
 @dataclass
 class Settings(common.RunSettings):  # which adds dataset, seed and more
     task: Literal[tuple(TASKS)] = "prior"  # the paper's experiment; it picks the other settings
-    recipe: Literal["ours", "paper"] = "ours"  # paper: our additions are off; the Differences stay
+    recipe: Literal["ours", "paper"] = "ours"  # paper: additions off; rates, length stay
     epochs: Count = 8  # passes over the training images
-    batch_size: Batch = 200  # images in a step
-    hidden: Count = 1000  # units of each of the two hidden layers
+    batch_size: Batch = 200  # images in a step (paper: 100)
+    hidden: Count = 1000  # units of each of the two hidden layers (paper: 1000, clusters 3000)
     z_dim: Count = 2  # numbers in z
     prior: str = "gaussian"  # p(z): gaussian; for a z of two numbers also mixture, swiss-roll
     prior_std: Size = 5.0  # the Gaussian's deviation; for any prior Disc sees z / this
     encoder: Literal["deterministic", "gaussian"] = "deterministic"  # q(z|x) (section 2)
     batch_norm: Literal["none", "hidden", "all"] = "none"  # where in Enc; all: on y, z, too
     dropout: Share = 0.0  # of the hidden units of Enc and Dec
-    noise: Weight = 0.0  # deviation of the noise on Enc's input
+    noise: Size = 0.0  # deviation of the noise on Enc's input (paper, semi: 0.3)
     lr: Rate = 1e-3  # Adam's rate in phase 1, of Enc and Dec
     lr_disc: Rate = 1e-3  # Adam's rate in phase 2, of the discriminators
     lr_disc_end: Share = 0.01  # share of lr_disc that is left at the end
     lr_encoder: Rate = 6e-4  # Adam's rate in phase 2, of Enc
     beta1: Beta = 0.5  # Adam's beta1 in phase 2; elsewhere 0.9
-    warp: Weight = 0.0  # ours: size of the random affine maps of images, on black (paper: 0)
+    warp: Size = 0.0  # ours: size of the random affine maps of images, on black (paper: 0)
     labels: Count = None  # labelled training images, equally many of each class, or all
     labelled_batch: Batch = None  # labelled images in a step, drawn with replacement
     lr_labels: Rate = None  # Adam's rate in phase 3, of Enc
@@ -78,7 +78,7 @@ class Settings(common.RunSettings):  # which adds dataset, seed and more
     head_distance: Size = None  # cluster heads nearer than this are pushed apart
     y_weight: Weight = None  # ours: weight of fooling Disc_y (paper: 1)
     neighbours: Whole = None  # ours: images move towards one of this many near ones (paper: 0)
-    code_noise: Weight = None  # ours: deviation of the noise on what Disc_y sees (paper: 0)
+    code_noise: Size = None  # ours: deviation of the noise on what Disc_y sees (paper: 0)
     smooth_weight: Weight = None  # ours: weight of smoothness_loss (paper: 0)
     smooth_rise: Share = None  # ours: share of the run in which smooth_weight rises from 0
     warp_weight: Weight = None  # ours: weight of invariance_loss (paper: 0)
@@ -104,7 +104,7 @@ EMBED_CLUSTERS = replace(CLUSTER, z_dim=2, clusters=20, head_distance=8.0)
 
 
 def recipe(task="prior", recipe="ours"):
-    """The settings of a task; `every` has the order of TASKS. An unknown one gets PRIOR."""
+    """A task's settings: `--task TASK --help` lists them. `every`: as TASKS. Unknown: PRIOR."""
     every = PRIOR, LABELLED, LIKELIHOOD, STYLE, SEMI, SEMI_ALL, CLUSTER, EMBED, EMBED_CLUSTERS
     settings = dict(zip(TASKS, every)).get(task, PRIOR)
     off = {name: value for name, value in OFF.items() if getattr(settings, name) is not None}
@@ -122,10 +122,10 @@ def mlp(inputs, hidden, batch_norm=False, dropout=0.0):
 
 class Encoder(nn.Module):
     """Enc(x) = (logits of q(y|x) [B, classes] or None, mu [B, z_dim], logvar). q(z|x) = N(mu,
-    exp(logvar)), or mu where logvar is None. x [B, C, H, W]. norm: "none", "hidden" or "all"."""
+    exp(logvar)), or mu where logvar is None. x [B, C, H, W] in [0, 1]. norm: none, hidden, all."""
 
     def __init__(
-        self, inputs=784, z_dim=8, classes=0, hidden=1000, gaussian=False, norm="none", dropout=0.0
+        self, inputs=784, z_dim=2, classes=0, hidden=1000, gaussian=False, norm="none", dropout=0.0
     ):
         super().__init__()
         last = nn.BatchNorm1d if norm == "all" else nn.Identity
@@ -153,7 +153,7 @@ class Decoder(nn.Module):
     """Dec(y, z): image [B, *shape] in [0, 1]. y [B, classes], probabilities, or None; z [B, z_dim].
     Its first layer sees code_dim numbers: [y, z] (Figures 6, 8), z, or heads(y, z) (Figure 10)."""
 
-    def __init__(self, code_dim=8, shape=(1, 28, 28), hidden=1000, dropout=0.0):
+    def __init__(self, code_dim=2, shape=(1, 28, 28), hidden=1000, dropout=0.0):
         super().__init__()
         self.body = mlp(code_dim, hidden, dropout=dropout)
         self.to_image = nn.Sequential(nn.Linear(hidden, math.prod(shape)), nn.Unflatten(1, shape))
@@ -168,7 +168,7 @@ class Decoder(nn.Module):
 class Discriminator(nn.Module):
     """Codes [B, inputs] -> logits [B]. Disc(code) = sigmoid(logit), high for prior samples."""
 
-    def __init__(self, inputs=8, hidden=1000):
+    def __init__(self, inputs=2, hidden=1000):
         super().__init__()
         self.net = nn.Sequential(mlp(inputs, hidden), nn.Linear(hidden, 1))
 
@@ -194,7 +194,7 @@ class ClusterHeads(nn.Module):
 
 # ---- Losses: means over the batch, but the last one ----------------------------------------------
 def reconstruction_loss(image, x):
-    """1/2 |x - image|^2, summed over pixels. Both [B, C, H, W] in [0, 1]."""
+    """1/2 |x - image|^2, summed over pixels (mathieu.py: no 1/2). Both [B, C, H, W] in [0, 1]."""
     return 0.5 * (image - x).square().flatten(1).sum(1).mean()
 
 
@@ -216,7 +216,7 @@ def head_distance_loss(heads, threshold):
 # ---- Priors p(z). A new one goes here: a class, and its name in PRIORS ---------------------------
 # Called with (z_dim, prior_std); a new one: z_dim 2. experiments/aae_priors.py: its score, figure.
 class Gaussian:
-    """N(0, std^2 I), whatever the component."""
+    """N(0, std^2 I). The component counts only for its length and device."""
 
     def __init__(self, dim=2, std=5.0):
         self.dim, self.std = dim, std
@@ -227,7 +227,7 @@ class Gaussian:
 
 
 class Mixture(Gaussian):
-    """Ten Gaussians laid out like petals, of fixed size: `std` is not used."""
+    """Ten Gaussians laid out like petals, z [n, 2], of fixed size, whatever `dim` and `std`."""
 
     centre, length, width = 10.0, 3.0, 0.7  # distance from 0; standard deviations
 
@@ -248,7 +248,7 @@ class Mixture(Gaussian):
 
 
 class SwissRoll(Gaussian):
-    """A band of fixed size, rolled up. A component is a tenth of it. `std` is not used."""
+    """A band rolled up, z [n, 2], of fixed size, whatever `dim`, `std`. A component is a tenth."""
 
     radius, width = 15.0, 0.3  # of the roll; deviation of the band
 
@@ -267,16 +267,16 @@ PRIORS = {"gaussian": Gaussian, "mixture": Mixture, "swiss-roll": SwissRoll}
 
 # ---- Training ------------------------------------------------------------------------------------
 def update(optimiser, loss):
-    """A step on `loss`. Its gradient may pass other networks; only the optimiser's weights move."""
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    loss.backward(inputs=[p for p in parameters if p.requires_grad])  # some may be frozen
+    """A step on `loss`, of this optimiser's weights alone. Other networks get no gradient."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
+    loss.backward(inputs=parameters)
     optimiser.step()
     optimiser.zero_grad()
 
 
-def rate(step, total, end=0.01):
+def rate(step, steps, end=0.01):
     """Factor of the rates: rises in up to 100 steps, is 1 until half of the run, falls to `end`."""
-    return min(1, step / min(100, total / 10)) * min(1, max(end, 2 * (1 - (step - 1) / total)))
+    return min(1, step / min(100, steps / 10)) * min(1, max(end, 2 * (1 - (step - 1) / steps)))
 
 
 def add_noise(x, std):
@@ -293,7 +293,7 @@ def train(run, nets, data, labelled):
     opt_e = torch.optim.Adam(enc.parameters(), o.lr_encoder, **adam)
     opt_c = torch.optim.Adam(enc.parameters(), o.lr_labels or 0.0, fused=True)  # phase 3, or idle
     run.track(nets=nets, opt_r=opt_r, opt_d=opt_d, opt_e=opt_e, opt_c=opt_c)
-    total = o.epochs * math.ceil(len(data.y) / o.batch_size)
+    steps = o.epochs * math.ceil(len(data.y) / o.batch_size)
     known = torch.full_like(data.y, 10)  # the label; 10: it may not be seen, an eleventh class
     known[labelled] = data.y[labelled]
     near = nearest(data.x, o.neighbours) if o.neighbours else None  # ours
@@ -302,8 +302,8 @@ def train(run, nets, data, labelled):
         for i in run.batches(torch.randperm(len(data.y)), o.batch_size):
             for opt in (opt_r, opt_d, opt_e, opt_c):
                 end = o.lr_disc_end if opt is opt_d else 0.01
-                opt.param_groups[0]["lr"] = opt.defaults["lr"] * rate(run.step, total, end)
-            x, label = vary(data.x, i, near, o), known[i]  # ours: vary; without it common.to_float
+                opt.param_groups[0]["lr"] = opt.defaults["lr"] * rate(run.step, steps, end)
+            x, label = vary(data.x, i, near, o), known[i]  # ours; paper: common.to_float(data.x[i])
             noisy = add_noise(x, o.noise)  # Enc's input; `again`: the same images, varied anew
             again = add_noise(vary(data.x, i, near, o), o.noise) if o.warp_weight else None  # ours
 
@@ -317,13 +317,13 @@ def train(run, nets, data, labelled):
                 loss_r = loss_r + head_distance_loss(dec.heads.positions(), o.head_distance)
             update(opt_r, loss_r)
 
-            # 2. Regularisation. Disc maximises  log Disc(z_prior) + log(1 - Disc(z_seen))
+            # 2. Regularisation. Disc minimises  - log Disc(z_prior) - log(1 - Disc(z_seen))
             logits, z = enc.sample(noisy)  # once more: phase 1 moved Enc
             component = torch.randint(0, 10, i.shape, device=i.device)  # a Gaussian ignores it
             if o.task == "prior-labels":  # a known label names its part of p(z)
                 component = torch.where(label < 10, label, component)
             z_prior, z_seen = nets.prior.sample(component) / o.prior_std, z / o.prior_std
-            if o.task in TOLD:  # Figure 3; for style Figure 6 has no such label. 10: unknown
+            if o.task in TOLD:  # Figure 3; not in Figure 6, so for style it is ours. 10: unknown
                 one_hot = F.one_hot(label, 11).to(z)
                 z_prior, z_seen = torch.cat([z_prior, one_hot], 1), torch.cat([z_seen, one_hot], 1)
             loss_d = discriminator_loss(disc(z_prior), disc(z_seen.detach()))
@@ -335,18 +335,18 @@ def train(run, nets, data, labelled):
                 loss_d = loss_d + discriminator_loss(disc_y(y_prior), disc_y(y_seen.detach()))
             update(opt_d, loss_d)
 
-            # Enc maximises  log Disc(z) + log Disc_y(y)
+            # Enc minimises  - log Disc(z) - log Disc_y(y)
             loss_e = adversarial_loss(disc(z_seen))
             if logits is not None:
                 loss_e = loss_e + o.y_weight * adversarial_loss(disc_y(y_seen))  # ours: y_weight
-            losses = {"reconstruction": reconstruction, "discriminator": loss_d, "encoder": loss_e}
+            losses = {"reconstruction": reconstruction, "disc": loss_d, "encoder": loss_e}
             if o.clusters:  # ours. No labels, so no phase 3, which has steady_loss otherwise
                 losses["balance"] = balance_loss(y)
                 steady = steady_loss(enc, x, noisy, again, run, losses)  # logs its parts, too
                 loss_e = loss_e + o.balance_weight * losses["balance"] + steady
             update(opt_e, loss_e)
 
-            # 3. Semi-supervised classification. Enc maximises  log q(y|x)  of labelled images
+            # 3. Semi-supervised classification. Enc minimises  - log q(y|x)  of labelled images
             if o.lr_labels:  # tasks semi, semi-all, embed
                 j = labelled[torch.randint(0, len(labelled), (o.labelled_batch,), device=i.device)]
                 few = add_noise(vary(data.x, j, near, o), o.noise)  # ours: vary
@@ -461,7 +461,7 @@ def load(folder, device="cpu"):
 
 @torch.no_grad()
 def encode(nets, x, sample=False):
-    """Images [N, C, H, W] -> logits of q(y|x) [N, classes] or None; mean of q(z|x), or a sample."""
+    """Images [N, C, H, W] -> logits of q(y|x) or None; mean of q(z|x) or a sample. Eval mode."""
     call = nets.enc.sample if sample else nets.enc
     logits, z = zip(*(call(part)[:2] for part in common.image_batches(x, nets)))
     return None if logits[0] is None else torch.cat(logits), torch.cat(z)
@@ -469,16 +469,16 @@ def encode(nets, x, sample=False):
 
 @torch.no_grad()
 def decode(nets, y, z):
-    """y [N, classes], probabilities, or None, and z [N, z_dim] -> images [N, C, H, W] in [0, 1]."""
+    """y [N, classes], probabilities, or None; z [N, z_dim] -> images [N, C, H, W]. Eval mode."""
     return torch.cat([nets.dec(*codes) for codes in common.code_batches(nets, y, z)])
 
 
 @torch.random.fork_rng()
-def evaluate(nets, images, test, o, folder):
+def evaluate(nets, data, test, o, folder):
     """Figures into the run's folder; returns the scores and the rows of the printed table."""
     from experiments import aae_scores
 
-    return aae_scores.evaluate(nets.eval(), encode, decode, images, test, o, folder)
+    return aae_scores.evaluate(nets.eval(), encode, decode, data, test, o, folder)
 
 
 def main(o):
@@ -486,14 +486,14 @@ def main(o):
     from experiments import aae_scores, batch_norm
 
     aae_scores.check(o, PRIORS)  # mistakes should fail now, not after the training
-    images, test = common.load_data(o)
-    data, _, labelled = aae_scores.split(images, o)  # data: trains; labelled: by the seed
+    whole, test = common.load_data(o)
+    data, _, labelled = aae_scores.split(whole, o)  # data: trains; labelled: by the seed
     run = common.Run("aae", o, aae_scores.name(o))
     nets = build(o).to(run.device)
     with run.autocast():
         train(run, nets, data, labelled)
     batch_norm.settle(nets.enc, ((x,) for x in batch_norm.image_parts(data.x)))
-    run.finish(*evaluate(nets, images, test, o, run.folder))
+    run.finish(*evaluate(nets, whole, test, o, run.folder))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ pairs have one distribution, BiGAN's E and G are inverses of each other. Trainin
 that, and G(E(x)) is often another digit. ALICE also compares x with G(E(x)), z with E(G(z)).
 
 Where the papers' things are
-    BiGAN section 4, networks           Encoder, Generator, Discriminator
+    BiGAN section 4, released code      Encoder, Generator, Discriminator
     BiGAN section 3, ALI eq. 1          discriminator_loss
     BiGAN section 3.4, ALI eq. 4        swapped_loss; train: E, G and D step together
     ALI eq. 2, Algorithm 1              GaussianEncoder, train
@@ -25,7 +25,7 @@ Differences        the papers, released code            here
     rates          2e-4, exponential fall (ALI: 1e-4)   5e-4, short rise, linear fall
     losses         halved (BiGAN, released)             whole; 2.5e-5 acts as half the decay
     batch norm     epsilon 1e-8 (BiGAN), 1e-4 (ALI)     epsilon 1e-5
-    ALI's data     natural images, convolutions         MNIST, BiGAN's networks, codes of 50
+    ALI's data     photos; convolutions; dropout in D   MNIST, BiGAN's networks, codes of 50
     ALI's D        both kinds of pairs in one batch     a batch of each kind, as in BiGAN
     ALI's E        mu and sigma without bounds          batch norm on mu, sigma below 1
     ALICE          several kinds of cycle terms         summed squared errors, in x and in z
@@ -53,7 +53,7 @@ from torch import nn
 @dataclasses.dataclass
 class Settings(common.RunSettings):
     model: Literal["bigan", "ali", "alice"] = "bigan"  # ali: E draws samples; alice: ali and cycles
-    recipe: Literal["ours", "paper"] = "ours"  # paper: nearly BiGAN's released one; no additions
+    recipe: Literal["ours", "paper"] = "ours"  # paper: additions off; rates, length as released
     epochs: Count = 30  # passes over the training images (released: 400)
     batch_size: Batch = 128  # images in a step, and as many codes
     lr: Rate = 5e-4  # Adam's rate for G and E (released: 2e-4)
@@ -75,7 +75,7 @@ MODELS = {
     "alice": Settings(model="alice", skip_fade=0.0, cycle_weight=0.05),
 }
 RELEASED = dict(epochs=400, lr=2e-4, lr_disc=2e-4, schedule="exponential", weight_decay=5e-5)
-NO_ADDITIONS = {"penalty": 0.0, "skip_fade": 0.0, "average": 0.0}
+OFF = {"penalty": 0.0, "skip_fade": 0.0, "average": 0.0}
 
 
 def recipe(model="bigan", recipe="ours"):
@@ -83,7 +83,7 @@ def recipe(model="bigan", recipe="ours"):
     networks in `build` and prior in `draw_prior` (else it gets ALI's), its terms in `train`."""
     settings = MODELS.get(model, MODELS["bigan"])  # the command line refuses other names later
     if recipe == "paper":
-        settings = dataclasses.replace(settings, **RELEASED, **NO_ADDITIONS)
+        settings = dataclasses.replace(settings, **RELEASED, **OFF)
     return dataclasses.replace(settings, recipe=recipe)
 
 
@@ -113,7 +113,7 @@ class Encoder(Network):
         return F.leaky_relu(self.norm(self.layer2(h)), 0.2)
 
     def forward(self, x, sample=True):
-        logits = self.out(self.features(x)).float()
+        logits = self.out(self.features(x)).float()  # layers may compute in bf16, losses must not
         return torch.tanh(logits / 2)  # which is 2 sigmoid(logit) - 1
 
 
@@ -134,8 +134,8 @@ class GaussianEncoder(Encoder):
 
 
 class Generator(Network):
-    """G(z): codes [B, z_dim] -> images [B, C, H, W] in [0, 1]. The second layer sees z once more,
-    by a linear map that is added (released code)."""
+    """G(z): codes [B, z_dim] -> images [B, C, H, W] in [0, 1]. As in the released code, both layers
+    have batch norm, and the second sees z once more, by a linear map that is added."""
 
     def __init__(self, shape=(1, 28, 28), z_dim=50, hidden=1024):
         super().__init__()
@@ -156,8 +156,8 @@ class Generator(Network):
 class Discriminator(Network):
     """The logit [B] of D(x, z): high for (x, E(x)), low for (G(z), z).
 
-    x [B, C, H, W], z [B, z_dim]. z enters at the second layer, by a linear map that is added (BiGAN
-    section 4, released code). skip: see "Beyond the paper"."""
+    x [B, C, H, W] in [0, 1], z [B, z_dim]. z enters at the second layer, by a linear map that is
+    added (BiGAN section 4, released code). skip: see "Beyond the paper"."""
 
     def __init__(self, shape=(1, 28, 28), z_dim=50, hidden=1024, skip=False):
         super().__init__()
@@ -170,7 +170,7 @@ class Discriminator(Network):
         self.register_buffer("skip_share", torch.ones(()) if skip else None)  # ours
 
     def initialise(self):
-        """As the others, but the logit starts at 0, as released: the first losses are at chance."""
+        """As the others, but the logit starts at 0, as released: E and G first learn in step 2."""
         super().initialise()
         nn.init.zeros_(self.out.weight)
         if self.skip is not None:  # ours
@@ -186,15 +186,15 @@ class Discriminator(Network):
 
 
 # ---- Losses, means over the batch: -log D = softplus(-logit), -log(1 - D) = softplus(logit) ------
-def discriminator_loss(logits_real, logits_made):
+def discriminator_loss(logits_real, logits_fake):
     """-log D(x, E(x)) - log(1 - D(G(z), z)), of logits [B] each; 2 log 2 at chance."""
-    return F.softplus(-logits_real).mean() + F.softplus(logits_made).mean()
+    return F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean()
 
 
-def swapped_loss(logits_real, logits_made):
+def swapped_loss(logits_real, logits_fake):
     """-log(1 - D(x, E(x))) - log D(G(z), z): E and G swap D's labels. Their
     gradient stays large where D wins. Logits [B] each; 2 log 2 at chance."""
-    return F.softplus(logits_real).mean() + F.softplus(-logits_made).mean()
+    return F.softplus(logits_real).mean() + F.softplus(-logits_fake).mean()
 
 
 def squared_error(a, b):
@@ -204,8 +204,8 @@ def squared_error(a, b):
 
 # ---- Training ------------------------------------------------------------------------------------
 def update(optimiser, loss, keep=False):
-    """A step on `loss`, of this optimiser's weights alone. The gradient may cross other networks.
-    keep: another loss will use this graph, for weights that this step does not move."""
+    """A step on `loss`, of this optimiser's weights alone. Other networks get no gradient. keep:
+    the next loss needs this graph, too, but not through the weights that moved here."""
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
     loss.backward(inputs=parameters, retain_graph=keep)
     optimiser.step()
@@ -239,7 +239,7 @@ def train(run, nets, data):
     opt_ge = torch.optim.Adam([*gen.parameters(), *enc.parameters()], o.lr, **adam)
     opt_d = torch.optim.Adam(disc.parameters(), o.lr_disc, **adam)
     average = copy.deepcopy(nets)  # ours
-    run.track(nets=nets, average=average, opt_ge=opt_ge, opt_d=opt_d)
+    run.track(nets=nets, average=average, opt_ge=opt_ge, opt_d=opt_d)  # ours: average
 
     for _ in run.epochs():
         for index in run.batches(torch.randperm(len(data.x)), o.batch_size):
@@ -252,11 +252,11 @@ def train(run, nets, data):
             x = common.to_float(data.x[index])
             z = draw_prior(o.model, len(x), o.z_dim, x.device)
             z_x, x_z = enc(x), gen(z)
-            logits_real, logits_made = disc(x, z_x), disc(x_z, z)  # apart, for batch norm
+            logits_real, logits_fake = disc(x, z_x), disc(x_z, z)  # apart, for batch norm
 
             # E minimises  - log(1 - D(x, E(x)));  G minimises  - log D(G(z), z);  in ALICE both
             # + lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2),  the first E a sample, the second a mean
-            swapped = swapped_loss(logits_real, logits_made)
+            swapped = swapped_loss(logits_real, logits_fake)
             cycle = x.new_zeros(())
             if o.cycle_weight:
                 cycle = squared_error(gen(z_x), x) + squared_error(enc(x_z, sample=False), z)
@@ -264,13 +264,13 @@ def train(run, nets, data):
 
             # D minimises  - log D(x, E(x)) - log(1 - D(G(z), z))
             # The logits are from before E and G moved: all three step as if at once.
-            loss_d = discriminator_loss(logits_real, logits_made)
-            slope = 0.0
+            loss_d = discriminator_loss(logits_real, logits_fake)
+            slope = 0.0  # ours
             if o.penalty and run.step % 4 == 1:  # ours: every fourth step, so times 4 below
                 slope = slope_penalty(disc, x, z_x) + slope_penalty(disc, x_z, z)
             update(opt_d, loss_d + 4 * (o.penalty / 2) * slope)  # ours: the second term
             move_average(average, nets, run.step, o.average)  # ours
-            run.log(discriminator=loss_d, swapped=swapped, cycle=cycle)
+            run.log(disc=loss_d, swapped=swapped, cycle=cycle)
     move_average(nets, average, step=1, decay=0.0)  # ours: copies; nets = average
 
 
@@ -328,8 +328,8 @@ def slope_penalty(disc, x, z):
 
 @torch.no_grad()
 def move_average(average, nets, step, decay):
-    """average = decay * average + (1 - decay) * nets, of all weights. Early, the decay is smaller:
-    step / (step + 9), 0 in step 1. So a short run is not scored by its first weights."""
+    """average = decay * average + (1 - decay) * nets, of weights; batch norm's means and variances
+    come from `settle`. Early, the decay is smaller: step / (step + 9), 0 in step 1."""
     decay = min(decay, step / (step + 9)) if step > 1 else 0.0
     torch._foreach_lerp_([*average.parameters()], [*nets.parameters()], 1 - decay)
 
@@ -343,7 +343,7 @@ def build(o, discriminator=Discriminator):
     encoder = Encoder if o.model == "bigan" else GaussianEncoder
     nets.enc = encoder(shape, o.z_dim, o.hidden)
     nets.gen = Generator(shape, o.z_dim, o.hidden)
-    nets.disc = discriminator(shape, o.z_dim, o.hidden, skip=o.skip_fade > 0)
+    nets.disc = discriminator(shape, o.z_dim, o.hidden, skip=o.skip_fade > 0)  # ours: skip
     for net in nets.children():
         net.initialise()
     return nets

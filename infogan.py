@@ -14,7 +14,7 @@ Where the paper's things are
     Eq. 6; eq. 1                  train, and the losses above it
     Eq. 4, 5, Lemma 5.1           the comment above category_loss
     Table 1 (appendix C.1)        Trunk, DHead, QHead, Generator
-    Figure 2                      figure_categories (a), figure_sweep (c, d)
+    Figure 2                      figure_categories (a), figure_continuous (c, d)
     Figure 1                      evaluate
     Figures 1, 2(b), regular GAN  python -m experiments.infogan_regular --beside FOLDER_OF_A_RUN
     The 5 % error                 experiments/infogan_scores.py
@@ -33,7 +33,7 @@ Differences           paper; released code               here
     first weights     released: D's conv. truncated      all normal, none truncated
     Figure 1          trained without c2                 with c2
 Additions, marked "# ours": see "Beyond the paper". --recipe paper drops them. In train: far = 0,
-fake = made, read = h, loss_c2 = continuous_loss, weight_c2 = o.continuous_weight.
+fake = made, read = h, loss_c2 = continuous_loss, weight_c2 = o.continuous_weight, no [:n].
 Left out: faces, chairs, SVHN, CelebA (Figures 3 to 6).
 """
 
@@ -55,7 +55,7 @@ from torch import nn
 class Settings(common.RunSettings):
     dataset: Literal["mnist", "fashion", "kmnist", "grey"] = "mnist"  # grey: your own images
     epochs: Count = 4  # passes over the training images (released: 5,000 updates)
-    recipe: Literal["ours", "paper"] = "ours"  # paper: close to the released code, no additions
+    recipe: Literal["ours", "paper"] = "ours"  # paper: additions off; weights, length as released
     batch_size: Batch = 128  # real images in a step (released: 128)
     lr: Rate = 1e-3  # Adam's rate for G (paper: 1e-3)
     lr_disc: Rate = 2e-4  # Adam's rate for D and Q (paper, for D: 2e-4)
@@ -100,10 +100,10 @@ class Trunk(nn.Sequential):
 
 
 class DHead(nn.Linear):
-    """DHead(1024, 1): the trunk's features [B, 1024] -> the logit [B, 1] of D(x)."""
+    """DHead(1024, 1): the trunk's features [B, 1024] -> the logit [B] of D(x)."""
 
     def forward(self, h):
-        return super().forward(h).float()  # layers may compute in bf16, losses must not
+        return super().forward(h).float().squeeze(1)  # layers may compute in bf16, losses must not
 
 
 class QHead(nn.Module):
@@ -155,12 +155,12 @@ def initialise(net):
 
 # ---- Losses, means over the batch: -log D = softplus(-logit), -log(1 - D) = softplus(logit) ------
 def adversarial_loss(logits):
-    """-log D(fake), of logits, for G; log 2 at chance. Eq. 1 has log(1 - D(fake)) instead."""
+    """-log D(fake), of logits [B], for G; log 2 at chance. Eq. 1 has log(1 - D(fake)) instead."""
     return F.softplus(-logits).mean()
 
 
 def discriminator_loss(logits_real, logits_fake):
-    """-log D(real) - log(1 - D(fake)), of logits (eq. 1); 2 log 2 at chance."""
+    """-log D(real) - log(1 - D(fake)), of logits [B] each (eq. 1); 2 log 2 at chance."""
     return F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean()
 
 
@@ -187,11 +187,24 @@ def continuous_loss(mean, c2):
 
 
 def mutual_information(logits, c1):
-    """The bound L_I of c1 in nats: H(c1) - category_loss, H(c1) = log K; 0 where Q is uniform."""
+    """L_I of a uniform c1 in nats (more is better): log K - category_loss; 0 where Q is uniform."""
     return math.log(max(c1.shape[1], 1)) - category_loss(logits, c1)
 
 
 # ---- Training ------------------------------------------------------------------------------------
+def update(optimiser, loss):
+    """A step on `loss`, of this optimiser's weights alone. Other networks get no gradient."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
+    loss.backward(inputs=parameters)
+    optimiser.step()
+    optimiser.zero_grad()
+
+
+def rate(done, schedule):
+    """Factor of the rates; done: share of the run. linear: 1 until half, then a fall to 0.01."""
+    return min(1, max(0.01, 2 - 2 * done)) if schedule == "linear" else 1
+
+
 def one_hot(value, categories):
     """Values [N] from 0 to categories - 1 -> float [N, categories]; categories may be 0."""
     return (value[:, None] == torch.arange(categories, device=value.device)).float()
@@ -208,23 +221,11 @@ def draw_codes(o, count, device, far=0):
     return z, one_hot(value, k), c2
 
 
-def update(optimiser, loss):
-    """A step on `loss`. The gradient crosses other networks; only the optimiser's weights move."""
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    loss.backward(inputs=parameters)
-    optimiser.step()
-    optimiser.zero_grad()
-
-
-def rate(done, schedule):
-    """Factor of the rates; done: share of the run. linear: 1 until half, then a fall to 0.01."""
-    return min(1, max(0.01, 2 - 2 * done)) if schedule == "linear" else 1
-
-
 def train(run, nets, data):
     """Eq. 6. data: a `common.Split`. run: a `common.Run`: `epochs` saves after each epoch,
-    `batches` gives the indices of a step, `step` counts from 1, `log` fills log.csv."""
+    `batches` gives a step's indices, `step` counts from 1. Then call infogan_scores.settle."""
     o, trunk, d, q, gen = run.settings, nets.trunk, nets.d, nets.q, nets.gen
+    steps = o.epochs * math.ceil(len(data.x) / o.batch_size)
     adam = {"betas": (o.beta1, 0.999), "fused": True}
     d_and_q = [*trunk.parameters(), *d.parameters(), *q.parameters()]
     opt_d = torch.optim.Adam(d_and_q, o.lr_disc, **adam)
@@ -235,7 +236,7 @@ def train(run, nets, data):
 
     for _ in run.epochs():
         for index in run.batches(torch.randperm(len(data.x)), o.batch_size):
-            done = (run.step - 1) / len(nets.curve)  # share of the run; curve: a number an update
+            done = (run.step - 1) / steps  # share of the run
             opt_d.param_groups[0]["lr"] = o.lr_disc * rate(done, o.schedule)
             opt_g.param_groups[0]["lr"] = o.lr * rate(done, o.schedule)
             weight_c2 = o.continuous_weight if done >= o.continuous_start else 0  # ours
@@ -256,21 +257,21 @@ def train(run, nets, data):
             logits, mean = q(read)
             category = category_loss(logits, c1)
             continuous = loss_c2(mean[:n], c2[:n])
-            loss_c = o.category_weight * category + weight_c2 * continuous
-            bound = mutual_information(q(h)[0][:n], c1[:n]).detach()  # no warp or far, unlike c1
-            update(opt_d, loss_d + loss_c)
+            loss_q = o.category_weight * category + weight_c2 * continuous
+            bound = mutual_information(q(h)[0][:n], c1[:n]).detach()  # for Figure 1: no warp or far
+            update(opt_d, loss_d + loss_q)
 
             # G minimises  - log D(G(z,c)) - lambda log Q(c|G(z,c))
             h = trunk(fake)  # once more: the trunk has moved
             loss_g = adversarial_loss(d(h))
             read = trunk(warp(made, o.warp)) if o.warp else h  # ours: warped
             logits, mean = q(read)
-            loss_c = o.category_weight * category_loss(logits, c1)
-            loss_c = loss_c + weight_c2 * loss_c2(mean[:n], c2[:n])
-            update(opt_g, loss_g + loss_c)
+            loss_q = o.category_weight * category_loss(logits, c1)
+            loss_q = loss_q + weight_c2 * loss_c2(mean[:n], c2[:n])
+            update(opt_g, loss_g + loss_q)
 
-            nets.curve[run.step - 1] = bound
-            run.log(disc=loss_d, gen=loss_g, c1=category, c2=continuous, bound=bound)
+            nets.curve[run.step - 1] = bound  # Figure 1
+            run.log(disc=loss_d, gen=loss_g, category=category, continuous=continuous, bound=bound)
 
 
 # ---- Figures -------------------------------------------------------------------------------------
@@ -282,7 +283,7 @@ def figure_categories(nets, o, path, order, words, rows=5):
     common.figure_grid(path, images, len(order), words, "the category c1", "z and c2")
 
 
-def figure_sweep(nets, o, path, which, order, columns=11):
+def figure_continuous(nets, o, path, which, order, columns=11):
     """Figure 2(c), (d): one of c2's numbers from -2 to 2 (prior: -1 to 1); each row a category."""
     from experiments.infogan_scores import sweep
 
@@ -302,8 +303,7 @@ def figure_sweep(nets, o, path, which, order, columns=11):
 # far: Figure 2 goes twice as far as the prior of c2. There the digit can change. So Q must also
 # read c1 from images of such c2. Without warp Q reads D's images alone, so far is off.
 # far_judged: D sees far images, too, else they look wrong. So G fits the mixture of both kinds to
-# the data, no longer c2 in [-1, 1] alone.
-# What we tried: results/NOTES.md.
+# the data, no longer c2 in [-1, 1] alone. What we tried: results/NOTES.md.
 
 
 def warp(x, amount=1.0):
@@ -327,22 +327,22 @@ def warp(x, amount=1.0):
 
 
 def split_loss(mean, c2):
-    """`continuous_loss` of warped images: c2's first number on images 0, 2, ..., not rotated or
-    sheared by `warp`, its others on images 1, 3, ..."""
+    """`continuous_loss` of warped images, in `warp`'s order: c2's first number on images 0, 2, ...,
+    which `warp` does not rotate or shear, its others on images 1, 3, ..."""
     slant = continuous_loss(mean[0::2, :1], c2[0::2, :1])
     return slant + continuous_loss(mean[1::2, 1:], c2[1::2, 1:])
 
 
 # ---- For notebooks, and the command line ---------------------------------------------------------
-def build(o, steps=1):
-    """Untrained networks, of grey 28 x 28 images. steps: updates per epoch in `train`.
-    curve: the category's L_I in nats, one for each of all updates."""
+def build(o, per_epoch=1):
+    """Untrained networks, of grey 28 x 28 images. per_epoch: updates per epoch in `train`.
+    curve: the category's L_I in nats, one for each of all updates (Figure 1)."""
     nets = nn.Module()
     nets.shape = 1, 28, 28
     nets.trunk, nets.d = initialise(Trunk()), initialise(DHead(1024, 1))
     nets.q = initialise(QHead(o.categories, o.continuous))
     nets.gen = initialise(Generator(o.z_dim + o.categories + o.continuous))
-    nets.register_buffer("curve", torch.zeros(o.epochs * steps))
+    nets.register_buffer("curve", torch.zeros(o.epochs * per_epoch))
     return nets
 
 
@@ -351,8 +351,8 @@ def load(folder, device="cpu", recipe=recipe):
     from experiments import run_folder
 
     saved = run_folder.read_checkpoint(folder, finished=True)
-    steps = saved["step"] // saved["epoch"]  # updates per epoch
-    return common.load(folder, recipe, functools.partial(build, steps=steps), device)
+    per_epoch = saved["step"] // saved["epoch"]  # updates
+    return common.load(folder, recipe, functools.partial(build, per_epoch=per_epoch), device)
 
 
 @torch.no_grad()
@@ -369,7 +369,7 @@ def decode(nets, z, c1, c2):
 
 @torch.random.fork_rng()
 def evaluate(nets, data, test, o, folder):
-    """Figures into the run's folder; returns the scores and the rows of the printed table."""
+    """Settles batch norm. Figures into the folder; returns scores and rows of the printed table."""
     from experiments import infogan_scores
 
     found, order = infogan_scores.evaluate(nets, build, draw_codes, decode, data, test, o)
@@ -379,7 +379,7 @@ def evaluate(nets, data, test, o, folder):
         infogan_scores.figure_information(curves, o.categories, path)
         figure_categories(nets, o, folder / "categories.png", order, "Categories (Fig. 2a)")
     for k in range(o.continuous):
-        figure_sweep(nets, o, folder / f"continuous-{k + 1}.png", k, order)
+        figure_continuous(nets, o, folder / f"continuous-{k + 1}.png", k, order)
     return found, infogan_scores.table(found, o, len(data.y.unique()))
 
 

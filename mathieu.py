@@ -1,7 +1,7 @@
 """Disentangling factors of variation in deep representations using adversarial training.
 Mathieu, Zhao, Sprechmann, Ramesh, LeCun 2016, arXiv 1611.03383.
 
-    python mathieu.py --epochs 50                        # MNIST
+    python mathieu.py --epochs 50                        # MNIST; 50 is the default
     python mathieu.py --dataset sprites --epochs 50      # Table 1, on sprites of our own
 
 An encoder Enc splits an image x into two codes: s tells its class, z tells the rest. A decoder Dec
@@ -47,20 +47,20 @@ from torch import nn
 # over pixels in [0, 1]: on MNIST 784/4 = 196 times as large. So its 0.01 for swaps is 1.96 here.
 @dataclasses.dataclass
 class Settings(common.RunSettings):
-    recipe: Literal["ours", "paper"] = "ours"  # paper: the three additions are off
+    recipe: Literal["ours", "paper"] = "ours"  # paper: additions off; rates, weights, length stay
     batch_size: Batch = 128  # pairs in a step (released: 16 triplets)
     lr: Rate = 2e-3  # Adam's rate, for Enc, Dec and CodeDiscriminator (released: 0.01)
     lr_disc: Rate = 1e-3  # Adam's rate for Disc (released: 0.01)
     beta1: Beta = 0.5  # Adam's beta1 (released: 0.5)
-    z_dim: Count = 16  # numbers in z (paper: 16 on MNIST, 512 on sprites)
-    s_dim: Count = 16  # numbers in s (paper: 16 on MNIST, 64 on sprites)
+    z_dim: Count = 16  # numbers in z (paper: 16 on MNIST, 512 on sprites; released: 512)
+    s_dim: Count = 16  # numbers in s (paper: 16 on MNIST, 64 on sprites; released: 64)
     own_weight: Weight = 0.2  # weight of |x1 - Dec(z1,s1)|^2 (released: 0.5)
     same_weight: Weight = 1.3  # weight of |x1 - Dec(z1,s1')|^2 (released: 1)
     kl_start: Weight = 0.3  # weight of the KL in nats at the start (released: 0.15 throughout)
     kl_weight: Weight = 2.4  # weight of the KL from 60 % of the run on
     swap_weight: Weight = 6.5  # lambda of eq. 5 for Dec(z1,s2) (released, MNIST: 1.96)
     prior_weight: Weight = 6.5  # lambda of eq. 5 for Dec(z,s2), a prior sample (released: 0)
-    prior_std: Size = 2.0  # ours: standard deviation of z in prior samples (paper: 1)
+    prior_std: Size = 2.0  # ours: deviation of z in prior samples; p(z) stays N(0, I) (paper: 1)
     dead_zone: Size = 0.5  # ours: means of z shrink by this, smaller ones to 0 (paper: 0)
     code_weight: Weight = 15.0  # ours: weight of Enc's loss against CodeDiscriminator (paper: 0)
 
@@ -148,7 +148,7 @@ class Discriminator(nn.Module):
     """The logit [B] of Disc(x, id): is x [B, C, H, W] a real image that has the label id?
 
     id [B, labels], float, is one-hot, or for several attributes their one-hots side by side. Each
-    convolution has a lookup table (supplement): its rows, 4 x 4 maps, are resized and added."""
+    convolution has a lookup table (supplement): 4 x 4 maps (released), resized and added."""
 
     def __init__(self, channels=1, size=28, labels=10):
         super().__init__()
@@ -168,7 +168,7 @@ class Discriminator(nn.Module):
         return self.out(x.flatten(1)).float().squeeze(1)
 
 
-# ---- A sample of z; losses, each a mean over the batch -------------------------------------------
+# ---- A sample of z; losses, means over the batch: -log Disc = softplus(-logit) -------------------
 def reparametrise(mu, logvar):
     """z = mu + sigma * eps with eps ~ N(0, I): a sample of q(z|x), [B, z_dim]."""
     return mu + torch.exp(logvar / 2) * torch.randn_like(mu)
@@ -186,7 +186,7 @@ def kl_loss(mu, logvar):
 
 
 def adversarial_loss(logits):
-    """-log Disc(fake), of logits [B]: what Enc and Dec minimise; log 2 where Disc says 1/2."""
+    """-log Disc(fake), of logits [B]: what Enc and Dec minimise; log 2 at chance."""
     return F.softplus(-logits).mean()
 
 
@@ -197,8 +197,8 @@ def discriminator_loss(logits_real, logits_fake):
 
 # ---- Training ------------------------------------------------------------------------------------
 def update(optimiser, loss, keep=False):
-    """A step on `loss`, of this optimiser's weights alone. The gradient may cross other networks.
-    keep: another loss will use this graph, for weights that this step does not move."""
+    """A step on `loss`, of this optimiser's weights alone. Other networks get no gradient. keep:
+    the next loss needs this graph, too, but not through the weights that moved here."""
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
     loss.backward(inputs=parameters, retain_graph=keep)
     optimiser.step()
@@ -217,20 +217,20 @@ def train(run, nets, data):
     nets.train()
     enc, dec, disc = nets.enc, nets.dec, nets.disc
     adam = {"betas": (o.beta1, 0.999), "fused": True}
-    opt_g = torch.optim.Adam([*enc.parameters(), *dec.parameters()], o.lr, **adam)
+    opt_ed = torch.optim.Adam([*enc.parameters(), *dec.parameters()], o.lr, **adam)
     opt_d = torch.optim.Adam(disc.parameters(), o.lr_disc, **adam)
     opt_c = torch.optim.Adam(nets.code_disc.parameters(), o.lr, **adam)  # ours
-    run.track(nets=nets, opt_g=opt_g, opt_d=opt_d, opt_c=opt_c)  # ours: opt_c
+    run.track(nets=nets, opt_ed=opt_ed, opt_d=opt_d, opt_c=opt_c)  # ours: opt_c
 
     for _ in run.epochs():
         for pairs in run.batches(common.pair_same_class(data.y), o.batch_size):
-            opt_g.param_groups[0]["lr"] = o.lr * rate(run.progress)
+            opt_ed.param_groups[0]["lr"] = o.lr * rate(run.progress)
             opt_d.param_groups[0]["lr"] = o.lr_disc * rate(run.progress)
             opt_c.param_groups[0]["lr"] = o.lr * max(rate(run.progress), 0.3)  # ours: stays fast
             weight_kl = o.kl_start + (o.kl_weight - o.kl_start) * min(run.progress / 0.6, 1)
 
-            # x1 and x1p (the paper's x1') [B, C, H, W] share a class: id1 [B, labels] names it. x2,
-            # id2, s2 are x1, id1, s1 one row up, of any class. s [B, s_dim], z [B, z_dim].
+            # x1, x1p (the paper's x1') [B, C, H, W] share a class: id1 [B, labels] names it. Pairs
+            # are shuffled, so x2, id2, s2 (x1, id1, s1 one row up) are of any class. s [B, s_dim].
             x1, x1p = common.to_float(data.x[pairs[:, 0]]), common.to_float(data.x[pairs[:, 1]])
             id1 = ids[pairs[:, 0]]
             s1, mu1, logvar1 = enc(x1)
@@ -242,7 +242,7 @@ def train(run, nets, data):
             # One call decodes all four batches, so batch norm uses one mean and variance for all.
             z_all, s_all = torch.cat([z1, z1, z1, z]), torch.cat([s1, s1p, s2, s2])
             x_own, x_same, x_swap, x_prior = dec(z_all, s_all).chunk(4)
-            # Disc normalises each batch alone, as released. loss_g and loss_d share its logits.
+            # Disc normalises each batch alone, as released. loss_ed and loss_d share its logits.
             d_real, d_swap, d_prior = disc(x2, id2), disc(x_swap, id2), disc(x_prior, id2)
 
             # Enc and Dec minimise, each term with its weight,
@@ -253,12 +253,12 @@ def train(run, nets, data):
             kl = kl_loss(mu1, logvar1)
             swap, prior = adversarial_loss(d_swap), adversarial_loss(d_prior)
             hide = nets.code_disc.loss(mu1, id2, id1)  # ours: id1 and id2 exchanged, to mislead it
-            loss_g = o.own_weight * own + o.same_weight * same + weight_kl * kl
-            loss_g = loss_g + o.swap_weight * swap + o.prior_weight * prior
-            loss_g = loss_g + o.code_weight * hide  # ours
-            update(opt_g, loss_g, keep=True)
+            loss_ed = o.own_weight * own + o.same_weight * same + weight_kl * kl
+            loss_ed = loss_ed + o.swap_weight * swap + o.prior_weight * prior
+            loss_ed = loss_ed + o.code_weight * hide  # ours
+            update(opt_ed, loss_ed, keep=True)
 
-            # Disc maximises  log Disc(x2, id2) + log(1 - Disc(fake, id2))
+            # Disc minimises  - log Disc(x2, id2) - log(1 - Disc(fake, id2))
             loss_d = discriminator_loss(d_real, d_swap)
             if o.prior_weight:  # both fakes, half each (Algorithm 1: swaps only)
                 loss_d = (loss_d + discriminator_loss(d_real, d_prior)) / 2
@@ -366,7 +366,7 @@ def encode(nets, x):
 
 @torch.no_grad()
 def decode(nets, z, s):
-    """z [N, z_dim], then s [N, s_dim] -> images [N, C, H, W] in [0, 1]. Nets in eval mode."""
+    """z [N, z_dim], s [N, s_dim] (encode: s first) -> images [N, C, H, W] in [0, 1]. Eval mode."""
     return torch.cat([nets.dec(*codes) for codes in common.code_batches(nets, z, s)])
 
 

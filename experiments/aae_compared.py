@@ -91,11 +91,11 @@ def train(run, nets, data):
     betas = {"betas": (o.beta1 if game else 0.5, 0.999), "fused": True}
     opt_d = torch.optim.Adam(disc.parameters(), o.lr_disc if game else 0.0, **betas)
     run.track(nets=nets, opt_r=opt_r, opt_d=opt_d)
-    total = o.epochs * math.ceil(len(data.y) / o.batch_size)
+    steps = o.epochs * math.ceil(len(data.y) / o.batch_size)
     nets.train()
     for _ in run.epochs():
         for i in run.batches(torch.randperm(len(data.y)), o.batch_size):
-            opt_r.param_groups[0]["lr"] = o.lr * rate(run.step, total)
+            opt_r.param_groups[0]["lr"] = o.lr * rate(run.step, steps)
             x = aae.warp(common.to_float(data.x[i]), o.warp)
             noisy = aae.add_noise(x, o.noise)
 
@@ -107,16 +107,16 @@ def train(run, nets, data):
             update(opt_r, loss_r + o.regularizer_weight * extra)
             losses = {"reconstruction": loss_r, "regularizer": extra}
 
-            # Disc maximises  log Disc(z') + log(1 - Disc(z)),  z' from p(z)
+            # Disc minimises  - log Disc(z') - log(1 - Disc(z)),  z' from p(z)
             if game:
-                opt_d.param_groups[0]["lr"] = o.lr_disc * rate(run.step, total, o.lr_disc_end)
+                opt_d.param_groups[0]["lr"] = o.lr_disc * rate(run.step, steps, o.lr_disc_end)
                 with torch.no_grad():
                     _, z = enc.sample(noisy)
                 z_prior = draw_prior(nets, len(z), z.device)
                 both = torch.cat([z_prior, z]) / o.prior_std
                 loss_d = discriminator_loss(*disc(both).chunk(2))
                 update(opt_d, loss_d)
-                losses["discriminator"] = loss_d
+                losses["disc"] = loss_d
             run.log(**losses)
 
 

@@ -116,9 +116,9 @@ class ImageDiscriminator(bigan.Encoder):
         return logit
 
 
-def generator_loss(logits_made):
+def generator_loss(logits_fake):
     """-log D(G(z)), mean over the batch; log 2 at chance. Logits [B]."""
-    return F.softplus(-logits_made).mean()
+    return F.softplus(-logits_fake).mean()
 
 
 def absolute_error(a, b):
@@ -136,11 +136,11 @@ def regression_loss(logits, z):
 # A step takes networks, optimisers, images x [B, C, H, W] and settings, and returns its losses.
 def gan_step(nets, opt, x, o):
     """G minimises  - log D(G(z))  [+ the regressor's loss];  E minimises that loss.
-    D maximises  log D(x) + log(1 - D(G(z)))."""
+    D minimises  - log D(x) - log(1 - D(G(z)))."""
     z = draw_prior("bigan", len(x), o.z_dim, x.device)
     x_z = nets.gen(z)
-    logits_real, logits_made = nets.disc(x), nets.disc(x_z)
-    loss_g = generator_loss(logits_made)
+    logits_real, logits_fake = nets.disc(x), nets.disc(x_z)
+    loss_g = generator_loss(logits_fake)
     regression = x.new_zeros(())
     weight = 1.0
     if o.model == "latent-regressor":  # G gets no gradient; E sees no real x
@@ -149,9 +149,9 @@ def gan_step(nets, opt, x, o):
         regression = regression_loss(code_logits(nets.enc, x_z), z)
         weight = o.regressor_weight
     update(opt["ge"], loss_g + weight * regression, keep=True)
-    loss_d = discriminator_loss(logits_real, logits_made)
+    loss_d = discriminator_loss(logits_real, logits_fake)
     update(opt["d"], loss_d)
-    return {"discriminator": loss_d, "generator": loss_g, "regression": regression}
+    return {"disc": loss_d, "gen": loss_g, "regression": regression}
 
 
 def code_logits(enc, x):

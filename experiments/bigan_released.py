@@ -5,7 +5,7 @@
     python -m experiments.bigan_released --validation     # on held-out images, as the authors' log
 
 Networks, losses and steps are those of bigan.py and bigan_baselines.py, with `--recipe paper`. What
-still differs from the released code is in bigan.py's header. The released code has no autoencoders.
+still differs from the released code is in results/bigan.md. It has no autoencoders.
 After each 50 epochs the table's error is measured on a copy of the networks. The results are in
 errors.json and among the scores.
 """

@@ -226,8 +226,8 @@ def joint_step(enc, gen, disc, opt_d, opt_ge, x, z, weight):
 
 def gan_step(gen, disc, opt_d, opt_g, x, z, weight):
     made = gen(z)
-    logits_real, logits_made = disc(x), disc(made)
-    loss_g, loss_d = generator_loss(logits_made), discriminator_loss(logits_real, logits_made)
+    logits_real, logits_fake = disc(x), disc(made)
+    loss_g, loss_d = generator_loss(logits_fake), discriminator_loss(logits_real, logits_fake)
     update(opt_g, loss_g, keep=True)
     update(opt_d, loss_d + slope(disc, weight, x, made))
     return loss_d, loss_g

@@ -64,7 +64,7 @@ def train(run, nets, data):
             update(opt_g, loss_g)
 
             bound = nets.curve[run.step - 1] = infogan.mutual_information(logits, c1).detach()
-            run.log(disc=loss_d, gen=loss_g, c1=category, c2=continuous, bound=bound)
+            run.log(disc=loss_d, gen=loss_g, category=category, continuous=continuous, bound=bound)
 
 
 def load(folder, device="cpu"):

@@ -111,6 +111,11 @@ ROWS = {  # what stands behind `python` in a row's command
         for name, model in TABLE1.items()
     },
     "bigan/released-held-out": "-m experiments.bigan_released --validation",
+    **{
+        f"bigan/released-{name}-held-out": f"-m experiments.bigan_released --model {model}"
+        " --validation"
+        for name, model in TABLE1.items()
+    },
     "bigan/mnist-held-out": "bigan.py --validation",
     **{
         f"bigan/{name}-held-out": f"-m experiments.bigan_baselines --model {model} --validation"

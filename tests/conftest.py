@@ -139,7 +139,7 @@ def fake_nets(shape=(1, 28, 28), **parts):
     return SimpleNamespace(shape=shape, parameters=lambda: iter([torch.zeros(1)]), **parts)
 
 
-def narrow(o, steps=1):
+def narrow(o, per_epoch=1):
     """Networks as `infogan.build` gives them, of a few units: their checkpoints are small."""
     nets = nn.Module()
     nets.shape = 1, 28, 28
@@ -150,5 +150,5 @@ def narrow(o, steps=1):
     nets.gen = infogan.Generator(inputs)
     nets.gen.net = nn.Sequential(nn.Linear(inputs, 784), nn.BatchNorm1d(784))
     nets.gen.net.append(nn.Unflatten(1, nets.shape))
-    nets.register_buffer("curve", torch.zeros(o.epochs * steps))
+    nets.register_buffer("curve", torch.zeros(o.epochs * per_epoch))
     return nets

@@ -588,7 +588,7 @@ def by_hand(o, nets, data, labelled, shuffle):
             seen = seen + o.code_noise * torch.randn(seen.shape)
         loss = loss - D(nets.disc_y(drawn)).log().mean()
         loss = loss - (1 - D(nets.disc_y(seen.detach()))).log().mean()
-    told["discriminator"] = loss
+    told["disc"] = loss
     plain_step(nets, loss, RATES["d"], {"disc", "disc_y"})
 
     loss = -D(nets.disc(fake)).log().mean()  # by the discriminator as it is now
@@ -1162,7 +1162,7 @@ def test_a_step_of_what_is_compared(monkeypatch, words):
         z = nets.enc(x)[1].detach() / 5
         p = nets.prior.sample(torch.randint(0, 10, (N,))) / 5
         loss = -D(nets.disc(p)).log().mean() - (1 - D(nets.disc(z))).log().mean()
-        assert logged["discriminator"].item() == pytest.approx(loss.item(), rel=1e-4)
+        assert logged["disc"].item() == pytest.approx(loss.item(), rel=1e-4)
         truth = torch.autograd.grad(loss, list(nets.disc.parameters()))
         for found, gradient in zip(got[1], truth):
             assert torch.allclose(found, gradient, atol=2e-3 * gradient.abs().max().item())

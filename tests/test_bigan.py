@@ -322,7 +322,7 @@ class ByHand:
             z_again = self.enc(x_z, sample=False)[0]
             cycle = (((self.gen(z_x) - x) ** 2).sum() + ((z_again - z) ** 2).sum()) / len(x)
         steep = self.steep(x, z_x) + self.steep(x_z, z) if o.penalty else 0
-        told = {"discriminator": loss_d, "swapped": swapped, "cycle": cycle}
+        told = {"disc": loss_d, "swapped": swapped, "cycle": cycle}
         return loss_d + steep, swapped + o.cycle_weight * cycle, told
 
     def baseline(self, x):
@@ -342,7 +342,7 @@ class ByHand:
             weight = 0.25 if joint else 1.0
             p, u = torch.sigmoid(self.enc(x_z if joint else x_z.detach())[1]), (z + 1) / 2
             regression = -(u * p.log() + (1 - u) * (1 - p).log()).mean()
-        told = {"discriminator": loss_d, "generator": loss_g, "regression": regression}
+        told = {"disc": loss_d, "gen": loss_g, "regression": regression}
         return loss_d, loss_g + weight * regression, told
 
 

@@ -231,7 +231,7 @@ def test_networks_give_floats_in_bf16():
         image = infogan.Generator(20, 3, 32)(torch.rand(4, 10), torch.eye(7)[:4], torch.rand(4, 3))
         real = infogan.DHead(1024, 1)(h)
     assert h.dtype == torch.bfloat16 and h.shape == (4, 1024)
-    assert logits.shape == (4, 7) and mean.shape == (4, 3) and real.shape == (4, 1)
+    assert logits.shape == (4, 7) and mean.shape == (4, 3) and real.shape == (4,)
     assert image.shape == (4, 3, 32, 32) and 0 < image.min() and image.max() < 1
     assert {t.dtype for t in (logits, mean, image, real)} == {torch.float32}
 
@@ -257,7 +257,7 @@ class Enough(Exception):
 def nets_of(o):
     """Networks in full for the paper's step; the others' are narrow."""
     torch.manual_seed(0)
-    nets = (infogan.build if o.recipe == "paper" else narrow)(o, steps=10)
+    nets = (infogan.build if o.recipe == "paper" else narrow)(o, per_epoch=10)
     for p in nets.gen.parameters():
         p.data.mul_(3)  # images that differ, so that the information matters
     return nets
@@ -308,7 +308,7 @@ def by_hand(gan, o, weight_c2, far, rewarded=True, judged=0):
     k = c1.shape[1]
 
     def D(h):
-        return torch.sigmoid(gan.d(h)[:, 0])
+        return torch.sigmoid(gan.d(h))
 
     def told(images, h):
         """-log Q of c1, of c2."""
@@ -332,7 +332,7 @@ def by_hand(gan, o, weight_c2, far, rewarded=True, judged=0):
     category, continuous = told(fake, h)
     answers = gan.q.out(gan.q.hidden(h))[:B, :k].log_softmax(1)
     bound = math.log(k) + (answers * c1[:B]).sum(1).mean()
-    losses = {"disc": loss_d, "c1": category, "c2": continuous}
+    losses = {"disc": loss_d, "category": category, "continuous": continuous}
     weight = o.category_weight if rewarded else 1
     total = loss_d + weight * category + weight_c2 * continuous
     body = {n: p for n, p in gan.named_parameters() if n.split(".")[0] in BODY}
@@ -766,7 +766,7 @@ def test_what_varies_in_figure_2(figure, monkeypatch):
     if figure == "categories":
         infogan.figure_categories(nets, settings(), None, order, "words")
     else:
-        infogan.figure_sweep(nets, settings(), None, 1, order)
+        infogan.figure_continuous(nets, settings(), None, 1, order)
     ((images, columns),) = drawn
     c, u, v, z = images.view(-1, columns, 4).unbind(2)
 
@@ -821,7 +821,7 @@ def test_a_run_makes_everything_loads_and_is_scored_again(run, monkeypatch, caps
     assert pictures == {"information.png", "categories.png", "losses.png"} | GRIDS
     assert f"{metrics['mutual_information']:.4g}" in printed and "2.30" in printed
     log = Path("run/log.csv").read_text().splitlines()
-    assert log[0] == "epoch,disc,gen,c1,c2,bound" and len(log) == 2
+    assert log[0] == "epoch,disc,gen,category,continuous,bound" and len(log) == 2
     saved = run_folder.read_checkpoint("run")["states"]
     assert set(saved) == {"nets"}
     bound = saved["nets"]["curve"].mean().item()
@@ -921,7 +921,7 @@ def test_help_tells_every_flag_with_its_comment(monkeypatch, capsys):
 
 SNIPPETS = {
     "Trunk": lambda f: f()(torch.rand(4, 1, 28, 28)).shape == (4, 1024),
-    "DHead": lambda f: f(1024, 1)(torch.rand(4, 1024)).shape == (4, 1),
+    "DHead": lambda f: f(1024, 1)(torch.rand(4, 1024)).shape == (4,),
     "QHead": lambda f: f()(torch.rand(4, 1024))[0].shape == (4, 10),
     "Generator": lambda f: (
         f()(torch.rand(4, 62), torch.rand(4, 10), torch.rand(4, 2)).shape == (4, 1, 28, 28)
