@@ -18,21 +18,21 @@ Where the paper's things are
     Figures 6, 7                   --task style
     Table 2, Figure 8              --task semi --labels 100 or 1000, semi-all; train, phase 3
     Table 3, Figure 9              --task cluster --clusters 16 or 30
-    Figures 10, 11                 --task embed --labels 1000, 100 (d: + --z-dim 10); embed-clusters
+    Figures 10, 11                 --task embed --labels 1000 or 100; embed-clusters; --z-dim 10: d
     Drawing, scoring               experiments/aae_figures.py, experiments/aae_scores.py
 
 Differences              paper, partly from memory       here
     optimiser            SGD, batch 100, to 5000 epochs  Adam, batch 200, 8 to 72 epochs; own rates
-    hidden units         clusters: 3000                  1000
+    hidden units, start  clusters: 3000; N(0, 0.01^2)    1000; PyTorch's
     Enc's loss           printed: min max                -log Disc
-    batch norm in Enc    clusters, SVHN: outputs, too    hidden layers, or none; style: outputs, too
+    batch norm in Enc    semi: none; clusters: all       hidden layers, or none; style: all layers
     noise on the input   semi: 0.3; clusters: dropout    0.1, or none
     Table 1              deterministic q(z|x)            Gaussian q(z|x), dropout
     Disc's input         z                               z / prior_std; style: the label, too
     priors of Figure 4   pictures, no formulas           petals and a roll of our own sizes
-Additions, marked "# ours": see "Beyond the paper". --recipe paper drops them. In train: vary
-becomes common.to_float, y has no noise and no weight, and balance and steady go. neighbours and
-smooth_rise are off by default. Left out: TFD, SVHN, the universal posterior.
+Additions: see "Beyond the paper"; --recipe paper turns them off. In train "# ours: a" marks only a,
+"# ours" the line or block. Without them vary(images, i, ...) is common.to_float(images[i]), and
+y_code is y. Left out: TFD, SVHN, the universal posterior.
 """
 
 import math
@@ -50,11 +50,11 @@ TASKS = "prior prior-labels likelihood style semi semi-all cluster embed embed-c
 TOLD = "prior-labels", "style"  # tasks in which Disc is told the label
 
 
-# ---- Settings: a field is a flag, its comment the help; None: no flag; "paper": partly from memory
+# ---- Settings. A field is a flag, its comment the help. None: the task has no such flag ----------
 @dataclass
 class Settings(common.RunSettings):  # which adds dataset, seed and more
     task: Literal[tuple(TASKS)] = "prior"  # the paper's experiment; it picks the other settings
-    recipe: Literal["ours", "paper"] = "ours"  # paper: additions off; rates, length stay
+    recipe: Literal["ours", "paper"] = "ours"  # paper: additions off; all else stays
     epochs: Count = 8  # passes over the training images
     batch_size: Batch = 200  # images in a step (paper: 100)
     hidden: Count = 1000  # units of each of the two hidden layers (paper: 1000, clusters 3000)
@@ -62,7 +62,7 @@ class Settings(common.RunSettings):  # which adds dataset, seed and more
     prior: str = "gaussian"  # p(z): gaussian; for a z of two numbers also mixture, swiss-roll
     prior_std: Size = 5.0  # the Gaussian's deviation; for any prior Disc sees z / this
     encoder: Literal["deterministic", "gaussian"] = "deterministic"  # q(z|x) (section 2)
-    batch_norm: Literal["none", "hidden", "all"] = "none"  # where in Enc; all: on y, z, too
+    batch_norm: Literal["none", "hidden", "all"] = "none"  # where in Enc; all: logits, mu, too
     dropout: Share = 0.0  # of the hidden units of Enc and Dec
     noise: Size = 0.0  # deviation of the noise on Enc's input (paper, semi: 0.3)
     lr: Rate = 1e-3  # Adam's rate in phase 1, of Enc and Dec
@@ -73,7 +73,7 @@ class Settings(common.RunSettings):  # which adds dataset, seed and more
     warp: Size = 0.0  # ours: size of the random affine maps of images, on black (paper: 0)
     labels: Count = None  # labelled training images, equally many of each class, or all
     labelled_batch: Batch = None  # labelled images in a step, drawn with replacement
-    lr_labels: Rate = None  # Adam's rate in phase 3, of Enc
+    lr_labels: Rate = None  # Adam's rate in phase 3, of Enc without to_z
     clusters: Count = None  # number of clusters: values of an unlabelled y
     head_distance: Size = None  # cluster heads nearer than this are pushed apart
     y_weight: Weight = None  # ours: weight of fooling Disc_y (paper: 1)
@@ -91,7 +91,7 @@ OFF = dict.fromkeys(OURS, 0.0) | {"neighbours": 0, "y_weight": 1.0, "balance_wei
 INFER = dict(OURS, prior_std=1.0, noise=0.1, batch_norm="hidden", lr_disc=3e-4, lr_encoder=1e-3)
 PRIOR = Settings()
 LABELLED = Settings(epochs=25, prior="mixture", batch_norm="hidden", lr=2e-4, lr_encoder=1e-3)
-LABELLED = replace(LABELLED, warp=1.0, labels=10_000)
+LABELLED = replace(LABELLED, warp=1.0, labels=10_000)  # ours: warp
 LIKELIHOOD = Settings(epochs=20, z_dim=8, encoder="gaussian", dropout=0.2)
 LIKELIHOOD = replace(LIKELIHOOD, lr_disc=3e-4, lr_encoder=3e-4)
 STYLE = Settings(epochs=72, z_dim=15, prior_std=1.0, noise=0.1, batch_norm="all", lr=2e-4)
@@ -104,14 +104,14 @@ EMBED_CLUSTERS = replace(CLUSTER, z_dim=2, clusters=20, head_distance=8.0)
 
 
 def recipe(task="prior", recipe="ours"):
-    """A task's settings: `--task TASK --help` lists them. `every`: as TASKS. Unknown: PRIOR."""
+    """A task's settings: `--task TASK --help` lists them. An unknown task gets PRIOR's."""
     every = PRIOR, LABELLED, LIKELIHOOD, STYLE, SEMI, SEMI_ALL, CLUSTER, EMBED, EMBED_CLUSTERS
     settings = dict(zip(TASKS, every)).get(task, PRIOR)
     off = {name: value for name, value in OFF.items() if getattr(settings, name) is not None}
     return replace(settings, **(off if recipe == "paper" else {}), task=task, recipe=recipe)
 
 
-# ---- Networks: two hidden ReLU layers each -------------------------------------------------------
+# ---- Networks: Enc, Dec, Disc have two hidden ReLU layers each -----------------------------------
 def mlp(inputs, hidden, batch_norm=False, dropout=0.0):
     """[B, inputs] -> [B, hidden]."""
     norm = nn.BatchNorm1d if batch_norm else nn.Identity
@@ -186,7 +186,7 @@ class ClusterHeads(nn.Module):
         self.tenth = nn.Parameter(tenth, requires_grad=classes != z_dim)
 
     def positions(self):
-        return 10 * self.tenth  # W_C [classes, z_dim]; Adam moves it ten times as fast as a weight
+        return 10 * self.tenth  # W_C [classes, z_dim]; ours: it moves ten times as fast as a weight
 
     def forward(self, y, z):
         return y @ self.positions() + z
@@ -214,7 +214,7 @@ def head_distance_loss(heads, threshold):
 
 
 # ---- Priors p(z). A new one goes here: a class, and its name in PRIORS ---------------------------
-# Called with (z_dim, prior_std); a new one: z_dim 2. experiments/aae_priors.py: its score, figure.
+# Called with (z_dim, prior_std); yours needs z_dim 2. experiments/aae_priors.py: scores, figures.
 class Gaussian:
     """N(0, std^2 I). The component counts only for its length and device."""
 
@@ -294,7 +294,7 @@ def train(run, nets, data, labelled):
     opt_c = torch.optim.Adam(enc.parameters(), o.lr_labels or 0.0, fused=True)  # phase 3, or idle
     run.track(nets=nets, opt_r=opt_r, opt_d=opt_d, opt_e=opt_e, opt_c=opt_c)
     steps = o.epochs * math.ceil(len(data.y) / o.batch_size)
-    known = torch.full_like(data.y, 10)  # the label; 10: it may not be seen, an eleventh class
+    known = torch.full_like(data.y, 10)  # the labels; 10, an eleventh class: unknown
     known[labelled] = data.y[labelled]
     near = nearest(data.x, o.neighbours) if o.neighbours else None  # ours
     nets.train()
@@ -303,46 +303,46 @@ def train(run, nets, data, labelled):
             for opt in (opt_r, opt_d, opt_e, opt_c):
                 end = o.lr_disc_end if opt is opt_d else 0.01
                 opt.param_groups[0]["lr"] = opt.defaults["lr"] * rate(run.step, steps, end)
-            x, label = vary(data.x, i, near, o), known[i]  # ours; paper: common.to_float(data.x[i])
-            noisy = add_noise(x, o.noise)  # Enc's input; `again`: the same images, varied anew
+            x, label = vary(data.x, i, near, o), known[i]  # ours: vary
+            noisy = add_noise(x, o.noise)  # Enc's input
             again = add_noise(vary(data.x, i, near, o), o.noise) if o.warp_weight else None  # ours
 
-            # 1. Reconstruction. Enc, Dec minimise  1/2 |x - Dec(y,z)|^2,  or with z alone
+            # 1. Reconstruction. Enc, Dec minimise  1/2 |x - Dec(y,z)|^2;  without y it is Dec(z)
             logits, z = enc.sample(noisy)
             y = None if logits is None else logits.softmax(1)  # q(y|x), where Enc infers y
             if o.task == "style":  # Figure 6: all labels are known
                 y = F.one_hot(label, 10).float()
             loss_r = reconstruction = reconstruction_loss(dec(y, z), x)
-            if dec.heads is not None:  # Figure 10
+            if dec.heads is not None:  # Figure 10: one more term
                 loss_r = loss_r + head_distance_loss(dec.heads.positions(), o.head_distance)
             update(opt_r, loss_r)
 
-            # 2. Regularisation. Disc minimises  - log Disc(z_prior) - log(1 - Disc(z_seen))
+            # 2. Regularisation. Disc minimises  - log Disc(z_prior) - log(1 - Disc(z_code))
             logits, z = enc.sample(noisy)  # once more: phase 1 moved Enc
             component = torch.randint(0, 10, i.shape, device=i.device)  # a Gaussian ignores it
             if o.task == "prior-labels":  # a known label names its part of p(z)
                 component = torch.where(label < 10, label, component)
-            z_prior, z_seen = nets.prior.sample(component) / o.prior_std, z / o.prior_std
-            if o.task in TOLD:  # Figure 3; not in Figure 6, so for style it is ours. 10: unknown
+            z_prior, z_code = nets.prior.sample(component) / o.prior_std, z / o.prior_std
+            if o.task in TOLD:  # Figure 3, and for style (see Differences)
                 one_hot = F.one_hot(label, 11).to(z)
-                z_prior, z_seen = torch.cat([z_prior, one_hot], 1), torch.cat([z_seen, one_hot], 1)
-            loss_d = discriminator_loss(disc(z_prior), disc(z_seen.detach()))
+                z_prior, z_code = torch.cat([z_prior, one_hot], 1), torch.cat([z_code, one_hot], 1)
+            loss_d = discriminator_loss(disc(z_prior), disc(z_code.detach()))
             if logits is not None:  # Enc infers y: the same game with Disc_y; y_prior: one-hots
                 y = logits.softmax(1)
                 drawn = torch.randint(0, y.shape[1], i.shape, device=i.device)
                 y_prior = add_noise(F.one_hot(drawn, y.shape[1]).to(y), o.code_noise)  # ours: noise
-                y_seen = add_noise(y, o.code_noise)  # ours: noise
-                loss_d = loss_d + discriminator_loss(disc_y(y_prior), disc_y(y_seen.detach()))
+                y_code = add_noise(y, o.code_noise)  # ours: noise
+                loss_d = loss_d + discriminator_loss(disc_y(y_prior), disc_y(y_code.detach()))
             update(opt_d, loss_d)
 
-            # Enc minimises  - log Disc(z) - log Disc_y(y)
-            loss_e = adversarial_loss(disc(z_seen))
+            # Enc minimises  - log Disc(z_code) - log Disc_y(y_code);  without y the first alone
+            loss_e = adversarial_loss(disc(z_code))
             if logits is not None:
-                loss_e = loss_e + o.y_weight * adversarial_loss(disc_y(y_seen))  # ours: y_weight
+                loss_e = loss_e + o.y_weight * adversarial_loss(disc_y(y_code))  # ours: y_weight
             losses = {"reconstruction": reconstruction, "disc": loss_d, "encoder": loss_e}
-            if o.clusters:  # ours. No labels, so no phase 3, which has steady_loss otherwise
+            if o.clusters:  # ours. There is no phase 3 to take steady_loss
                 losses["balance"] = balance_loss(y)
-                steady = steady_loss(enc, x, noisy, again, run, losses)  # logs its parts, too
+                steady = steady_loss(enc, x, noisy, again, run, losses)  # fills losses
                 loss_e = loss_e + o.balance_weight * losses["balance"] + steady
             update(opt_e, loss_e)
 
@@ -362,7 +362,7 @@ def train(run, nets, data, labelled):
 # Two variants of an image must get the same answer (warp_weight). A variant is warped (warp), moved
 # towards a near image (neighbours), or both. Without labels Disc_y still lets classes stay empty:
 # balance_weight. Disc_y tells one-hots from probabilities too easily: both get noise (code_noise).
-# y_weight favours y in the layers that y and z share.
+# y_weight favours y in the layers it shares with z. All phases see variants; prior-labels has warp.
 def vary(images, i, near, o):
     """The images of index i [B] as floats [B, C, H, W] in [0, 1], warped. With near [N, K] each
     then moves a random part of the way to one of its K near images. Both may be off."""
@@ -425,7 +425,7 @@ def balance_loss(y):
 
 def steady_loss(enc, x, noisy, again, run, losses):
     """smoothness_loss and invariance_loss, weighted; `losses` gets both unweighted (0 where off).
-    noisy, again: two variants of x, with noise; again may be None. smoothness_loss is of x."""
+    noisy: x with noise; again: another variant, with noise, or None. smoothness_loss is of x."""
     o = run.settings
     risen = min(1, run.progress / o.smooth_rise) if o.smooth_rise else 1
     losses["smoothness"] = losses["invariance"] = x.new_zeros(())
@@ -474,26 +474,26 @@ def decode(nets, y, z):
 
 
 @torch.random.fork_rng()
-def evaluate(nets, data, test, o, folder):
+def evaluate(nets, data, test, settings, folder):
     """Figures into the run's folder; returns the scores and the rows of the printed table."""
     from experiments import aae_scores
 
-    return aae_scores.evaluate(nets.eval(), encode, decode, data, test, o, folder)
+    return aae_scores.evaluate(nets.eval(), encode, decode, data, test, settings, folder)
 
 
-def main(o):
+def main(settings):
     """Train, settle batch norm, then score. To train only, end with run.finish({})."""
     from experiments import aae_scores, batch_norm
 
-    aae_scores.check(o, PRIORS)  # mistakes should fail now, not after the training
-    whole, test = common.load_data(o)
-    data, _, labelled = aae_scores.split(whole, o)  # data: trains; labelled: by the seed
-    run = common.Run("aae", o, aae_scores.name(o))
-    nets = build(o).to(run.device)
+    aae_scores.check(settings, PRIORS)  # mistakes should fail now, not after the training
+    whole, test = common.load_data(settings)
+    data, _, labelled = aae_scores.split(whole, settings)  # data: trains; labelled: by the seed
+    run = common.Run("aae", settings, aae_scores.name(settings))
+    nets = build(settings).to(run.device)
     with run.autocast():
         train(run, nets, data, labelled)
     batch_norm.settle(nets.enc, ((x,) for x in batch_norm.image_parts(data.x)))
-    run.finish(*evaluate(nets, whole, test, o, run.folder))
+    run.finish(*evaluate(nets, whole, test, settings, run.folder))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ Where the papers' things are
 Differences        the papers, released code            here
     epochs         400 (BiGAN, released)                30
     rates          2e-4, exponential fall (ALI: 1e-4)   5e-4, short rise, linear fall
-    losses         halved (BiGAN, released)             whole; 2.5e-5 acts as half the decay
+    weight decay   2.5e-5 of halved losses (released)   2.5e-5 of whole losses: half as strong
     batch norm     epsilon 1e-8 (BiGAN), 1e-4 (ALI)     epsilon 1e-5
     ALI's data     photos; convolutions; dropout in D   MNIST, BiGAN's networks, codes of 50
     ALI's D        both kinds of pairs in one batch     a batch of each kind, as in BiGAN
@@ -31,8 +31,8 @@ Differences        the papers, released code            here
     ALICE          several kinds of cycle terms         summed squared errors, in x and in z
     ALI's figures  G(E(x)) of a sample of q(z|x)        of its mean
 Left out: ImageNet, PASCAL VOC; ALI's semi-supervised and conditional models.
-Three additions are ours, marked "# ours", with a flag each: penalty, skip_fade, average.
---recipe paper turns them off, and takes BiGAN's epochs, rates and decay, for ALI, too.
+Three additions of ours, a flag each: penalty, skip_fade, average. "# ours" marks a line,
+"# ours: a" only a. --recipe paper turns them off, and takes BiGAN's epochs, rates, decay for all.
 """
 
 import copy
@@ -53,7 +53,7 @@ from torch import nn
 @dataclasses.dataclass
 class Settings(common.RunSettings):
     model: Literal["bigan", "ali", "alice"] = "bigan"  # ali: E draws samples; alice: ali and cycles
-    recipe: Literal["ours", "paper"] = "ours"  # paper: additions off; rates, length as released
+    recipe: Literal["ours", "paper"] = "ours"  # paper: no additions; rates, decay, epochs released
     epochs: Count = 30  # passes over the training images (released: 400)
     batch_size: Batch = 128  # images in a step, and as many codes
     lr: Rate = 5e-4  # Adam's rate for G and E (released: 2e-4)
@@ -72,7 +72,7 @@ class Settings(common.RunSettings):
 MODELS = {
     "bigan": Settings(),
     "ali": Settings(model="ali", skip_fade=0.0),  # needs no skip
-    "alice": Settings(model="alice", skip_fade=0.0, cycle_weight=0.05),
+    "alice": Settings(model="alice", skip_fade=0.0, cycle_weight=0.05),  # 0.05: ours
 }
 RELEASED = dict(epochs=400, lr=2e-4, lr_disc=2e-4, schedule="exponential", weight_decay=5e-5)
 OFF = {"penalty": 0.0, "skip_fade": 0.0, "average": 0.0}
@@ -98,7 +98,7 @@ class Network(nn.Module):
 
 
 class Encoder(Network):
-    """E(x): images [B, C, H, W] in [0, 1] -> codes [B, z_dim] in [-1, 1]. `sample` is ALI's."""
+    """E(x): images [B, C, H, W] in [0, 1] -> codes [B, z_dim] in [-1, 1]. It ignores `sample`."""
 
     def __init__(self, shape=(1, 28, 28), z_dim=50, hidden=1024):
         super().__init__()
@@ -120,16 +120,16 @@ class Encoder(Network):
 class GaussianEncoder(Encoder):
     """ALI's E: a sample [B, z_dim] of q(z|x) = N(mu, sigma^2) (eq. 2), or its mean mu.
 
-    Unlike ALI's: mu has variance 1, sigma is below 1. Without bounds sigma grows, as D's batch norm
-    hides z's scale, and training breaks. The price: z has variance 1 + sigma^2, not 1."""
+    Ours, not ALI's: mu has variance 1, sigma is below 1. Else sigma grows and training breaks: D's
+    batch norm hides much of z's scale. The price: z has variance 1 + sigma^2, not 1."""
 
     def __init__(self, shape=(1, 28, 28), z_dim=50, hidden=1024):
         super().__init__(shape, 2 * z_dim, hidden)
-        self.norm_mu = nn.BatchNorm1d(z_dim, affine=False)
+        self.norm_mu = nn.BatchNorm1d(z_dim, affine=False)  # not ALI's
 
     def forward(self, x, sample=True):
         mu, width = self.out(self.features(x)).float().chunk(2, 1)
-        mu, sigma = self.norm_mu(mu), torch.sigmoid(width)
+        mu, sigma = self.norm_mu(mu), torch.sigmoid(width)  # ALI: mu, width.exp()
         return mu + torch.randn_like(mu) * sigma if sample else mu
 
 
@@ -170,7 +170,7 @@ class Discriminator(Network):
         self.register_buffer("skip_share", torch.ones(()) if skip else None)  # ours
 
     def initialise(self):
-        """As the others, but the logit starts at 0, as released: E and G first learn in step 2."""
+        """As the others, but the logit starts at 0, as released: D teaches E, G from step 2 on."""
         super().initialise()
         nn.init.zeros_(self.out.weight)
         if self.skip is not None:  # ours
@@ -192,8 +192,8 @@ def discriminator_loss(logits_real, logits_fake):
 
 
 def swapped_loss(logits_real, logits_fake):
-    """-log(1 - D(x, E(x))) - log D(G(z), z): E and G swap D's labels. Their
-    gradient stays large where D wins. Logits [B] each; 2 log 2 at chance."""
+    """-log(1 - D(x, E(x))) - log D(G(z), z): D's loss with swapped labels. So the
+    gradient of E and G stays large where D wins. Logits [B] each; 2 log 2 at chance."""
     return F.softplus(logits_real).mean() + F.softplus(-logits_fake).mean()
 
 
@@ -204,8 +204,8 @@ def squared_error(a, b):
 
 # ---- Training ------------------------------------------------------------------------------------
 def update(optimiser, loss, keep=False):
-    """A step on `loss`, of this optimiser's weights alone. Other networks get no gradient. keep:
-    the next loss needs this graph, too, but not through the weights that moved here."""
+    """A step on `loss`, of this optimiser's weights alone. Others get no gradient. keep: the graph
+    stays for the next loss. Its gradient must not pass through the weights that moved here."""
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
     loss.backward(inputs=parameters, retain_graph=keep)
     optimiser.step()
@@ -213,8 +213,8 @@ def update(optimiser, loss, keep=False):
 
 
 def rate(step, steps, schedule):
-    """Factor of the rates at `step` of `steps`: 1 in the first half, then down to 0.01, linearly or
-    (released) exponentially. The linear one first rises, for at most 100 steps."""
+    """Factor of the rates at `step` of `steps`. First half: 1, but "linear" rises to it in at most
+    100 steps. Then down to 0.01, linearly or (released) exponentially."""
     done = (step - 1) / steps
     if schedule == "exponential":
         return 0.01 ** max(0.0, 2 * done - 1)
@@ -245,17 +245,17 @@ def train(run, nets, data):
         for index in run.batches(torch.randperm(len(data.x)), o.batch_size):
             opt_ge.param_groups[0]["lr"] = o.lr * rate(run.step, steps, o.schedule)
             opt_d.param_groups[0]["lr"] = o.lr_disc * rate(run.step, steps, o.schedule)
-            if o.skip_fade:  # ours: from 1 to 0
-                disc.skip_share.fill_(max(0, 1 - (run.step - 1) / (o.skip_fade * steps)))
+            if o.skip_fade:  # ours (the skip fades)
+                disc.skip_share.fill_(max(0, 1 - (run.step - 1) / (o.skip_fade * steps)))  # ours
 
-            # x, x_z = G(z), the image of z: [B, C, H, W]. z, z_x = E(x), the code of x: [B, z_dim].
+            # Images [B, C, H, W]: real x; x_z = G(z). Codes [B, z_dim]: random z; z_x = E(x).
             x = common.to_float(data.x[index])
             z = draw_prior(o.model, len(x), o.z_dim, x.device)
             z_x, x_z = enc(x), gen(z)
-            logits_real, logits_fake = disc(x, z_x), disc(x_z, z)  # apart, for batch norm
+            logits_real, logits_fake = disc(x, z_x), disc(x_z, z)  # a batch norm of each
 
             # E minimises  - log(1 - D(x, E(x)));  G minimises  - log D(G(z), z);  in ALICE both
-            # + lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2),  the first E a sample, the second a mean
+            # + lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2).  E(x) is a sample, E(G(z)) a mean
             swapped = swapped_loss(logits_real, logits_fake)
             cycle = x.new_zeros(())
             if o.cycle_weight:
@@ -266,18 +266,18 @@ def train(run, nets, data):
             # The logits are from before E and G moved: all three step as if at once.
             loss_d = discriminator_loss(logits_real, logits_fake)
             slope = 0.0  # ours
-            if o.penalty and run.step % 4 == 1:  # ours: every fourth step, so times 4 below
-                slope = slope_penalty(disc, x, z_x) + slope_penalty(disc, x_z, z)
-            update(opt_d, loss_d + 4 * (o.penalty / 2) * slope)  # ours: the second term
+            if o.penalty and run.step % 4 == 1:  # ours (every fourth step, so times 4 below)
+                slope = slope_penalty(disc, x, z_x) + slope_penalty(disc, x_z, z)  # ours
+            update(opt_d, loss_d + 4 * (o.penalty / 2) * slope)  # ours: 4 * ...
             move_average(average, nets, run.step, o.average)  # ours
             run.log(disc=loss_d, swapped=swapped, cycle=cycle)
-    move_average(nets, average, step=1, decay=0.0)  # ours: copies; nets = average
+    move_average(nets, average, step=1, decay=0.0)  # ours (copies; nets = average)
 
 
 @torch.no_grad()
 def settle(nets, data, o):
-    """New statistics for batch norm, of the final weights; then eval mode. E's come from up to
-    20,000 training images, D's from these with their codes (x, E(x)), G's from as many z."""
+    """New statistics for batch norm, of the final weights (as released); then eval mode. E's: up to
+    20,000 training images. D's: these with their codes, (x, E(x)). G's: as many z."""
     from experiments import batch_norm
 
     parts = batch_norm.image_parts(data.x)
@@ -291,7 +291,7 @@ def settle(nets, data, o):
 
 # ---- Figures -------------------------------------------------------------------------------------
 def figure_reconstructions(nets, test, path, judge, pairs=8):
-    """BiGAN's Figure 2 without G(z): x beside G(E(x)), a class a row; red: the judge errs."""
+    """BiGAN's Figure 2 without G(z): x beside G(E(x)), a class a row; red: judged another class."""
     rows = [(test.y == label).nonzero()[:, 0] for label in test.y.unique()]
     pairs = min(pairs, *map(len, rows))
     chosen = torch.cat([row[:pairs] for row in rows])
@@ -311,8 +311,8 @@ def figure_samples(nets, z, path):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # What each addition gains is in results/NOTES.md, under "Donahue et al. and Dumoulin et al.".
-# penalty: without it BiGAN's codes crowd into the corners of [-1, 1]^50, where the prior has almost
-# no mass. Then fewer reconstructions keep their digit.
+# penalty: on D's slope. Else BiGAN's codes crowd into the corners of [-1, 1]^50. The prior has
+# almost no mass there, and fewer reconstructions keep their digit.
 # skip: batch norm removes what a batch shares. So D hardly sees that G makes one image for all z.
 # The skip adds to the logit a linear map of D's first layer, which sees x alone. It fades.
 # average: with averaged weights more G(E(x)) show x's digit than with the last ones.
@@ -320,7 +320,7 @@ def figure_samples(nets, z, path):
 
 def slope_penalty(disc, x, z):
     """|d(sum of logits) / d(x, z)|^2, a mean over the pairs. Only D learns from it.
-    R1 of (x, E(x)), R2 of (G(z), z) (1801.04406); of the sum, as batch norm couples the pairs."""
+    R1 on (x, E(x)), R2 on (G(z), z) (1801.04406). Batch norm couples the pairs: hence the sum."""
     pair = x.detach().requires_grad_(), z.detach().requires_grad_()
     slopes = torch.autograd.grad(disc(*pair).sum(), pair, create_graph=True)
     return sum(slope.flatten(1).square().sum(1) for slope in slopes).mean()

@@ -4,7 +4,7 @@ nets. Chen, Duan, Houthooft, Schulman, Sutskever, Abbeel 2016, arXiv 1606.03657.
     python infogan.py                       # MNIST, by our recipe
     python infogan.py --recipe paper        # close to the released recipe, no additions of ours
 
-A generator G makes an image of noise z and a code: a category c1, and numbers c2 (the paper's c2
+A generator G makes an image from noise z and a code: a category c1, and numbers c2 (the paper's c2
 and c3). A discriminator D tells real images from generated ones. Q reads the code from the image.
 D and Q share a trunk; each adds a head of its own. G, Q and the trunk are rewarded when Q is right.
 Q can be right only if the image shows the code, say as its digit, slant or stroke width.
@@ -15,12 +15,12 @@ Where the paper's things are
     Eq. 4, 5, Lemma 5.1           the comment above category_loss
     Table 1 (appendix C.1)        Trunk, DHead, QHead, Generator
     Figure 2                      figure_categories (a), figure_continuous (c, d)
-    Figure 1                      evaluate
+    Figure 1                      train fills nets.curve, evaluate draws it
     Figures 1, 2(b), regular GAN  python -m experiments.infogan_regular --beside FOLDER_OF_A_RUN
     The 5 % error                 experiments/infogan_scores.py
 
-K = 10, the number of c1's values, enters in draw_codes (uniform over them), in the sizes of G's
-input and Q's output, and as log K in the logged L_I. K is the number of digits: a hint from labels.
+K = 10 is the number of c1's values. draw_codes draws one, all equally likely. The sizes of G's
+input and Q's output and log K in L_I follow. K is the number of digits: a hint from labels.
 
 Differences           paper; released code               here
     length            released: 5,000 updates,           1,876 updates, rates fall in the second
@@ -32,8 +32,8 @@ Differences           paper; released code               here
     leaky ReLU        0.1; released: 0.01                0.1
     first weights     released: D's conv. truncated      all normal, none truncated
     Figure 1          trained without c2                 with c2
-Additions, marked "# ours": see "Beyond the paper". --recipe paper drops them. In train: far = 0,
-fake = made, read = h, loss_c2 = continuous_loss, weight_c2 = o.continuous_weight, no [:n].
+Additions, marked "# ours": see "Beyond the paper". --recipe paper turns them off. To cut them from
+train: far = 0, fake = made, read = h, loss_c2 = continuous_loss, weight_c2 = o.continuous_weight.
 Left out: faces, chairs, SVHN, CelebA (Figures 3 to 6).
 """
 
@@ -55,7 +55,7 @@ from torch import nn
 class Settings(common.RunSettings):
     dataset: Literal["mnist", "fashion", "kmnist", "grey"] = "mnist"  # grey: your own images
     epochs: Count = 4  # passes over the training images (released: 5,000 updates)
-    recipe: Literal["ours", "paper"] = "ours"  # paper: additions off; weights, length as released
+    recipe: Literal["ours", "paper"] = "ours"  # paper: no additions; lambda, rates as released
     batch_size: Batch = 128  # real images in a step (released: 128)
     lr: Rate = 1e-3  # Adam's rate for G (paper: 1e-3)
     lr_disc: Rate = 2e-4  # Adam's rate for D and Q (paper, for D: 2e-4)
@@ -211,9 +211,9 @@ def one_hot(value, categories):
 
 
 def draw_codes(o, count, device, far=0):
-    """The prior: z [N, z_dim] and c2 [N, m] uniform in [-1, 1], c1 one-hot [N, K], uniform over K
-    values; N = count + far. Ours: c2 of the last `far` is uniform in [-2, 2]."""
-    k, total = o.categories, count + far
+    """The prior: z [N, z_dim], c1 one-hot [N, K], c2 [N, m]; N = count + far. z and c2 are uniform
+    in [-1, 1], c1 over its K values. Ours: c2 of the last `far` is uniform in [-2, 2]."""
+    k, total = o.categories, count + far  # ours: far
     value = torch.randint(k, (total,), device=device) if k else torch.zeros(total, device=device)
     c2 = 2 * torch.rand(total, o.continuous, device=device) - 1
     z = 2 * torch.rand(total, o.z_dim, device=device) - 1
@@ -245,10 +245,10 @@ def train(run, nets, data):
             # (ours). c1 is scored on all of them, c2 on the first n. D sees `fake`.
             x = common.to_float(data.x[index])  # real images [n, 1, 28, 28]
             n = len(x)
-            far = round(o.far * n) if o.warp else 0  # ours; without warp Q reads h, that is `fake`
-            z, c1, c2 = draw_codes(o, n, x.device, far)
+            far = round(o.far * n) if o.warp else 0  # ours; 0 without warp: h lacks some rows
+            z, c1, c2 = draw_codes(o, n, x.device, far)  # ours: far
             made = gen(z, c1, c2)
-            fake = made[: n + round(o.far_judged * far)]  # ours: far ones that D sees
+            fake = made[: n + round(o.far_judged * far)]  # ours (D sees only some far ones)
 
             # Trunk, D, Q minimise  - log D(x) - log(1 - D(G(z,c))) - lambda log Q(c|G(z,c))
             h = trunk(fake.detach())
@@ -256,18 +256,18 @@ def train(run, nets, data):
             read = trunk(warp(made.detach(), o.warp)) if o.warp else h  # ours: warped
             logits, mean = q(read)
             category = category_loss(logits, c1)
-            continuous = loss_c2(mean[:n], c2[:n])
+            continuous = loss_c2(mean[:n], c2[:n])  # ours: [:n]
             loss_q = o.category_weight * category + weight_c2 * continuous
-            bound = mutual_information(q(h)[0][:n], c1[:n]).detach()  # for Figure 1: no warp or far
+            bound = mutual_information(q(h)[0][:n], c1[:n]).detach()  # Figure 1: no warps
             update(opt_d, loss_d + loss_q)
 
-            # G minimises  - log D(G(z,c)) - lambda log Q(c|G(z,c))
+            # G minimises  - log D(G(z,c)) - lambda log Q(c|G(z,c));  ours: Q of warped images
             h = trunk(fake)  # once more: the trunk has moved
             loss_g = adversarial_loss(d(h))
             read = trunk(warp(made, o.warp)) if o.warp else h  # ours: warped
             logits, mean = q(read)
             loss_q = o.category_weight * category_loss(logits, c1)
-            loss_q = loss_q + weight_c2 * loss_c2(mean[:n], c2[:n])
+            loss_q = loss_q + weight_c2 * loss_c2(mean[:n], c2[:n])  # ours: [:n]
             update(opt_g, loss_g + loss_q)
 
             nets.curve[run.step - 1] = bound  # Figure 1
@@ -295,14 +295,14 @@ def figure_continuous(nets, o, path, which, order, columns=11):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # warp: without it, a category often mixes digits of the same slant. So Q reads warped copies of the
-# images: c1 must be what a warp leaves alone. At far = 0, log K - loss bounds I(c1; warp(x)).
+# images: c1 must be what a warp leaves alone. At far = 0, log K - category <= I(c1; warp(x)).
 # split_loss: c2 is read from warped copies, too. Its first number is scored on copies that are not
 # rotated or sheared, so it can be the slant. The others are scored on copies rotated and sheared
-# at random. These hide a slant. All copies hide a digit's width: no number is that of Figure 2(d).
+# at random. These blur a slant. All copies blur a digit's width: no number becomes Figure 2(d)'s.
 # continuous_start: c2's loss starts late, else c2 could take the digit from c1.
 # far: Figure 2 goes twice as far as the prior of c2. There the digit can change. So Q must also
-# read c1 from images of such c2. Without warp Q reads D's images alone, so far is off.
-# far_judged: D sees far images, too, else they look wrong. So G fits the mixture of both kinds to
+# read c1 from images of such c2. Without warp Q has D's images only, and `far` is ignored.
+# far_judged: D sees far images, too, else they look wrong. So both kinds together must look like
 # the data, no longer c2 in [-1, 1] alone. What we tried: results/NOTES.md.
 
 
@@ -368,19 +368,19 @@ def decode(nets, z, c1, c2):
 
 
 @torch.random.fork_rng()
-def evaluate(nets, data, test, o, folder):
+def evaluate(nets, data, test, settings, folder):
     """Settles batch norm. Figures into the folder; returns scores and rows of the printed table."""
     from experiments import infogan_scores
 
-    found, order = infogan_scores.evaluate(nets, build, draw_codes, decode, data, test, o)
+    found, order = infogan_scores.evaluate(nets, build, draw_codes, decode, data, test, settings)
     common.say("figures")
-    if o.categories:
+    if settings.categories:
         path, curves = folder / "information.png", {"InfoGAN": nets.curve}
-        infogan_scores.figure_information(curves, o.categories, path)
-        figure_categories(nets, o, folder / "categories.png", order, "Categories (Fig. 2a)")
-    for k in range(o.continuous):
-        figure_continuous(nets, o, folder / f"continuous-{k + 1}.png", k, order)
-    return found, infogan_scores.table(found, o, len(data.y.unique()))
+        infogan_scores.figure_information(curves, settings.categories, path)
+        figure_categories(nets, settings, folder / "categories.png", order, "Categories (Fig. 2a)")
+    for k in range(settings.continuous):
+        figure_continuous(nets, settings, folder / f"continuous-{k + 1}.png", k, order)
+    return found, infogan_scores.table(found, settings, len(data.y.unique()))
 
 
 def main(settings):
@@ -388,7 +388,7 @@ def main(settings):
     from experiments import scores
 
     data, test = common.load_data(settings)
-    scores.judge_of(settings)  # it scores later; fails now if its file is bad
+    scores.judge_of(settings)  # the judge scores later; a bad file fails now
     run = common.Run("infogan", settings)
     nets = build(settings, math.ceil(len(data.x) / settings.batch_size)).to(run.device)
     with run.autocast():  # bf16 on x86 CPUs that have it, else fp32

@@ -6,8 +6,8 @@ Mathieu, Zhao, Sprechmann, Ramesh, LeCun 2016, arXiv 1611.03383.
 
 An encoder Enc splits an image x into two codes: s tells its class, z tells the rest. A decoder Dec
 makes an image from a z and an s. It must rebuild x from x's z and the s of x, or of another image
-of its class. But Dec could ignore s. So Disc, told the class of s, tells real images of that class
-from swaps (z of another image) and samples (random z). Enc and Dec must fool Disc.
+of its class. But Dec could ignore s. So Disc gets an image and the class of s. Is the image real,
+or a swap (z of another image), or a sample (random z)? Enc and Dec must fool Disc.
 
 Where the paper's things are
     Eq. 5, Algorithm 1, Figure 1    train, and the losses above it
@@ -21,13 +21,13 @@ Differences           the paper (released: its code)       here
     channels          not given                            16, 32, 64 in all three networks
     weights           lambda, not given; the others 1      one for each term, in Settings
     weight of KL      constant                             grows for 60 % of the run
-    to fool Disc      log(1 - Disc)                        -log Disc (released: "real" is 0.95)
+    to fool Disc      log(1 - Disc)                        -log Disc (released, too; "real" 0.95)
     Disc's fakes      swaps of a fresh pair                this step's swaps (as released), samples
     prior samples     in Algorithm 1; 4.2: unstable        stable; Disc sees them, too
     x2                Figure 1: any class; 4.3: another    any class: the x1 of another pair
     sprites           672 characters, discrete poses       672 others, continuous poses
-Three additions of ours, marked "# ours": prior_std, dead_zone, CodeDiscriminator (opt_c, hide).
-"Beyond the paper" explains them. --recipe paper stops their effect, no more. Left out: NORB, YaleB.
+Three additions of ours: prior_std, dead_zone, CodeDiscriminator. See "Beyond the paper". "# ours"
+marks a line, "# ours: a" only a. --recipe paper turns these three off. Left out: NORB, YaleB.
 """
 
 import dataclasses
@@ -44,10 +44,10 @@ from torch import nn
 
 # ---- Settings: each field is a flag, its comment the help. In Python start from recipe() ---------
 # "released": the authors' code. Its squared errors are means over pixels in [-1, 1]. Ours are sums
-# over pixels in [0, 1]: on MNIST 784/4 = 196 times as large. So its 0.01 for swaps is 1.96 here.
+# over pixels in [0, 1]: on MNIST 196 times as large. So its other weights grow, too: 0.01 to 1.96.
 @dataclasses.dataclass
 class Settings(common.RunSettings):
-    recipe: Literal["ours", "paper"] = "ours"  # paper: additions off; rates, weights, length stay
+    recipe: Literal["ours", "paper"] = "ours"  # paper: the three additions are off; all else stays
     batch_size: Batch = 128  # pairs in a step (released: 16 triplets)
     lr: Rate = 2e-3  # Adam's rate, for Enc, Dec and CodeDiscriminator (released: 0.01)
     lr_disc: Rate = 1e-3  # Adam's rate for Disc (released: 0.01)
@@ -56,7 +56,7 @@ class Settings(common.RunSettings):
     s_dim: Count = 16  # numbers in s (paper: 16 on MNIST, 64 on sprites; released: 64)
     own_weight: Weight = 0.2  # weight of |x1 - Dec(z1,s1)|^2 (released: 0.5)
     same_weight: Weight = 1.3  # weight of |x1 - Dec(z1,s1')|^2 (released: 1)
-    kl_start: Weight = 0.3  # weight of the KL in nats at the start (released: 0.15 throughout)
+    kl_start: Weight = 0.3  # weight of the KL in nats at the start (released: about 0.15, constant)
     kl_weight: Weight = 2.4  # weight of the KL from 60 % of the run on
     swap_weight: Weight = 6.5  # lambda of eq. 5 for Dec(z1,s2) (released, MNIST: 1.96)
     prior_weight: Weight = 6.5  # lambda of eq. 5 for Dec(z,s2), a prior sample (released: 0)
@@ -73,7 +73,7 @@ SPRITES = Settings(
     kl_weight=1.0,
     swap_weight=4.0,
     prior_weight=4.0,
-    prior_std=1.0,  # ours
+    prior_std=1.0,  # as in the paper
     kl_start=0.05,
     dead_zone=1.0,  # ours
     code_weight=5.0,  # ours
@@ -126,7 +126,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Dec(z, s): z [B, z_dim] and s [B, s_dim] -> image [B, C, H, W] in [0, 1].
 
-    z and s each pass a linear layer. The sum passes BN, ReLU and the mirror of Enc's layers."""
+    z and s pass a linear layer each. Their sum passes BN, ReLU (released: none), Enc's mirror."""
 
     def __init__(self, channels=1, size=28, z_dim=16, s_dim=16):
         super().__init__()
@@ -162,7 +162,7 @@ class Discriminator(nn.Module):
     def forward(self, x, id):
         for conv, norm, table in zip(self.convs, self.norms, self.tables):
             x = conv(x)
-            maps = torch.einsum("bl,lchw->bchw", id, table)  # id's rows (released: joined)
+            maps = torch.einsum("bl,lchw->bchw", id, table)  # sum of id's maps (released: joined)
             x = x + F.interpolate(maps, x.shape[2:])
             x = F.leaky_relu(norm(x), 0.2)
         return self.out(x.flatten(1)).float().squeeze(1)
@@ -197,8 +197,8 @@ def discriminator_loss(logits_real, logits_fake):
 
 # ---- Training ------------------------------------------------------------------------------------
 def update(optimiser, loss, keep=False):
-    """A step on `loss`, of this optimiser's weights alone. Other networks get no gradient. keep:
-    the next loss needs this graph, too, but not through the weights that moved here."""
+    """A step on `loss`, of this optimiser's weights alone. Others get no gradient. keep: the graph
+    stays for the next loss. Its gradient must not pass through the weights that moved here."""
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
     loss.backward(inputs=parameters, retain_graph=keep)
     optimiser.step()
@@ -206,7 +206,7 @@ def update(optimiser, loss, keep=False):
 
 
 def rate(progress):
-    """Factor of the rates (released: 1): rises to 1 by 2 % of the run, from 50 % falls to 0.02."""
+    """Factor of the rates (released: 1): rises in the first 2 %, falls to 0.02 in the last half."""
     return min(progress / 0.02, 1, max(2 - 2 * progress, 0.02))
 
 
@@ -226,11 +226,11 @@ def train(run, nets, data):
         for pairs in run.batches(common.pair_same_class(data.y), o.batch_size):
             opt_ed.param_groups[0]["lr"] = o.lr * rate(run.progress)
             opt_d.param_groups[0]["lr"] = o.lr_disc * rate(run.progress)
-            opt_c.param_groups[0]["lr"] = o.lr * max(rate(run.progress), 0.3)  # ours: stays fast
+            opt_c.param_groups[0]["lr"] = o.lr * max(rate(run.progress), 0.3)  # ours (0.3 or more)
             weight_kl = o.kl_start + (o.kl_weight - o.kl_start) * min(run.progress / 0.6, 1)
 
-            # x1, x1p (the paper's x1') [B, C, H, W] share a class: id1 [B, labels] names it. Pairs
-            # are shuffled, so x2, id2, s2 (x1, id1, s1 one row up) are of any class. s [B, s_dim].
+            # x1 and x1p (the paper's x1') [B, C, H, W] share a class. id1 [B, labels] names it. Row
+            # i of x2, id2, s2 is row i - 1 of x1, id1, s1: another pair of this shuffled batch.
             x1, x1p = common.to_float(data.x[pairs[:, 0]]), common.to_float(data.x[pairs[:, 1]])
             id1 = ids[pairs[:, 0]]
             s1, mu1, logvar1 = enc(x1)
@@ -252,7 +252,7 @@ def train(run, nets, data):
             own, same = reconstruction_loss(x_own, x1), reconstruction_loss(x_same, x1)
             kl = kl_loss(mu1, logvar1)
             swap, prior = adversarial_loss(d_swap), adversarial_loss(d_prior)
-            hide = nets.code_disc.loss(mu1, id2, id1)  # ours: id1 and id2 exchanged, to mislead it
+            hide = nets.code_disc.loss(mu1, id2, id1)  # ours (id1, id2 exchanged to mislead it)
             loss_ed = o.own_weight * own + o.same_weight * same + weight_kl * kl
             loss_ed = loss_ed + o.swap_weight * swap + o.prior_weight * prior
             loss_ed = loss_ed + o.code_weight * hide  # ours
@@ -260,11 +260,11 @@ def train(run, nets, data):
 
             # Disc minimises  - log Disc(x2, id2) - log(1 - Disc(fake, id2))
             loss_d = discriminator_loss(d_real, d_swap)
-            if o.prior_weight:  # both fakes, half each (Algorithm 1: swaps only)
+            if o.prior_weight:  # both fakes, half each (Algorithm 1, released: swaps only)
                 loss_d = (loss_d + discriminator_loss(d_real, d_prior)) / 2
             update(opt_d, loss_d)
 
-            update(opt_c, nets.code_disc.loss(mu1.detach(), id1, id2))  # ours: code_disc learns
+            update(opt_c, nets.code_disc.loss(mu1.detach(), id1, id2))  # ours
             run.log(own=own, same=same, kl=kl, swap=swap, prior=prior, disc=loss_d, hide=hide)
 
 
@@ -309,7 +309,7 @@ def figure_generation(nets, test, path, count=10):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # prior_std: a z far from 0 sometimes decodes to the wrong class. Such z are rare under N(0, I), so
-# Dec seldom learns from them. So on MNIST samples have deviation 2. Swaps cover z near 0.
+# Dec seldom learns from them. So on MNIST samples have deviation 2. Swaps still cover N(0, I).
 # dead_zone: where Dec ignores one of z's numbers, Enc still gives it a tiny mean, and a classifier
 # reads the class there. Means move by dead_zone towards 0; within it they are 0, with no gradient.
 # CodeDiscriminator: z can hold traces of the class. Dec ignores them. The losses above hardly stop
@@ -383,12 +383,12 @@ def evaluate(nets, data, test, settings, folder):
 
 
 def main(settings):
-    """Train, then score. To train only, end with run.finish({})."""
+    """Train, then score. To train only, drop mathieu_scores and end with run.finish({})."""
     from experiments import mathieu_scores
 
     data, test = common.load_data(settings)
     common.pair_same_class(data.y)  # fails now where a class has one image
-    mathieu_scores.judge_of(settings)  # it scores later; fails now if its file is bad
+    mathieu_scores.judge_of(settings)  # the judge scores later; a bad file fails now
     run = common.Run("mathieu", settings)
     nets = build(settings).to(run.device)
     with run.autocast():  # bf16 on x86 CPUs that have it, else fp32
