@@ -18,7 +18,7 @@ Where the paper's things are
     Figures 6, 7                   --task style
     Table 2, Figure 8              --task semi --labels 100 or 1000, semi-all; train, phase 3
     Table 3, Figure 9              --task cluster --clusters 16 or 30
-    Figures 10, 11                 --task embed --labels 1000 or 100; embed-clusters; --z-dim 10: d
+    Figures 10, 11                 --task embed --labels 1000 or 100 [--z-dim 10: d]; embed-clusters
     Drawing, scoring               experiments/aae_figures.py, experiments/aae_scores.py
 
 Differences              paper, partly from memory       here
@@ -30,9 +30,9 @@ Differences              paper, partly from memory       here
     Table 1              deterministic q(z|x)            Gaussian q(z|x), dropout
     Disc's input         z                               z / prior_std; style: the label, too
     priors of Figure 4   pictures, no formulas           petals and a roll of our own sizes
-Additions: see "Beyond the paper"; --recipe paper turns them off. In train "# ours: a" marks only a,
+Additions: see "Beyond the paper"; --recipe paper turns them off. In train "# ours: X" marks X only,
 "# ours" the line or block. Without them vary(images, i, ...) is common.to_float(images[i]), and
-y_code is y. Left out: TFD, SVHN, the universal posterior.
+y_code is y. Ours in any recipe: `rate`, W_C's speed. Left out: TFD, SVHN, universal posterior.
 """
 
 import math
@@ -86,7 +86,7 @@ class Settings(common.RunSettings):  # which adds dataset, seed and more
 
 
 OURS = {"warp": 1.0, "neighbours": 0, "warp_weight": 4.0, "code_noise": 0.3, "y_weight": 4.0}
-OURS |= {"smooth_weight": 1.0, "smooth_rise": 0.0}  # where Enc infers y; --recipe paper: OFF
+OURS |= {"smooth_weight": 1.0, "smooth_rise": 0.0}  # if Enc infers y; 0: off; --recipe paper: OFF
 OFF = dict.fromkeys(OURS, 0.0) | {"neighbours": 0, "y_weight": 1.0, "balance_weight": 0.0}
 INFER = dict(OURS, prior_std=1.0, noise=0.1, batch_norm="hidden", lr_disc=3e-4, lr_encoder=1e-3)
 PRIOR = Settings()
@@ -248,7 +248,7 @@ class Mixture(Gaussian):
 
 
 class SwissRoll(Gaussian):
-    """A band rolled up, z [n, 2], of fixed size, whatever `dim`, `std`. A component is a tenth."""
+    """A band rolled up, z [n, 2], of fixed size, whatever dim, std. A component: a tenth of it."""
 
     radius, width = 15.0, 0.3  # of the roll; deviation of the band
 
@@ -335,7 +335,7 @@ def train(run, nets, data, labelled):
                 loss_d = loss_d + discriminator_loss(disc_y(y_prior), disc_y(y_code.detach()))
             update(opt_d, loss_d)
 
-            # Enc minimises  - log Disc(z_code) - log Disc_y(y_code);  without y the first alone
+            # Enc minimises  - log Disc(z_code) - log Disc_y(y_code);  without q(y|x) the first
             loss_e = adversarial_loss(disc(z_code))
             if logits is not None:
                 loss_e = loss_e + o.y_weight * adversarial_loss(disc_y(y_code))  # ours: y_weight
@@ -438,7 +438,7 @@ def steady_loss(enc, x, noisy, again, run, losses):
 
 # ---- For notebooks, and the command line ---------------------------------------------------------
 def build(o):
-    """Untrained networks. Other images, ten classes: --dataset grey or colour; data/files.py."""
+    """Untrained networks. For your own images of ten classes: data/files.py, and --dataset."""
     shape = (1, 28, 28) if o.dataset in common.GREY else (3, 32, 32)
     classes = o.clusters or (10 if o.lr_labels else 0)  # 0: Enc infers no y
     beside_z = 10 if o.task == "style" else (0 if o.head_distance is not None else classes)
@@ -461,7 +461,7 @@ def load(folder, device="cpu"):
 
 @torch.no_grad()
 def encode(nets, x, sample=False):
-    """Images [N, C, H, W] -> logits of q(y|x) or None; mean of q(z|x) or a sample. Eval mode."""
+    """Images [N, C, H, W] -> logits of q(y|x) or None; mean of q(z|x) or sample. In eval mode."""
     call = nets.enc.sample if sample else nets.enc
     logits, z = zip(*(call(part)[:2] for part in common.image_batches(x, nets)))
     return None if logits[0] is None else torch.cat(logits), torch.cat(z)
@@ -469,7 +469,7 @@ def encode(nets, x, sample=False):
 
 @torch.no_grad()
 def decode(nets, y, z):
-    """y [N, classes], probabilities, or None; z [N, z_dim] -> images [N, C, H, W]. Eval mode."""
+    """y [N, classes], probabilities, or None; z [N, z_dim] -> images. Nets in eval mode."""
     return torch.cat([nets.dec(*codes) for codes in common.code_batches(nets, y, z)])
 
 

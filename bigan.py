@@ -32,7 +32,7 @@ Differences        the papers, released code            here
     ALI's figures  G(E(x)) of a sample of q(z|x)        of its mean
 Left out: ImageNet, PASCAL VOC; ALI's semi-supervised and conditional models.
 Three additions of ours, a flag each: penalty, skip_fade, average. "# ours" marks a line,
-"# ours: a" only a. --recipe paper turns them off, and takes BiGAN's epochs, rates, decay for all.
+"# ours: X" only X. --recipe paper turns them off, and takes BiGAN's epochs, rates, decay for all.
 """
 
 import copy

@@ -27,7 +27,7 @@ Differences           the paper (released: its code)       here
     x2                Figure 1: any class; 4.3: another    any class: the x1 of another pair
     sprites           672 characters, discrete poses       672 others, continuous poses
 Three additions of ours: prior_std, dead_zone, CodeDiscriminator. See "Beyond the paper". "# ours"
-marks a line, "# ours: a" only a. --recipe paper turns these three off. Left out: NORB, YaleB.
+marks a line, "# ours: X" only X. --recipe paper turns these three off. Left out: NORB, YaleB.
 """
 
 import dataclasses
@@ -366,7 +366,7 @@ def encode(nets, x):
 
 @torch.no_grad()
 def decode(nets, z, s):
-    """z [N, z_dim], s [N, s_dim] (encode: s first) -> images [N, C, H, W] in [0, 1]. Eval mode."""
+    """z [N, z_dim], s [N, s_dim] (encode: s first) -> images. Nets in eval mode."""
     return torch.cat([nets.dec(*codes) for codes in common.code_batches(nets, z, s)])
 
 
