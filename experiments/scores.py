@@ -59,7 +59,8 @@ PROBE_BATCH = 500
 def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, groups=None):
     """Test error in percent of a small network that reads labels from codes: a tensor [A].
 
-    Two layers and early stopping are as in Mathieu et al.'s Table 1; they do not tell the rest.
+    Two layers, 256 units and early stopping are those of Mathieu et al.'s Table 1; they do not tell
+    the rest.
 
     train, test: codes float [N, d]. Both are standardised by the training codes' mean and
     deviation, and cut off at 10 deviations from the mean.

@@ -203,7 +203,7 @@ def minutes_table():
     for script, row in PLAIN.items():
         cells = [minutes_on(row, kind) for kind in kinds]
         lines.append([f"`{script}.py`", *cells, f"{kept_megabytes(script):.0f}"])
-    return table(["minutes on", "older CPU, fp32", "newer CPU, bf16", "MB"], lines)
+    return table(["minutes", "older CPU, fp32", "newer CPU, bf16", "MB"], lines)
 
 
 # ---- results/mathieu.md --------------------------------------------------------------------------
@@ -454,7 +454,7 @@ def grid_table():
         shares.append([words, ours(row, f"{generator}_samples_good"), same])
     rows = {"bigan/grid": "ours", "bigan/grid-random": "random settings"}
     parts = [
-        table(["25 modes", "paper: hit", "hit", "with a good sample"], hits),
+        table(["25 modes", "paper: hit", "ours: hit", "ours: with a good sample"], hits),
         table(["in %", "good samples", "reconstructed in their mode"], shares),
         commands(rows),
     ]
@@ -482,8 +482,8 @@ def infogan_table():
         ("sweeps -1 to 1", "identity_leak_inside", 1, DASH),
     ]
     parts = [
-        scores_by_rows(["MNIST, test set", "paper"], first, scores),
-        scores_by_rows(["MNIST, test set"], second, [score[:3] for score in scores]),
+        scores_by_rows(["MNIST", "paper"], first, scores),
+        scores_by_rows(["MNIST"], second, [score[:3] for score in scores]),
         commands({**first, **second}),
     ]
     return "\n\n".join(parts)
