@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Optional
 
 os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # torch reads it at import
-backend = "matplotlib" not in sys.modules and os.environ.pop("MPLBACKEND", "")  # put back below
+backend = "matplotlib" not in sys.modules and os.environ.pop("MPLBACKEND", "")  # Jupyter's
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 if backend:
     os.environ["MPLBACKEND"] = backend
-    with contextlib.suppress(ValueError):  # matplotlib may not know it: so it was hidden above
+    with contextlib.suppress(ValueError):  # if unknown, matplotlib would have refused its import
         rcParams["backend"] = backend
 HERE = Path(__file__).resolve().parent
 

@@ -24,7 +24,7 @@ KINDS = {"fashion": "FashionMNIST", "kmnist": "KMNIST", "svhn": "SVHN", "cifar10
 SHAPES = {name: (1, 28, 28) for name in GREY}
 SHAPES.update({name: (3, 32, 32) for name in ("svhn", "cifar10", "colour")})
 MNIST = 4083391318, 2268429886  # checksums of MNIST's training images and labels
-LEAST = 100, 20  # training and test images that all scores and figures can do with
+LEAST = 100, 20  # the fewest training and test images with which all scores and figures work
 
 
 def read(name, root, validation=False):

@@ -66,14 +66,15 @@ def kl_loss(mu, logvar, std=1.0):
 
 
 def sampled_kl_loss(z, mu, logvar, log_prior):
-    """The same for any prior with a density, from a sample z [B, d] of q(z|x): the mean of
-    log q(z|x) - log p(z). log_prior: [B]."""
+    """KL(q(z|x) || p(z)) in nats, estimated from one sample z [B, d] of q(z|x): the mean of
+    log q(z|x) - log p(z). log_prior: log p(z) [B]."""
     log_q = -0.5 * ((z - mu).square() / logvar.exp() + logvar + math.log(2 * math.pi)).sum(1)
     return (log_q - log_prior).mean()
 
 
 def regulariser(nets, o, z, mu, logvar):
-    """z [B, z_dim]: samples of q(z|x) = N(mu, exp(logvar))."""
+    """The regulariser before lambda: a number. z [B, z_dim]: samples of q(z|x).
+    mu, logvar [B, z_dim]; logvar None: z is mu."""
     if o.regularizer == "wae-gan":
         return aae.adversarial_loss(nets.disc(z / o.prior_std))
     if o.regularizer == "mmd":

@@ -1,7 +1,8 @@
 """Figures 2, 4, 5, 7, 9 and 11 of adversarial autoencoders, drawn for aae.py into a run's folder.
 
-encode: images -> logits of y, or None, and z; decode: (y, z) -> images. A prior is
-drawn by its `outline`; its grid of images (Figures 2e, 4b, 4d) comes from `walk`.
+encode: (nets, images, sample=False) -> logits of y, or None, and z. decode: (nets, y, z) ->
+images. A prior is drawn by its `outline`; its grid of images (Figures 2e, 4b, 4d) comes from
+`walk`.
 """
 
 from common import figure_grid, save_figure, to_float
@@ -37,6 +38,7 @@ def walk(prior):
 
 
 def figure_manifold(nets, decode, path):
+    """Figures 2e, 4b, 4d: images along the prior."""
     z, columns, words = walk(nets.prior)
     figure_grid(path, decode(nets, None, z), columns, words)
 

@@ -1,7 +1,7 @@
 """The priors of aae.py as scores and figures see them: densities, components, outlines.
 
-A new prior may bring them as methods: log_density(z), component(z), outline(). What it does not
-bring is that of a Gaussian of deviation `std`, which has no components.
+A new prior may bring them as methods: log_density(z), component(z), outline(). Without them it is
+measured and drawn as a Gaussian of deviation `std`, which has no components.
 """
 
 import math
@@ -15,6 +15,7 @@ def is_mixture(prior):
 
 
 def is_roll(prior):
+    """Of a prior, or of a class of priors."""
     return hasattr(prior, "curve")
 
 

@@ -1,8 +1,8 @@
 """Scores of aae.py: does q(z) have the prior's shape, does z leave out the label; Tables 1 to 3.
 
-encode: images -> logits of q(y|x), or None, and z; decode: (y, z) -> images in [0, 1]. A score is
-in percent unless its text says otherwise. What is drawn comes from torch's generator, as the
-training left it; Parzen samples come from the run's seed.
+encode: (nets, images, sample=False) -> logits of q(y|x), or None, and z. decode: (nets, y, z) ->
+images in [0, 1]. A score is in percent unless its text says otherwise. What is drawn comes from
+torch's generator, as the training left it; Parzen samples come from the run's seed.
 """
 
 import math
@@ -144,13 +144,13 @@ def parzen_scores(name, nets, decode, x, held_out, o, parts, sigmas):
     10,000 samples. _sem: its standard error. _sigma: the width; held-out images choose it."""
     size = 500 if o.dry_run else 10_000
 
-    def density(images, sigmas):  # in parts; the same samples at each call
+    def density(images, widths):  # in parts; the same samples at each call
         with torch.random.fork_rng():
             torch.manual_seed(o.seed)
             each = []
             for _ in range(parts):
                 samples = decode(nets, None, draw_prior(nets, size, x.device)).flatten(1)
-                each.append(scores.parzen_log_likelihood(images, samples, sigmas))
+                each.append(scores.parzen_log_likelihood(images, samples, widths))
         return torch.stack(each).logsumexp(0) - math.log(parts)
 
     sigma = sigmas[density(held_out, sigmas).mean(1).argmax()]
@@ -160,8 +160,9 @@ def parzen_scores(name, nets, decode, x, held_out, o, parts, sigmas):
 
 
 def likelihood_scores(nets, encode, decode, held_out, test, o):
-    """parzen_10k: the paper's first column. parzen_1m, of the AAE only: a million, where its
-    second column has ten (from memory). _sem: standard error; _sigma: width."""
+    """parzen_10k: the paper's first column. parzen_1m, of the AAE only: one million samples. The
+    paper's second column has ten million (from memory). Its width comes from 500 held-out images,
+    and is at most that of parzen_10k. _sem: standard error; _sigma: width."""
     x, held = to_float(test.x).flatten(1), to_float(held_out.x).flatten(1)
     sigmas = [0.08 * 1.06**k for k in range(24)]
     found = parzen_scores("parzen_10k", nets, decode, x, held, o, 1, sigmas)

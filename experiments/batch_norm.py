@@ -9,8 +9,8 @@ from torch import nn
 
 
 def image_parts(images, size=500):
-    """The first 20,000 images as floats, in nearly equal parts of at most `size`. None has a single
-    image, which batch norm refuses."""
+    """The first 20,000 images as floats, in nearly equal parts of at most `size`. No part has a
+    single image: batch norm would refuse it."""
     images = images[:20_000]
     return [to_float(part) for part in images.tensor_split(math.ceil(len(images) / size))]
 

@@ -2,9 +2,10 @@
 
     python -m experiments.bigan_product
 
-All else is bigan.py's. Its D adds a linear map of the code to one of the image. A sum hides whether
-they belong together; a product shows it at once (projection discriminator, Miyato and Koyama 2018,
-arXiv 1802.05637). G(E(x)) then keeps more digits; E's hidden layer is worse by nearest neighbours.
+All else is bigan.py's. There D adds a linear map of the code to one of the image. A sum hides
+whether they belong together; a product shows it at once (projection discriminator, Miyato and
+Koyama 2018, arXiv 1802.05637). G(E(x)) then keeps more digits; E's hidden layer is worse by nearest
+neighbours.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ class Settings(bigan.Settings):
 
 
 def recipe(model="bigan", recipe="ours"):
+    """bigan.py's settings, and the product's."""
     return Settings(**{**vars(bigan.recipe(model, recipe)), "skip_fade": 0.0})
 
 
@@ -49,6 +51,7 @@ class ProductDiscriminator(bigan.Discriminator):
 
 
 def build(o):
+    """bigan.py's networks, with this D."""
     return bigan.build(o, functools.partial(ProductDiscriminator, n=o.product))
 
 

@@ -16,7 +16,7 @@ import json
 
 import bigan
 import common
-from experiments import bigan_baselines, bigan_scores
+from experiments import bigan_baselines, bigan_scores, run_folder
 
 import torch
 
@@ -45,13 +45,13 @@ def load_data(settings):
 
 class Run(common.Run):
     """Calls `measure()`, which gives the error, after each 50 epochs. errors: the results,
-    {nn_error_features_EPOCHS: %}."""
+    {nn_error_features_EPOCHS: %}. The time they take counts as training."""
 
     every = 50
 
     def epochs(self):
         path = self.folder / "errors.json"  # is there when the run is resumed
-        self.errors = json.loads(path.read_text()) if self.saved and path.exists() else {}
+        self.errors = run_folder.read_json(path) if self.saved and path.exists() else {}
         for epoch in super().epochs():
             yield epoch
             done = epoch + 1
@@ -71,6 +71,7 @@ def error_so_far(nets, data, test, settings):
 
 
 def build(o):
+    """The networks of a model by its own script."""
     return script_of(o.model).build(o)
 
 

@@ -13,7 +13,7 @@ from experiments.scores import in_parts, percent
 import torch
 from torch.special import entr  # entr(p) = - p log p
 
-PAPER_TABLE1 = {  # errors in %
+PAPER_TABLE1 = {  # errors in %: 100 less the paper's accuracies
     "bigan": 2.61,
     "gan": 2.70,
     "latent-regressor": 2.56,
@@ -34,9 +34,10 @@ def judge_of(settings):
 def image_quality(judge, images):
     """What the judge says of images [N, C, H, W] in [0, 1].
 
-    sample_confidence: mean probability of the class it names. sample_classes: exp of the entropy of
-    the classes named, 10 when ten digits are equally frequent. sample_quality: its inception score,
-    exp E KL(p(y|x) || p(y)), high when both are; at best the number of classes."""
+    sample_confidence: mean probability of the class it names, in percent. sample_classes: exp of
+    the entropy of the classes named, 10 when ten digits are equally frequent. sample_quality: its
+    inception score, exp E KL(p(y|x) || p(y)), high when the two others are; at best the number of
+    classes."""
     p = in_parts(judge, images).cpu().double().softmax(1)
     named = torch.bincount(p.argmax(1), minlength=p.shape[1]) / len(p)
     doubt = entr(p).sum(1).mean()
@@ -90,7 +91,8 @@ def evaluate(settings, data, test, judge, net=None, encode=None, decode=None, dr
     has no E or G. draw: count -> codes of the prior.
 
     nn_error_features, nn_error_code: of 1-NN by Table 1's layer and by the code. probe_error_code:
-    of a linear classifier on the code. code_square: mean square of the code's numbers. code_mse:
+    of a linear classifier on the code. code_square: mean square of the code's numbers; of
+    ALI's and ALICE's mean, which batch norm makes 1. code_mse:
     mean square of E(G(z)) - z over the code's numbers. It is code_prior_square if E says 0, about
     code_prior_square + code_square if E(G(z)) has nothing of z. Without net, E and G:
     probe_error_code is of pixels, sample_... of the test images."""

@@ -122,9 +122,9 @@ def terminate(signal_number, frame):
     raise Terminated
 
 
-def exit_on_mistake(call):
+def exit_on_mistake(call, resume="a training goes on with --resume RUN, from its last whole epoch"):
     """Call; what ends it early is one line on stderr. Exit status 2: a mistake by the user; 130 or
-    143: stopped; 1: the table could not be printed."""
+    143: stopped; 1: the table could not be printed. resume: how a stopped call goes on."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # None where the shell closed it
     sys.stderr = sys.stderr or open(os.devnull, "w")
     if hasattr(sys.stdout, "reconfigure"):  # some code pages lack the ä of --help
@@ -137,7 +137,7 @@ def exit_on_mistake(call):
     except UserError as error:
         words, status = error, 2
     except KeyboardInterrupt as error:
-        words = "stopped; a training goes on with --resume RUN, from its last whole epoch"
+        words = f"stopped; {resume}"
         status = 143 if isinstance(error, Terminated) else 130
     except (MemoryError, RuntimeError) as error:
         if not machine.no_memory(error):
@@ -146,7 +146,7 @@ def exit_on_mistake(call):
     except OSError as error:
         if error.filename is not None:  # of a file, not of stdout
             raise
-        words, status = f"cannot print the table ({error.strerror}); the run is in its folder", 1
+        words, status = f"cannot print the table ({error.strerror}); a run is in its folder", 1
         with contextlib.suppress(OSError, ValueError):  # what is left is not flushed at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     with contextlib.suppress(OSError):

@@ -6,7 +6,7 @@
 The GAN gets its encoders when it is finished (ALI section 2.2): a learned inverse, and one by ALI's
 game with G held still. ALI's and the GAN's networks are of the released code's kind, the losses are
 bigan.py's. There is no released code of the VAE and the two encoders. The paper gives no ranges for
-its random settings. All of these are ours.
+its random settings. So the VAE, the encoders and the ranges are ours.
 
 Differences       the released code          here (--setting paper: as released)
     epochs        200 of the games           84, then 21 of the encoders (or 200, then our 50)
@@ -204,8 +204,8 @@ def build(o):
 
 # ---- Steps: each returns its losses --------------------------------------------------------------
 def slope(disc, weight, *kinds):
-    """weight times |dD / dx|^2, a mean over the rows of each kind, summed. Only D learns
-    from it. As bigan.slope_penalty."""
+    """weight times |d logit / dx|^2, x the points or the pairs: a mean over the rows of each kind,
+    summed. Only D learns from it. As bigan.slope_penalty."""
     total = 0.0
     for x in kinds if weight else ():
         x = x.detach().requires_grad_()
@@ -225,6 +225,7 @@ def joint_step(enc, gen, disc, opt_d, opt_ge, x, z, weight):
 
 
 def gan_step(gen, disc, opt_d, opt_g, x, z, weight):
+    """A GAN; as `joint_step`, without codes in D."""
     made = gen(z)
     logits_real, logits_fake = disc(x), disc(made)
     loss_g, loss_d = generator_loss(logits_fake), discriminator_loss(logits_real, logits_fake)
@@ -364,9 +365,9 @@ def settle(nets, x_train, names):
 def mode_scores(samples):
     """How well samples [N, 2] cover the grid.
 
-    modes_hit: components nearest to any sample, ALI's lenient rule. modes_good: components with a
-    sample within three deviations. samples_good: share of samples within three deviations of a
-    centre, percent (98.9 for the data)."""
+    modes_hit: components that are the nearest one to some sample, ALI's lenient rule. modes_good:
+    components with a sample within three deviations. samples_good: share of samples within three
+    deviations of a centre, percent (98.9 for the data)."""
     distance, nearest = torch.cdist(samples, means(samples.device)).min(1)
     good = distance < 3 * STD
     return {

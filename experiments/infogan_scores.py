@@ -2,8 +2,8 @@
 classifier read. Errors are in percent of the test images.
 
 draw: (count, device, far) -> (z, c1, c2), codes of the prior, and `far` from beyond it. decode:
-(z, c1, c2) -> images float in [0, 1]. Codes come from torch's generator as the training left it,
-everything else from seeds.
+(z, c1, c2) -> images float in [0, 1]. `evaluate` takes infogan.py's own functions. Codes come from
+torch's generator as the training left it, everything else from seeds.
 """
 
 import functools
@@ -75,7 +75,8 @@ def category_scores(images, group, judge, test):
     generated_purity: percent of a category's images that show its commonest digit, the mean over
     categories. generated_digits: how many digits are so shown; 1 where G has collapsed and purity
     means nothing. generated_diversity: pixel variance within a category over that of test images
-    within a class; 0 for a G that ignores z."""
+    within a class. It is 0 for a G that makes one image of a category. c2 varies, too, so it does
+    not show that z is used."""
     purity, commonest = [], []
     for k in group.unique():
         digits = judge.classify(images[group == k])
@@ -93,9 +94,9 @@ def code_scores(draw, decode, judge, test, count=10_000):
     """`category_scores` of `count` images, and what c2 does to them.
 
     slant_r2, width_r2: share of a category's variance of slant or width that a line in one number
-    of c2 explains, the better number. identity_leak: a sweep takes one number of c2 from -2 to 2 in
-    ten values; percent of sweeps in which the judge's digit changes, count / 10 sweeps of each
-    number. identity_leak_inside: the same from -1 to 1."""
+    of c2 explains. Each takes its better number; one number may serve both. identity_leak: a sweep
+    takes one number of c2 from -2 to 2 in ten values; percent of sweeps in which the judge's digit
+    changes, count / 10 sweeps of each number. identity_leak_inside: the same from -1 to 1."""
     device = test.x.device
     z, c1, c2 = draw(count, device)
     images, found = decode(z, c1, c2), {}
@@ -160,7 +161,8 @@ def curve_scores(curve, categories):
 
 
 def figure_information(curves, categories, path):
-    """Figure 1: L_I of each update, a mean of ten. curves: {words: nats [updates]}."""
+    """Figure 1: L_I of the first 1,500 updates, each a mean of ten.
+    curves: {words: nats [updates]}."""
     figure = Figure(figsize=(5.2, 3.4), dpi=100)
     axes = figure.subplots()
     for words, curve in curves.items():

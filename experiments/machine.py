@@ -29,7 +29,8 @@ def choose_device(name):
 
 def choose_precision(name, device):
     """'fp32' or 'bf16' for `--precision`. auto: bf16 on an x86 CPU that multiplies it, else fp32.
-    A GPU takes fp32: these small networks wait for its launches, and bf16 needs more launches."""
+    A GPU takes fp32: these networks are so small that it waits for the next kernel to be launched,
+    and bf16 launches more of them."""
     if name != "auto":
         return name
     features = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}

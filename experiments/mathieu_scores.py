@@ -1,7 +1,7 @@
 """Scores of mathieu.py on test images: who can read what from the codes, and what swaps show.
 
-codes: (s, mu, sigma) of the test images. decode: (z, s) -> images float in [0, 1]. Every score is
-in percent unless its text says otherwise.
+codes: (s, mu, sigma) of the test images. decode: (z, s) -> images float in [0, 1]; `evaluate` takes
+mathieu.py's own functions. Every score is in percent unless its text says otherwise.
 """
 
 import functools
@@ -62,6 +62,7 @@ def true_swap_scores(codes, decode, test):
 
 
 def mean_square(a, b):
+    """Mean of (a - b)^2 over all numbers."""
     return (a - b).square().mean().item()
 
 

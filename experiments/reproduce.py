@@ -7,18 +7,19 @@
     python -m experiments.reproduce --only aae/style --seeds 0 --again    # anew, beside the filed
     python -m experiments.reproduce --pages       # the tables of all pages anew from results/
 
-A seed on file is skipped. A run that was cut off goes on where it stopped, unless its code has
-changed since; its folder is runs/results/ROW-seedN. No number of ours in a page's table is typed
-by hand, but mathieu.md's "released recipe". --again only compares. With --keep it also files the
-run in results/again/, which the tables' means leave out.
+A seed on file is skipped. A run that was cut off goes on where it stopped; its folder is
+runs/results/ROW-seedN. It begins anew where the code may have changed since: where git knows no
+commit of it, or there are changes that are not committed. No number of ours in a page's table is
+typed by hand, but mathieu.md's "released recipe". --again only compares. With --keep it also files
+the run in results/again/, which the tables' means leave out.
 """
 
 import importlib
+import io
 import json
 import math
 import os
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -163,7 +164,7 @@ FIGURES = {
 def read(row):
     """Entries on file of a row, one a seed."""
     path = RESULTS / f"{row}.json"
-    return json.loads(path.read_text()) if path.exists() else []
+    return run_folder.read_json(path) if path.exists() else []
 
 
 def write(row, entries):
@@ -198,9 +199,11 @@ def is_of(row, seed, config):
     script = module.removeprefix("experiments.")
     recipe = importlib.import_module(module).recipe
     wanted = vars(command_line.parse(recipe, [*flags, "--seed", str(seed)]))
-    free = {"precision", "beside"}  # an entry names its precision
-    same = all(wanted.get(k) == v for k, v in config["settings"].items() if k not in free)
-    return same and config["script"] == script
+    free = {"resume", "out", "device", "precision", "beside"}  # an entry names its precision
+    ran, wanted = (
+        {k: v for k, v in one.items() if k not in free} for one in (config["settings"], wanted)
+    )
+    return config["script"] == script and ran == wanted
 
 
 def entry_of(row, seed, folder):
@@ -208,7 +211,7 @@ def entry_of(row, seed, folder):
     config = run_folder.read_config(folder)
     if not is_of(row, seed, config):
         raise common.UserError(f"'{folder}' is no run of: {command(row, seed)}")
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = run_folder.read_json(folder / "metrics.json")
     return {
         "seed": seed,
         "command": command(row, seed),
@@ -221,22 +224,29 @@ def entry_of(row, seed, folder):
 
 def collect(row, seed, folder):
     """Put a finished run folder into the row's file, and copy its figures (first seed only)."""
-    entry = entry_of(row, seed, folder)
+    entry, names = entry_of(row, seed, folder), FIGURES.get(row, ()) if seed == 0 else ()
+    absent = [f"{name}.png" for name in names if not (folder / f"{name}.png").exists()]
+    if absent:
+        words = f"python -m experiments.score {folder} draws it"
+        raise common.UserError(f"'{folder}' has no {absent[0]}: {words}")
+    for name in names:
+        path = RESULTS / f"{row}-{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        common.write_atomic(path, shrunk(folder / f"{name}.png"))
     write(row, [e for e in read(row) if e["seed"] != seed] + [entry])
-    if seed == 0:
-        for name in FIGURES.get(row, ()):
-            shutil.copyfile(folder / f"{name}.png", RESULTS / f"{row}-{name}.png")
-            shrink(RESULTS / f"{row}-{name}.png")
 
 
-def shrink(path, limit=200_000):
-    """Write a figure anew with as many levels a colour as bring it under the limit; a small one
-    stays. (A palette of 256 colours is smaller still, and turned green faces grey.)"""
-    image = Image.open(path).convert("RGB")
+def shrunk(path, limit=200_000):
+    """A figure's PNG as bytes, with as many levels a colour as bring it under the limit; a small
+    one as it is. (A palette of 256 colours is smaller still, and turned green faces grey.)"""
+    content, image = path.read_bytes(), Image.open(path).convert("RGB")
     for levels in (256, 64, 32, 16):
-        if path.stat().st_size >= limit:
-            step = 255 / (levels - 1)
-            image.point(lambda v: round(round(v / step) * step)).save(path, optimize=True)
+        if len(content) >= limit:
+            step, buffer = 255 / (levels - 1), io.BytesIO()
+            levelled = image.point(lambda v: round(round(v / step) * step))
+            levelled.save(buffer, "png", optimize=True)
+            content = buffer.getvalue()
+    return content
 
 
 def file_folder(folder):
@@ -271,8 +281,7 @@ def train(row, seed, place, threads=None, anew=False):
     """Run one row with one seed into a folder of `place`, or go on with it there: the folder.
 
     A finished run is taken as it is, or set aside where `anew`; one of other code is set aside.
-    threads: torch's, when other runs go on beside; a file next to the folder then has the run's
-    words."""
+    threads: torch's, when other runs go on beside. Its output then goes to FOLDER.txt."""
     folder = ROOT / place / f"{row}-seed{seed}"
     if (folder / "config.json").exists():
         if changed_since(folder) or (anew and (folder / "metrics.json").exists()):
@@ -294,7 +303,10 @@ def train(row, seed, place, threads=None, anew=False):
             status = subprocess.call(words, cwd=ROOT, env=environment, **streams)
         where = f", see {log}"
     if status:
-        sys.exit(f"{row} seed {seed} did not finish{where}; the same command goes on with it")
+        how = "the same command goes on with it"
+        if (folder / "config.json").exists() and changed_since(folder):
+            how = f"python {' '.join(parts_of(row)[0])} --resume {folder} goes on with it"
+        sys.exit(f"{row} seed {seed} did not finish{where}; {how}")
     return folder
 
 
@@ -348,8 +360,8 @@ def cpu_seconds(row):
 
 
 def expected(row):
-    """Seconds that a run of this row takes on a CPU, by those on file: of the row, or else of its
-    paper's rows; 300 where there are none."""
+    """Seconds that a run of this row takes on a CPU, by those on file: of the row, of the same with
+    other images, of the same in 30 epochs, or of its paper's rows; 300 where there are none."""
     found = cpu_seconds(row) or cpu_seconds(row.removesuffix("-held-out"))
     if not found and row.startswith("bigan/released"):  # 400 epochs where ours has 30
         ours = row.replace("released-", "").replace("released", "mnist")
@@ -482,7 +494,7 @@ def obey(o):
         if not (o.file or o.pages):
             run_asked(o)
     finally:  # the tables and what is on file agree, whatever happened
-        if not o.plan:
+        if not o.plan and (o.keep or not o.again):
             from experiments import tables  # which imports this module
 
             tables.write_pages()
@@ -508,11 +520,8 @@ def main(words=None):
     o = cli.parse_args(words)
     if o.keep and not o.again:
         cli.error("--keep goes with --again")
-    try:
-        obey(o)
-    except common.UserError as error:
-        cli.error(str(error))
+    obey(o)
 
 
 if __name__ == "__main__":
-    command_line.exit_on_mistake(main)
+    command_line.exit_on_mistake(main, "the same command goes on with it")

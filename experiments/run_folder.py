@@ -70,7 +70,8 @@ def open_again(run):
 
 def make(out, stem, again=False):
     """Makes the folder `out`, or the first free of stem, stem-2, stem-3, ..., and returns it.
-    again: whether it may hold something already."""
+    again: whether it may hold something already. Else `UserError` for a folder that is not empty;
+    a run that was cut off in its first epoch may be overwritten."""
     folder, number = Path(out or stem), 1
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +99,8 @@ def make(out, stem, again=False):
 
 
 def lock(folder):
-    """Locks a run folder for this process, as long as what it returns exists."""
+    """Locks a run folder for this process, as long as what it returns exists. `UserError` where
+    another one has it. Files that a killed process left half written are deleted."""
     held, owner = filelock.FileLock(folder / "lock"), folder / "owner"
     try:
         held.acquire(blocking=False)
@@ -106,7 +108,8 @@ def lock(folder):
     except filelock.Timeout:
         who = owner.read_text() if owner.exists() else "unknown"
         if who.startswith(f"pid {os.getpid()},"):
-            raise UserError(f"a Run of this process holds '{folder}': call its lock.release()")
+            words = "call its lock.release(), or start Python anew"
+            raise UserError(f"a Run of this process holds '{folder}': {words}")
         raise UserError(f"another process is at work in '{folder}' ({who})")
     except OSError as error:
         raise UserError(f"cannot write to '{folder}' ({error.strerror})")
@@ -114,6 +117,16 @@ def lock(folder):
         if re.search(PART, file.name) and file.is_file():
             file.unlink()
     return held
+
+
+def read_json(path):
+    """What a JSON file holds; `UserError` where it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"cannot read '{path}' ({error.strerror})")
+    except ValueError:
+        raise UserError(f"'{path}' is damaged")
 
 
 def read_config(folder):
@@ -145,7 +158,8 @@ def read_settings(folder, recipe):
 
 
 def read_checkpoint(folder, device="cpu", finished=False):
-    """checkpoint.pt of a run folder, a dict. finished: `UserError` where the run is not."""
+    """checkpoint.pt of a run folder: {states: {name: state_dict}, rng, and Run.COUNTERS}.
+    finished: `UserError` where the run is not."""
     path = Path(folder) / "checkpoint.pt"
     if finished and not (Path(folder) / "metrics.json").exists():
         read_config(folder)  # which says so where it is no run folder

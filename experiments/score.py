@@ -1,4 +1,4 @@
-"""Scores a finished run again and draws its figures, without training.
+"""Scores a finished run again and draws its figures. The model is not trained again.
 
 python -m experiments.score runs/mathieu/mnist-seed0
 """
@@ -30,13 +30,13 @@ def main(*words):
     else:
         nets = common.load(folder, script.recipe, script.build, device)
     data, test = getattr(script, "load_data", common.load_data)(settings)
+    old = run_folder.read_json(folder / "metrics.json")  # a damaged file should fail now
     rng = run_folder.read_checkpoint(folder)["rng"]  # as after training: some scores are of samples
     machine.set_rng(rng, device)
     metrics, table = script.evaluate(nets, data, test, settings, folder)
-    old = json.loads((folder / "metrics.json").read_text())
     common.write_atomic(folder / "metrics.json", json.dumps({**old, **metrics}, indent=1).encode())
     command_line.print_table(table, metrics)
 
 
 if __name__ == "__main__":
-    command_line.exit_on_mistake(lambda: main(*sys.argv[1:]))
+    command_line.exit_on_mistake(lambda: main(*sys.argv[1:]), "the same command begins it anew")

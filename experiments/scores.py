@@ -2,7 +2,8 @@
 
     python -m experiments.scores       # makes data/judge-mnist.pt anew, in one minute
 
-All are functions of arrays. Those that draw random numbers have a seed of their own.
+Probes, neighbours, clusters and the Parzen window are functions of arrays. Those that draw random
+numbers have a seed of their own. The judge reads and writes files.
 """
 
 import contextlib
@@ -29,6 +30,7 @@ from tqdm import tqdm
 
 
 def check_finite(codes):
+    """`UserError` for codes with an infinite number or a NaN."""
     if not torch.isfinite(codes).all():
         raise UserError("the codes are not finite: the training broke")
 
@@ -71,7 +73,7 @@ def probe(train, train_y, test, test_y, hidden=256, noise=None, epochs=20, group
     code is used, to probe samples of a posterior.
     groups: int64 [N], where the test set has other groups (the characters of sprites).
     A random tenth of the training codes, or of the groups, picks the epoch.
-    Of few codes the epochs are more, for at least 400 steps; but 1, in a dry run, is 1.
+    epochs: with few codes there are more, for at least 400 steps. 1 (a dry run) stays 1.
     """
     for codes in (train, test, *(noise or ())):
         check_finite(codes)
@@ -227,7 +229,8 @@ def nn_error(references, reference_y, queries, query_y):
 def name_clusters(scores, y, rule="exemplar"):
     """Class int64 [K] of each of K clusters, from labelled examples.
 
-    scores: log q(cluster|x) float [N, K]; y: class of each example, int64 [N].
+    scores: log q(cluster|x) float [N, K], for "majority" any whose largest says the cluster;
+    y: class of each example, int64 [N].
     rule "exemplar": the class of the one example that the cluster is surest of (Makhzani et al.).
     rule "majority": the commonest class among the examples for which the cluster is the likeliest.
     A cluster without examples takes its exemplar's class.
@@ -412,8 +415,8 @@ def read_judge(path, device="cpu"):
 def load_judge(name, root=None, device="cpu", quick=False):
     """The `Judge` of a data set, in eval mode.
 
-    MNIST's is committed. Another one is trained, on all training images, so with --validation it
-    has seen the held-out ones. It is kept in `cache_folder`, under the checksum of its images.
+    MNIST's is committed. Another one is trained, and kept in `cache_folder` under the checksum of
+    its images. Each has seen all training images, with --validation the held-out ones, too.
     quick: for a dry run; one that is absent stays untrained.
     """
     committed = HERE / "data" / "judge-mnist.pt"
@@ -448,10 +451,14 @@ def cache_folder():
     """Where files that are made from data are kept: $XDG_CACHE_HOME or ~/.cache, or the folder of
     temporary files where that cannot be written."""
     chosen = os.environ.get("XDG_CACHE_HOME")
-    homes = lambda: Path(chosen), lambda: Path.home() / ".cache", lambda: tempfile.gettempdir()
-    for home in homes if chosen else homes[1:]:
-        with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home
-            folder = Path(home(), "adversarial-disentangling")
+    homes = [Path(chosen)] if chosen else []
+    with contextlib.suppress(RuntimeError):  # there is no home
+        homes.append(Path.home() / ".cache")
+    with contextlib.suppress(OSError):  # there is no folder of temporary files
+        homes.append(Path(tempfile.gettempdir()))
+    for home in homes:
+        with contextlib.suppress(OSError):
+            folder = home / "adversarial-disentangling"
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):  # it can be written
                 return folder
@@ -479,4 +486,4 @@ def main(*words):
 if __name__ == "__main__":
     from experiments import command_line
 
-    command_line.exit_on_mistake(lambda: main(*sys.argv[1:]))
+    command_line.exit_on_mistake(lambda: main(*sys.argv[1:]), "the same command begins it anew")

@@ -617,6 +617,10 @@ def rendered(text):
 
 
 def write_pages():
+    """The tables of all pages anew, from what is on file. A page that stays the same is not
+    written."""
     for page in PAGES:
         path = reproduce.ROOT / page
-        write_atomic(path, rendered(path.read_text("utf-8")).encode())
+        old = path.read_text("utf-8")
+        if rendered(old) != old:
+            write_atomic(path, rendered(old).encode())

@@ -63,7 +63,8 @@ def matmul_rate(device, dtype):
 
 def time_default(script, rows, steps, counted_steps, precision):
     """Seconds and floating-point operations of a training step by default settings, its images,
-    the device. rows: images in a row of a batch."""
+    the device. rows: images in a row of a batch. It is timed over `steps`, and its operations are
+    counted over `counted_steps`."""
     with tempfile.TemporaryDirectory() as folder:
 
         def train(steps, name, **changes):
@@ -88,36 +89,9 @@ def time_default(script, rows, steps, counted_steps, precision):
         return seconds, counter.get_total_flops() / counted.images * images, images, run.device
 
 
-SMALL = "--task likelihood --dropout 0 --encoder gaussian --z-dim 10 --hidden 512 --batch-size 64"
-AAE = {"aae": [], "aae-semi": ["--task", "semi"], "aae-small": SMALL.split()}
-
-
-def time_aae(name, precision, steps=200):
-    """As time_mathieu. Images are counted without the labelled ones."""
-    with tempfile.TemporaryDirectory() as folder:
-
-        def train(steps, place):
-            words = [*AAE[name], "--epochs", "1", "--precision", precision]
-            o = command_line.parse(aae.recipe, [*words, "--out", f"{folder}/{place}"])
-            run = common.Run("aae", o)
-            data = common.load_dataset("mnist")[0].take(torch.arange(steps * o.batch_size))
-            data = data.to(run.device)
-            labelled = scores.balanced(data.y, o.labels or 0)
-            nets = aae.build(o).to(run.device)
-            with run.autocast():
-                aae.train(run, nets, data, labelled)
-            return run
-
-        train(20, "warm")
-        run = train(steps, "timed")
-        with FlopCounterMode(display=False) as counter:
-            counted = train(4, "counted")
-        flops = counter.get_total_flops() / counted.step
-        return run.train_seconds / run.step, flops, run.settings.batch_size, run.device
-
-
 def time_settings(script, words, precision, steps, counted_steps, train):
-    """The same of a script by the flags `words`; train(run, data) is one epoch of it."""
+    """The same of a script by the flags `words`; train(run, data) is one epoch of it. It is timed
+    over `steps`, and its operations are counted over `counted_steps`."""
     with tempfile.TemporaryDirectory() as folder:
 
         def epoch(steps, place):
@@ -135,6 +109,20 @@ def time_settings(script, words, precision, steps, counted_steps, train):
             counted = epoch(counted_steps, "counted")
         flops = counter.get_total_flops() / counted.step
         return run.train_seconds / run.step, flops, run.settings.batch_size, run.device
+
+
+SMALL = "--task likelihood --dropout 0 --encoder gaussian --z-dim 10 --hidden 512 --batch-size 64"
+AAE = {"aae": [], "aae-semi": ["--task", "semi"], "aae-small": SMALL.split()}
+
+
+def time_aae(name, precision):
+    """AAE. Images are counted without the labelled ones."""
+
+    def train(run, data):
+        labelled = scores.balanced(data.y, run.settings.labels or 0)
+        aae.train(run, aae.build(run.settings).to(run.device), data, labelled)
+
+    return time_settings(aae, AAE[name], precision, 200, 4, train)
 
 
 INFOGAN = ["--continuous-start", "0"]
@@ -218,10 +206,10 @@ def main(names):
             rows.append(measure(name, precision))
             print(WORDS.format(**rows[-1]), flush=True)
     if not names:
-        path = Path(__file__).resolve().parent.parent / "results/benchmark.json"
+        path = ROOT / "results/benchmark.json"
         on_file = json.loads(path.read_text()) if path.exists() else []
         others = [entry for entry in on_file if entry["hardware"] != rows[0]["hardware"]]
-        path.write_text(json.dumps(others + rows, indent=1) + "\n")
+        common.write_atomic(path, (json.dumps(others + rows, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

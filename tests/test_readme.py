@@ -4,6 +4,7 @@ numbers are those of results/. And reproduce.py, which files the runs behind the
 import dataclasses
 import functools
 import importlib
+import io
 import json
 import math
 import os
@@ -323,7 +324,7 @@ def test_benchmark_writes_what_the_table_shows(tmp_path, monkeypatch, capsys):
     # On a GPU both precisions are always measured.
     monkeypatch.setattr(machine, "choose_device", lambda name: torch.device("cpu"))
     monkeypatch.setattr(machine, "choose_precision", lambda name, device: "bf16")
-    monkeypatch.setattr(benchmark, "__file__", str(tmp_path / "tests/benchmark.py"))
+    monkeypatch.setattr(benchmark, "ROOT", tmp_path)
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
     (tmp_path / "results").mkdir()
     benchmark.main(["aae"])
@@ -401,11 +402,10 @@ def test_shrink_keeps_colours(tmp_path):
     Image.fromarray(noise).save(tmp_path / "noise.png")
     Image.fromarray(noise[:4]).save(small := tmp_path / "small.png")
     untouched = small.read_bytes()
-    for name in ("noise", "small"):
-        reproduce.shrink(tmp_path / f"{name}.png", 120_000)
-    now = np.asarray(Image.open(tmp_path / "noise.png")).astype(int)
-    assert (tmp_path / "noise.png").stat().st_size < 120_000
-    assert abs(now - noise).max() <= 5 and small.read_bytes() == untouched
+    content = reproduce.shrunk(tmp_path / "noise.png", 120_000)
+    now = np.asarray(Image.open(io.BytesIO(content))).astype(int)
+    assert len(content) < 120_000 and abs(now - noise).max() <= 5
+    assert reproduce.shrunk(small, 120_000) == untouched
 
 
 def test_plan_and_progress(tmp_path, monkeypatch, capsys):
@@ -610,6 +610,45 @@ def test_file_refuses_what_is_not_finished(pretended):
         reproduce.file_folder(place)
 
 
+def test_a_run_without_its_figure_or_with_a_damaged_file_is_not_filed(pretended, monkeypatch):
+    monkeypatch.setattr(reproduce, "FIGURES", {"aae/style": ("style",)})
+    place = finished(pretended / "style-seed0", config_of("--task style --seed 0"))
+    with pytest.raises(common.UserError, match="has no style.png"):
+        reproduce.file_folder(place)
+    assert reproduce.read("aae/style") == []
+    (place / "metrics.json").write_text('{"z_error": ')
+    with pytest.raises(common.UserError, match="metrics.json' is damaged"):
+        reproduce.file_folder(place)
+    (pretended / "aae").mkdir()
+    (pretended / "aae/style.json").write_text("<<<<<<<")
+    with pytest.raises(common.UserError, match="style.json' is damaged"):
+        reproduce.read("aae/style")
+
+
+def test_pages_are_written_where_something_was_filed(monkeypatch):
+    written = []
+    monkeypatch.setattr(tables, "write_atomic", lambda path, content: written.append(path))
+    tables.write_pages()
+    assert written == []  # the pages agree with what is on file
+    monkeypatch.setattr(tables, "write_pages", lambda: written.append("pages"))
+    monkeypatch.setattr(reproduce, "run_asked", lambda o: None)
+    for words in (["--plan"], ["--again"]):
+        reproduce.main(words)
+    assert written == []
+    for words in ([], ["--again", "--keep"], ["--pages"]):
+        reproduce.main(words)
+    assert written == ["pages"] * 3
+
+
+def test_a_run_of_changed_code_goes_on_by_its_own_flag(pretended, monkeypatch):
+    monkeypatch.setattr(Child, "failing", {("style", "0")})
+    with pytest.raises(SystemExit, match="the same command goes on with it"):
+        reproduce.reproduce("aae/style", 0)
+    monkeypatch.setattr(reproduce, "changed_since", lambda folder: True)
+    with pytest.raises(SystemExit, match="; python aae.py --resume .*style-seed0 goes on with it"):
+        reproduce.reproduce("aae/style", 0)
+
+
 def test_again_compares_and_files_nothing(pretended, capsys):
     for seed in (0, 1, 2):
         reproduce.reproduce("aae/style", seed)
@@ -640,6 +679,10 @@ def test_a_run_of_other_images_is_of_no_row():
     config = {"script": "bigan", "settings": settings}
     assert reproduce.is_of("bigan/mnist", 0, config)
     settings["data"] = "/elsewhere"
+    assert not reproduce.is_of("bigan/mnist", 0, config)
+    settings["data"] = ""
+    assert reproduce.is_of("bigan/mnist", 0, config)
+    del settings["penalty"]  # a run of code that did not have it
     assert not reproduce.is_of("bigan/mnist", 0, config)
 
 
