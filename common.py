@@ -159,7 +159,7 @@ class RunSettings:
     dataset: str = "mnist"  # or sprites, fashion, kmnist, svhn, cifar10; grey, colour: your own
     epochs: Count = 50  # passes over the training images
     seed: Whole = 0  # of weights, batches, noise; on one CPU model and thread count bit for bit
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: a GPU where there is one
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: the first GPU, or else the CPU
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on x86 CPUs that have it
     data: str = ""  # folder of the images, see data/files.py (empty: the repository's data/)
     out: str = ""  # run folder (empty: runs/SCRIPT/NAME-seedN, numbered where that is taken)

@@ -131,6 +131,8 @@ def exit_on_mistake(call, resume="a training goes on with --resume RUN, from its
         sys.stdout.reconfigure(errors="replace")
     if threading.current_thread() is threading.main_thread():  # others may not
         signal.signal(signal.SIGTERM, terminate)
+    # torch would take memory on each GPU. A script uses one, and this variable says which.
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     matplotlib.rcdefaults()  # figures look alike everywhere, whatever the user's matplotlibrc says
     try:
         return call()

@@ -46,7 +46,7 @@ class RandomSettings:
     setting: Literal["ours", "paper", "random"] = "ours"  # random: rate, beta1, weights by the seed
     epochs: Annotated[int, 2, 10**9] = 12  # passes over the points
     seed: Whole = 0  # of weights, points, batches and noise
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: a GPU where there is one
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: the first GPU, or else the CPU
     precision: Literal["fp32"] = "fp32"  # bf16 rounds 4 to steps of 0.03; a Gaussian is 0.05 wide
     out: str = ""  # run folder (empty: runs/gaussians/SETTING-seedN)
     dry_run: bool = False  # every line on 2,000 points

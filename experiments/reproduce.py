@@ -219,6 +219,7 @@ def entry_of(row, seed, folder):
         "seconds": metrics["seconds"],
         "images_per_second": metrics["images_per_second"],
         **{k: config[k] for k in ("device", "hardware", "versions", "commit", "precision")},
+        **{k: config[k] for k in ("resumed",) if k in config},  # parts on another machine or code
     }
 
 

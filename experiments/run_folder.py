@@ -51,7 +51,8 @@ def create(run, name):
 
 def open_again(run):
     """The folder of an unfinished `common.Run`, its lock and its checkpoint, None if it has none
-    yet. `UserError` where it is another script's, finished, or in use."""
+    yet. `UserError` where it is another script's, finished, or in use. Where the machine or the
+    code is another one than before, config.json gets an entry in "resumed"."""
     folder = Path(run.settings.resume)
     config, now = read_config(folder), dataclasses.asdict(run.settings)
     if config["script"] != run.script:
@@ -64,8 +65,14 @@ def open_again(run):
         again = "python -m experiments.score scores it again"
         raise UserError(f"already finished: {folder}; {again}")
     held = lock(folder)
-    saved = (folder / "checkpoint.pt").exists()  # else it was cut off in its first epoch
-    return folder, held, read_checkpoint(folder, run.device) if saved else None
+    there = (folder / "checkpoint.pt").exists()  # else it was cut off in its first epoch
+    saved = read_checkpoint(folder, run.device) if there else None
+    parts, now = config.get("resumed", []), machine.describe(run.device)
+    if {key: (parts or [config])[-1].get(key) for key in now} != now:
+        parts = [*parts, {"epoch": saved["epoch"] if saved else 0, **now}]
+        text = json.dumps({**config, "resumed": parts}, indent=1)
+        write_atomic(folder / "config.json", text.encode())
+    return folder, held, saved
 
 
 def make(out, stem, again=False):

@@ -708,6 +708,26 @@ def state(folder):
     return {**found, "log": (Path(folder) / "log.csv").read_text(), "score": score}
 
 
+def test_config_names_each_machine_and_code_of_a_resumed_run(monkeypatch):
+    machines = []
+    monkeypatch.setattr(machine, "hardware", lambda device: machines[-1])
+
+    def parts():
+        config = run_folder.read_config("run")
+        return [(part["epoch"], part["hardware"]) for part in config.get("resumed", [])]
+
+    machines.append("A, 1 threads")
+    interrupted(Toy(out="run"), stop_at=3)
+    for name, stop_at in (("A, 1 threads", 8), ("A, 2 threads", 9), ("A, 2 threads", 12)):
+        machines.append(name)
+        interrupted(parse("--resume", "run", "--device", "cpu"), stop_at)
+    assert run_folder.read_config("run")["hardware"] == "A, 1 threads"
+    assert parts() == [(1, "A, 2 threads")]
+    machines.append("A, 1 threads")
+    resume("run")
+    assert parts() == [(1, "A, 2 threads"), (2, "A, 1 threads")]
+
+
 def test_a_run_folder_holds_its_contract(capsys):
     folder = toy(Toy(out="run")).folder
     config = json.loads((folder / "config.json").read_text())
@@ -1067,6 +1087,15 @@ def test_a_run_may_be_made_in_a_thread_and_one_may_follow_another():
         threads[-1].join()
     assert Path("runs/toy/mnist-seed0/metrics.json").exists()
     assert same(state("runs/toy/mnist-seed0"), state("runs/toy/mnist-seed0-2"))
+
+
+def test_a_script_sees_one_gpu_the_first_or_the_one_chosen(monkeypatch):
+    name = "CUDA_VISIBLE_DEVICES"
+    seen = lambda: command_line.exit_on_mistake(lambda: os.environ[name])  # noqa: E731
+    monkeypatch.setenv(name, "3")
+    assert seen() == "3"
+    monkeypatch.delenv(name)
+    assert seen() == "0"
 
 
 def test_sigterm_ends_with_a_line_and_its_status(capsys):

@@ -580,8 +580,11 @@ def test_file_takes_the_row_from_the_name_of_the_folder(pretended):
     (entry,) = reproduce.read("mathieu/mnist-pretrained-s")
     assert entry["command"] == "python -m experiments.mathieu_pretrained_s --epochs 4 --seed 2"
     command = "python aae.py --task style --seed 4 --out somewhere"
-    reproduce.file_folder(finished(pretended / "style-seed4", config_of(command)))
-    assert [e["seed"] for e in reproduce.read("aae/style")] == [4]
+    parts = [{"epoch": 3, "hardware": "A, 2 threads"}]
+    config = {**config_of(command), "resumed": parts}
+    reproduce.file_folder(finished(pretended / "style-seed4", config))
+    (entry,) = reproduce.read("aae/style")
+    assert entry["seed"] == 4 and entry["resumed"] == parts
     assert not Child.seen
 
 
