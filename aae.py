@@ -18,7 +18,7 @@ Where the paper's things are
     Figures 6, 7                   --task style
     Table 2, Figure 8              --task semi --labels 100 or 1000, semi-all; train, phase 3
     Table 3, Figure 9              --task cluster --clusters 16 or 30
-    Figures 10, 11                 --task embed --labels 1000 or 100 [--z-dim 10: d]; embed-clusters
+    Figures 10, 11                 --task embed --labels 1000 or 100 [d: --z-dim 10]; embed-clusters
     Drawing, scoring               experiments/aae_figures.py, experiments/aae_scores.py
 
 Differences              paper, partly from memory       here
@@ -31,8 +31,8 @@ Differences              paper, partly from memory       here
     Disc's input         z                               z / prior_std; style: the label, too
     priors of Figure 4   pictures, no formulas           petals and a roll of our own sizes
 Additions: see "Beyond the paper"; --recipe paper turns them off. In train "# ours: X" marks X only,
-"# ours" the line or block. Without them vary(images, i, ...) is common.to_float(images[i]), and
-y_code is y. Ours in any recipe: `rate`, W_C's speed. Left out: TFD, SVHN, universal posterior.
+"# ours" the line or block. To cut them, put common.to_float(images[i]) for vary(images, i, ...), y
+for y_code. Always ours: rate, W_C's speed, settle. Left out: TFD, SVHN, universal posterior.
 """
 
 import math
@@ -86,7 +86,7 @@ class Settings(common.RunSettings):  # which adds dataset, seed and more
 
 
 OURS = {"warp": 1.0, "neighbours": 0, "warp_weight": 4.0, "code_noise": 0.3, "y_weight": 4.0}
-OURS |= {"smooth_weight": 1.0, "smooth_rise": 0.0}  # if Enc infers y; 0: off; --recipe paper: OFF
+OURS |= {"smooth_weight": 1.0, "smooth_rise": 0.0}  # where Enc infers y; --recipe paper has OFF
 OFF = dict.fromkeys(OURS, 0.0) | {"neighbours": 0, "y_weight": 1.0, "balance_weight": 0.0}
 INFER = dict(OURS, prior_std=1.0, noise=0.1, batch_norm="hidden", lr_disc=3e-4, lr_encoder=1e-3)
 PRIOR = Settings()
@@ -294,7 +294,7 @@ def train(run, nets, data, labelled):
     opt_c = torch.optim.Adam(enc.parameters(), o.lr_labels or 0.0, fused=True)  # phase 3, or idle
     run.track(nets=nets, opt_r=opt_r, opt_d=opt_d, opt_e=opt_e, opt_c=opt_c)
     steps = o.epochs * math.ceil(len(data.y) / o.batch_size)
-    known = torch.full_like(data.y, 10)  # the labels; 10, an eleventh class: unknown
+    known = torch.full_like(data.y, 10)  # labels; an eleventh class, 10: unknown
     known[labelled] = data.y[labelled]
     near = nearest(data.x, o.neighbours) if o.neighbours else None  # ours
     nets.train()
@@ -335,7 +335,7 @@ def train(run, nets, data, labelled):
                 loss_d = loss_d + discriminator_loss(disc_y(y_prior), disc_y(y_code.detach()))
             update(opt_d, loss_d)
 
-            # Enc minimises  - log Disc(z_code) - log Disc_y(y_code);  without q(y|x) the first
+            # Enc minimises  - log Disc(z_code) - log Disc_y(y_code);  no q(y|x): first only
             loss_e = adversarial_loss(disc(z_code))
             if logits is not None:
                 loss_e = loss_e + o.y_weight * adversarial_loss(disc_y(y_code))  # ours: y_weight
@@ -358,11 +358,11 @@ def train(run, nets, data, labelled):
 
 # ---- Beyond the paper ----------------------------------------------------------------------------
 # With few labels, or none, q(y|x) can settle on wrong classes. Small changes of x must not change q
-# (smooth_weight). This also preserves early errors. So the weight may rise from 0 (smooth_rise).
-# Two variants of an image must get the same answer (warp_weight). A variant is warped (warp), moved
-# towards a near image (neighbours), or both. Without labels Disc_y still lets classes stay empty:
-# balance_weight. Disc_y tells one-hots from probabilities too easily: both get noise (code_noise).
-# y_weight favours y in the layers it shares with z. All phases see variants; prior-labels has warp.
+# (smooth_weight). This also freezes early errors, so the weight can rise from 0 (smooth_rise). Two
+# variants of an image need the same answer (warp_weight). All phases see variants: warped (warp),
+# moved towards a near image (neighbours), or both; by default warped. Without labels Disc_y lets
+# classes stay empty: balance_weight. Disc_y tells one-hots from probabilities too easily: both get
+# noise (code_noise). y_weight favours y in the layers it shares with z.
 def vary(images, i, near, o):
     """The images of index i [B] as floats [B, C, H, W] in [0, 1], warped. With near [N, K] each
     then moves a random part of the way to one of its K near images. Both may be off."""
@@ -490,7 +490,7 @@ def main(settings):
     data, _, labelled = aae_scores.split(whole, settings)  # data: trains; labelled: by the seed
     run = common.Run("aae", settings, aae_scores.name(settings))
     nets = build(settings).to(run.device)
-    with run.autocast():
+    with run.autocast():  # bf16 where an x86 CPU has it (cache_enabled=False), else fp32
         train(run, nets, data, labelled)
     batch_norm.settle(nets.enc, ((x,) for x in batch_norm.image_parts(data.x)))
     run.finish(*evaluate(nets, whole, test, settings, run.folder))

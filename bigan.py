@@ -23,7 +23,7 @@ Where the papers' things are
 Differences        the papers, released code            here
     epochs         400 (BiGAN, released)                30
     rates          2e-4, exponential fall (ALI: 1e-4)   5e-4, short rise, linear fall
-    weight decay   2.5e-5 of halved losses (released)   2.5e-5 of whole losses: half as strong
+    weight decay   2.5e-5, losses halved (released)     2.5e-5, losses whole: half as strong
     batch norm     epsilon 1e-8 (BiGAN), 1e-4 (ALI)     epsilon 1e-5
     ALI's data     photos; convolutions; dropout in D   MNIST, BiGAN's networks, codes of 50
     ALI's D        both kinds of pairs in one batch     a batch of each kind, as in BiGAN
@@ -98,7 +98,7 @@ class Network(nn.Module):
 
 
 class Encoder(Network):
-    """E(x): images [B, C, H, W] in [0, 1] -> codes [B, z_dim] in [-1, 1]. It ignores `sample`."""
+    """E(x): images [B, C, H, W] in [0, 1] -> codes [B, z_dim] in [-1, 1]. `sample` is for ALI's."""
 
     def __init__(self, shape=(1, 28, 28), z_dim=50, hidden=1024):
         super().__init__()
@@ -120,7 +120,7 @@ class Encoder(Network):
 class GaussianEncoder(Encoder):
     """ALI's E: a sample [B, z_dim] of q(z|x) = N(mu, sigma^2) (eq. 2), or its mean mu.
 
-    Ours, not ALI's: mu has variance 1, sigma is below 1. Else sigma grows and training breaks: D's
+    Changed from ALI: mu has variance 1, sigma is below 1. Else sigma grows and training breaks: D's
     batch norm hides much of z's scale. The price: z has variance 1 + sigma^2, not 1."""
 
     def __init__(self, shape=(1, 28, 28), z_dim=50, hidden=1024):
@@ -170,7 +170,7 @@ class Discriminator(Network):
         self.register_buffer("skip_share", torch.ones(()) if skip else None)  # ours
 
     def initialise(self):
-        """As the others, but the logit starts at 0, as released: D teaches E, G from step 2 on."""
+        """As the others, but the logit starts at 0, as released: E and G learn from step 2 on."""
         super().initialise()
         nn.init.zeros_(self.out.weight)
         if self.skip is not None:  # ours
@@ -205,7 +205,7 @@ def squared_error(a, b):
 # ---- Training ------------------------------------------------------------------------------------
 def update(optimiser, loss, keep=False):
     """A step on `loss`, of this optimiser's weights alone. Others get no gradient. keep: the graph
-    stays for the next loss. Its gradient must not pass through the weights that moved here."""
+    stays for the next loss. That one must not lead back to the weights that moved here."""
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
     loss.backward(inputs=parameters, retain_graph=keep)
     optimiser.step()
@@ -252,7 +252,7 @@ def train(run, nets, data):
             x = common.to_float(data.x[index])
             z = draw_prior(o.model, len(x), o.z_dim, x.device)
             z_x, x_z = enc(x), gen(z)
-            logits_real, logits_fake = disc(x, z_x), disc(x_z, z)  # a batch norm of each
+            logits_real, logits_fake = disc(x, z_x), disc(x_z, z)  # each normalised alone
 
             # E minimises  - log(1 - D(x, E(x)));  G minimises  - log D(G(z), z);  in ALICE both
             # + lambda (|x - G(E(x))|^2 + |z - E(G(z))|^2).  E(x) is a sample, E(G(z)) a mean
@@ -277,7 +277,7 @@ def train(run, nets, data):
 @torch.no_grad()
 def settle(nets, data, o):
     """New statistics for batch norm, of the final weights (as released); then eval mode. E's: up to
-    20,000 training images. D's: these with their codes, (x, E(x)). G's: as many z."""
+    20,000 training images. D's: the same x with E(x). G's: as many z."""
     from experiments import batch_norm
 
     parts = batch_norm.image_parts(data.x)
@@ -320,7 +320,7 @@ def figure_samples(nets, z, path):
 
 def slope_penalty(disc, x, z):
     """|d(sum of logits) / d(x, z)|^2, a mean over the pairs. Only D learns from it.
-    R1 on (x, E(x)), R2 on (G(z), z) (1801.04406). Batch norm couples the pairs: hence the sum."""
+    R1 on (x, E(x)), R2 on (G(z), z) (1801.04406), but batch norm lets pairs act on each other."""
     pair = x.detach().requires_grad_(), z.detach().requires_grad_()
     slopes = torch.autograd.grad(disc(*pair).sum(), pair, create_graph=True)
     return sum(slope.flatten(1).square().sum(1) for slope in slopes).mean()
@@ -390,7 +390,7 @@ def main(settings, script="bigan", build=build):
     data, test = common.load_data(settings)
     run = common.Run(script, settings, f"{settings.model}-{settings.dataset}")
     nets = build(settings).to(run.device)
-    with run.autocast():  # bf16 on x86 CPUs that have it, else fp32
+    with run.autocast():  # bf16 where an x86 CPU has it (cache_enabled=False), else fp32
         train(run, nets, data)
     settle(nets, data, settings)
     run.finish(*evaluate(nets, data, test, settings, run.folder))

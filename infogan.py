@@ -19,8 +19,8 @@ Where the paper's things are
     Figures 1, 2(b), regular GAN  python -m experiments.infogan_regular --beside FOLDER_OF_A_RUN
     The 5 % error                 experiments/infogan_scores.py
 
-K = 10 is the number of c1's values. draw_codes draws one, all equally likely. The sizes of G's
-input and Q's output and log K in L_I follow. K is the number of digits: a hint from labels.
+K = 10 is the number of c1's values. draw_codes draws one, all equally likely. K sets the sizes of
+G's input and Q's output, and log K in L_I. K is the number of digits: a hint from labels.
 
 Differences           paper; released code               here
     length            released: 5,000 updates,           1,876 updates, rates fall in the second
@@ -245,10 +245,10 @@ def train(run, nets, data):
             # (ours). c1 is scored on all of them, c2 on the first n. D sees `fake`.
             x = common.to_float(data.x[index])  # real images [n, 1, 28, 28]
             n = len(x)
-            far = round(o.far * n) if o.warp else 0  # ours; 0 without warp: h lacks some rows
+            far = round(o.far * n) if o.warp else 0  # ours; 0 without warp: Q then reads h
             z, c1, c2 = draw_codes(o, n, x.device, far)  # ours: far
             made = gen(z, c1, c2)
-            fake = made[: n + round(o.far_judged * far)]  # ours (D sees only some far ones)
+            fake = made[: n + round(o.far_judged * far)]  # ours (D may see fewer far ones)
 
             # Trunk, D, Q minimise  - log D(x) - log(1 - D(G(z,c))) - lambda log Q(c|G(z,c))
             h = trunk(fake.detach())
@@ -297,13 +297,13 @@ def figure_continuous(nets, o, path, which, order, columns=11):
 # warp: without it, a category often mixes digits of the same slant. So Q reads warped copies of the
 # images: c1 must be what a warp leaves alone. At far = 0, log K - category <= I(c1; warp(x)).
 # split_loss: c2 is read from warped copies, too. Its first number is scored on copies that are not
-# rotated or sheared, so it can be the slant. The others are scored on copies rotated and sheared
-# at random. These blur a slant. All copies blur a digit's width: no number becomes Figure 2(d)'s.
+# rotated or sheared, so it can be the slant. The others' copies are, which blurs a slant. All are
+# stretched, which blurs a digit's width, the paper's Figure 2(d). The stroke's width is left.
 # continuous_start: c2's loss starts late, else c2 could take the digit from c1.
 # far: Figure 2 goes twice as far as the prior of c2. There the digit can change. So Q must also
 # read c1 from images of such c2. Without warp Q has D's images only, and `far` is ignored.
-# far_judged: D sees far images, too, else they look wrong. So both kinds together must look like
-# the data, no longer c2 in [-1, 1] alone. What we tried: results/NOTES.md.
+# far_judged: D sees far images, too, else they look wrong. So only the mix of both must look like
+# the data, not c2 in [-1, 1] alone. What we tried: results/NOTES.md.
 
 
 def warp(x, amount=1.0):
@@ -336,7 +336,7 @@ def split_loss(mean, c2):
 # ---- For notebooks, and the command line ---------------------------------------------------------
 def build(o, per_epoch=1):
     """Untrained networks, of grey 28 x 28 images. per_epoch: updates per epoch in `train`.
-    curve: the category's L_I in nats, one for each of all updates (Figure 1)."""
+    curve: the category's L_I in nats, one an update (Figure 1)."""
     nets = nn.Module()
     nets.shape = 1, 28, 28
     nets.trunk, nets.d = initialise(Trunk()), initialise(DHead(1024, 1))
@@ -391,7 +391,7 @@ def main(settings):
     scores.judge_of(settings)  # the judge scores later; a bad file fails now
     run = common.Run("infogan", settings)
     nets = build(settings, math.ceil(len(data.x) / settings.batch_size)).to(run.device)
-    with run.autocast():  # bf16 on x86 CPUs that have it, else fp32
+    with run.autocast():  # bf16 where an x86 CPU has it (cache_enabled=False), else fp32
         train(run, nets, data)
     run.finish(*evaluate(nets, data, test, settings, run.folder))
 

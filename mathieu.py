@@ -6,8 +6,8 @@ Mathieu, Zhao, Sprechmann, Ramesh, LeCun 2016, arXiv 1611.03383.
 
 An encoder Enc splits an image x into two codes: s tells its class, z tells the rest. A decoder Dec
 makes an image from a z and an s. It must rebuild x from x's z and the s of x, or of another image
-of its class. But Dec could ignore s. So Disc gets an image and the class of s. Is the image real,
-or a swap (z of another image), or a sample (random z)? Enc and Dec must fool Disc.
+of its class. But Dec could ignore s. So Disc gets an image and a class. Is it a real image of that
+class? Swaps (z of another image) and samples (random z) are not. Enc and Dec must fool Disc.
 
 Where the paper's things are
     Eq. 5, Algorithm 1, Figure 1    train, and the losses above it
@@ -21,7 +21,7 @@ Differences           the paper (released: its code)       here
     channels          not given                            16, 32, 64 in all three networks
     weights           lambda, not given; the others 1      one for each term, in Settings
     weight of KL      constant                             grows for 60 % of the run
-    to fool Disc      log(1 - Disc)                        -log Disc (released, too; "real" 0.95)
+    to fool Disc      log(1 - Disc); released: -log Disc   -log Disc (released: "real" is 0.95)
     Disc's fakes      swaps of a fresh pair                this step's swaps (as released), samples
     prior samples     in Algorithm 1; 4.2: unstable        stable; Disc sees them, too
     x2                Figure 1: any class; 4.3: another    any class: the x1 of another pair
@@ -44,7 +44,7 @@ from torch import nn
 
 # ---- Settings: each field is a flag, its comment the help. In Python start from recipe() ---------
 # "released": the authors' code. Its squared errors are means over pixels in [-1, 1]. Ours are sums
-# over pixels in [0, 1]: on MNIST 196 times as large. So its other weights grow, too: 0.01 to 1.96.
+# over pixels in [0, 1]: on MNIST 196 times as large. So below its KL and lambda are times 196, too.
 @dataclasses.dataclass
 class Settings(common.RunSettings):
     recipe: Literal["ours", "paper"] = "ours"  # paper: the three additions are off; all else stays
@@ -198,7 +198,7 @@ def discriminator_loss(logits_real, logits_fake):
 # ---- Training ------------------------------------------------------------------------------------
 def update(optimiser, loss, keep=False):
     """A step on `loss`, of this optimiser's weights alone. Others get no gradient. keep: the graph
-    stays for the next loss. Its gradient must not pass through the weights that moved here."""
+    stays for the next loss. That one must not lead back to the weights that moved here."""
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
     loss.backward(inputs=parameters, retain_graph=keep)
     optimiser.step()
@@ -317,8 +317,8 @@ def figure_generation(nets, test, path, count=10):
 
 
 class CodeDiscriminator(nn.Module):
-    """M(mu, id) = sigmoid(net(mu) . id): is id the label of mu's image? It learns from as many true
-    ids as ids of another image. So M is 1/2 where mu tells nothing. mu [B, z_dim]."""
+    """M(mu, id) = sigmoid(net(mu) . id): is id the label of mu's image? It sees true ids and,
+    as often, ids of another image. So M is 1/2 where mu tells nothing. mu [B, z_dim]."""
 
     def __init__(self, z_dim=16, labels=10, hidden=256):
         super().__init__()
@@ -391,7 +391,7 @@ def main(settings):
     mathieu_scores.judge_of(settings)  # the judge scores later; a bad file fails now
     run = common.Run("mathieu", settings)
     nets = build(settings).to(run.device)
-    with run.autocast():  # bf16 on x86 CPUs that have it, else fp32
+    with run.autocast():  # bf16 where an x86 CPU has it (cache_enabled=False), else fp32
         train(run, nets, data)
     run.finish(*evaluate(nets, data, test, settings, run.folder))
 
