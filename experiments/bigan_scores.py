@@ -91,9 +91,9 @@ def evaluate(settings, data, test, judge, net=None, encode=None, decode=None, dr
     has no E or G. draw: count -> codes of the prior.
 
     nn_error_features, nn_error_code: of 1-NN by Table 1's layer and by the code. probe_error_code:
-    of a linear classifier on the code. code_square: mean square of the code's numbers; of
-    ALI's and ALICE's mean, which batch norm makes 1. code_mse:
-    mean square of E(G(z)) - z over the code's numbers. It is code_prior_square if E says 0, about
+    of a linear classifier on the code. code_square: mean square of the code's numbers. In ALI
+    and ALICE the code is the mean, and batch norm makes this about 1. code_mse: mean square of
+    E(G(z)) - z over the code's numbers. It is code_prior_square if E says 0, about
     code_prior_square + code_square if E(G(z)) has nothing of z. Without net, E and G:
     probe_error_code is of pixels, sample_... of the test images."""
     say("scoring")

@@ -148,7 +148,7 @@ def exit_on_mistake(call, resume="a training goes on with --resume RUN, from its
     except OSError as error:
         if error.filename is not None:  # of a file, not of stdout
             raise
-        words, status = f"cannot print the table ({error.strerror}); a run is in its folder", 1
+        words, status = f"cannot print the table ({error.strerror}); the run is in its folder", 1
         with contextlib.suppress(OSError, ValueError):  # what is left is not flushed at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     with contextlib.suppress(OSError):
